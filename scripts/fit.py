@@ -1,0 +1,15 @@
+from cohortgmm.cohort.cells import PatientCells
+from cohortgmm.cohort.selection import fit_candidate, write_fit, write_score
+from cohortgmm.files import describe
+from cohortgmm.log import job_log
+
+with job_log(snakemake.log[0], describe(snakemake.wildcards)):
+    row, fit = fit_candidate(
+        PatientCells.load(snakemake.input.cells),
+        int(snakemake.wildcards.k),
+        snakemake.params.options,
+        seed=snakemake.params.seed,
+        default_range=snakemake.params.default_range,
+    )
+    write_fit(snakemake.output.model, fit)
+    write_score(snakemake.output.score, row)

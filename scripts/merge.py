@@ -1,0 +1,14 @@
+from cohortgmm.cohort.merge import merge_models
+from cohortgmm.log import job_log
+
+with job_log(snakemake.log[0]):
+    merge_models(
+        snakemake.input.cohort,
+        snakemake.output[0],
+        cells=snakemake.input.cells,
+        models=snakemake.input.models,
+        table=snakemake.input.table,
+        scores=snakemake.input.scores,
+        source=snakemake.input.source,
+        **{key: value for key, value in snakemake.params.items() if key != "code"},
+    )

@@ -1,0 +1,12 @@
+from cohortgmm.cohort.cells import PatientCells
+from cohortgmm.cohort.selection import final_fit, read_rows, write_fit
+from cohortgmm.files import describe
+from cohortgmm.log import job_log
+from cohortgmm.mixture.em import MixtureFit
+
+with job_log(snakemake.log[0], describe(snakemake.wildcards)):
+    (k,) = (int(row["k"]) for row in read_rows(snakemake.input.selection) if row["selected"] == "True")
+    selected = MixtureFit.load(snakemake.input.fits[snakemake.params.candidates.index(k)])
+    cells = PatientCells.load(snakemake.input.cells)
+    params = snakemake.params
+    write_fit(snakemake.output.model, final_fit(cells, k, selected, params.refit, params.options, seed=params.seed))

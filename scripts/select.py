@@ -1,0 +1,9 @@
+from cohortgmm.cohort.selection import SCORE_COLUMNS, read_score, select_k, write_table
+from cohortgmm.files import describe
+from cohortgmm.log import job_log
+
+with job_log(snakemake.log[0], describe(snakemake.wildcards)):
+    rows = [read_score(path) for path in snakemake.input.scores]
+    chosen = select_k(rows, snakemake.params.metric)["k"]
+    rows = [row | {"selected": row["k"] == chosen} for row in rows]
+    write_table(snakemake.output.table, [*SCORE_COLUMNS, "selected"], rows)

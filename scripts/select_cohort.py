@@ -1,0 +1,8 @@
+from cohortgmm.cohort.selection import SCORE_COLUMNS, SELECTION_COLUMNS, read_scores, select_k, write_table
+from cohortgmm.log import job_log
+
+with job_log(snakemake.log[0]):
+    scores = [read_scores(path) for path in snakemake.input.tables]
+    choices = [select_k(rows, snakemake.params.metric) for rows in scores]
+    write_table(snakemake.output.scores, SCORE_COLUMNS, (row for rows in scores for row in rows))
+    write_table(snakemake.output.selection, SELECTION_COLUMNS, choices)

@@ -1,0 +1,11 @@
+from cohortgmm.cohort.split import split_file
+from cohortgmm.log import job_log
+
+with job_log(snakemake.log[0]):
+    split_file(
+        snakemake.input.cohort,
+        snakemake.params.folder,
+        snakemake.output.table,
+        sheet=snakemake.input.get("sheet") or None,
+        **snakemake.params.options,
+    )

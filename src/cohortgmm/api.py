@@ -1,0 +1,249 @@
+"""The notebook's entry: a whole cohort in one call, with the same results as the pipeline."""
+
+import sys
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from cohortgmm import __version__
+from cohortgmm.cohort.cells import PatientCells
+from cohortgmm.cohort.reading import as_matrix, check_cell_names, patient_ids, unknown_name
+from cohortgmm.cohort.schema import assign_components, build_uns
+from cohortgmm.cohort.selection import Row, final_fit, fit_candidate, select_k
+from cohortgmm.cohort.split import Split, check_finite, split_patients
+from cohortgmm.config import GmmConfig, default_gmm_key, read_gmm_options
+from cohortgmm.errors import CohortgmmError, ConfigError, DataError
+from cohortgmm.mixture.em import MixtureFit
+from cohortgmm.mixture.model import GaussianMixture
+
+
+@dataclass(frozen=True, eq=False)
+class _Outcome:
+    """Everything that came of one part (a patient, or the cohort)."""
+
+    rows: list[Row]
+    choice: Row
+    fit: MixtureFit
+    n_fit: int
+
+
+def fit_gmm(
+    data,
+    *,
+    patient_col: str | None = None,
+    use_rep: str | None = None,
+    component_sharing: str = "sample_specific",
+    k_comps=None,
+    k_selection_metric: str = "aic",
+    refit: str = "none",
+    covariance_type: str = "full",
+    train_size: float = 0.5,
+    max_iter: int = 100,
+    tol: float = 1e-3,
+    n_init: int = 1,
+    eps: float = 1e-4,
+    singularity_handling: str = "guarded",
+    gmm_key: str | None = None,
+    verbose: bool = True,
+    random_state: int = 0,
+    n_jobs: int = 1,
+    init: str = "kmeans",
+):
+    """Fit one Gaussian mixture per patient and choose its number of components.
+
+    Parameters
+    ----------
+    data
+        AnnData, changed in place; or a mapping of patient id to (n, D) array.
+    patient_col
+        Column of ``obs`` that names the patient of every cell (AnnData).
+    use_rep
+        Key of ``obsm`` to model (AnnData); None is X.
+    component_sharing
+        ``"sample_specific"``: an independent mixture per patient. ``"global"``: one mixture over all cells, every
+        patient's weights being the mean responsibilities of its cells. ``"auto"``: the first for AnnData, the second
+        for a mapping.
+    k_comps
+        int: fixed, fitted on all cells. Sequence: candidates to select from. None: 1 to 10, each patient up to what
+        its cells can carry. A candidate that a patient has too few cells for is left out for that patient.
+    k_selection_metric
+        ``"aic"``, ``"bic"`` (both in-sample on the training cells) or ``"heldout_nll"`` (nats per held-out cell).
+    refit
+        ``"none"``: keep the mixture of the training cells; ``"full"``: fit the chosen k on all cells.
+    covariance_type
+        ``"full"`` or ``"diag"``.
+    train_size
+        Share of every patient's cells that candidates are fitted on, in (0, 1]; 1 not with ``"heldout_nll"``.
+    max_iter, tol, n_init, eps, singularity_handling, init
+        See :func:`cohortgmm.fit_mixture`.
+    gmm_key
+        Key in ``uns``; None is ``gmm_<use_rep>`` (``gmm_X`` for X).
+    verbose
+        Print a line per patient.
+    random_state
+        Seed. The mixture of a patient depends on it, the patient's id, its cells and k, not on the other patients.
+    n_jobs
+        Patients fitted at the same time; -1 is one per core. It does not change the result.
+
+    Returns
+    -------
+    AnnData or dict
+        The AnnData with ``uns[gmm_key]``, ``obs["<gmm_key>_comp"]`` and ``obsm["<gmm_key>_resp"]``; for a mapping, a
+        dict of patient id to :class:`~cohortgmm.GaussianMixture`.
+
+    Raises
+    ------
+    ConfigError
+        For arguments that cannot be used, all named at once.
+    DataError
+        For data that cannot be used.
+    FitError
+        For a fit that failed, naming patient and k.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> cohort = {"a": rng.normal(size=(300, 2)), "b": rng.normal(5, 1, size=(300, 2))}
+    >>> models = fit_gmm(cohort, component_sharing="sample_specific", k_comps=1, verbose=False)
+    >>> models["b"].means.round().tolist()
+    [[5.0, 5.0]]
+    """
+    gmm = read_gmm_options(
+        {
+            "component_sharing": component_sharing,
+            "k_comps": k_comps,
+            "k_selection_metric": k_selection_metric,
+            "refit": refit,
+            "covariance_type": covariance_type,
+            "train_size": train_size,
+            "max_iter": max_iter,
+            "tol": tol,
+            "n_init": n_init,
+            "eps": eps,
+            "singularity_handling": singularity_handling,
+            "gmm_key": gmm_key,
+            "verbose": verbose,
+            "init": init,
+        }
+    )
+    if not isinstance(random_state, (int, np.integer)) or random_state < 0:
+        raise ConfigError(f"random_state must be an integer of at least 0, got {random_state!r}")
+    is_mapping = isinstance(data, Mapping)
+    matrix, ids = _from_mapping(data) if is_mapping else _from_anndata(data, patient_col, use_rep)
+    sharing = gmm.component_sharing
+    if sharing == "auto":
+        sharing = "global" if is_mapping else "sample_specific"
+    seed = int(random_state)
+    split = split_patients(ids, train_size=gmm.effective_train_size, seed=seed, smallest_k=min(gmm.candidates))
+    outcomes = _fit_parts(split, matrix, sharing, gmm, seed, n_jobs)
+    fits = {name: outcome.fit for name, outcome in outcomes.items()}
+    components, resp, mean_resp = assign_components(fits, split.parts(matrix, sharing), len(ids))
+    if is_mapping:
+        if sharing == "sample_specific":
+            return {patient: fit.model for patient, fit in fits.items()}
+        (shared,) = fits.values()
+        return {p: GaussianMixture(mean_resp[p], shared.model.means, shared.model.covariances) for p in split.patients}
+    key = gmm.gmm_key or default_gmm_key(use_rep)
+    data.uns[key] = build_uns(
+        patients=split.patients,
+        fits=fits,
+        mean_resp=mean_resp,
+        scores={name: outcome.rows for name, outcome in outcomes.items()},
+        selection={name: outcome.choice for name, outcome in outcomes.items()},
+        gmm=gmm,
+        component_sharing=sharing,
+        use_rep=use_rep,
+        n_fit={name: outcome.n_fit for name, outcome in outcomes.items()},
+        n_cells={patient: len(rows) for patient, rows in split.positions.items()},
+        provenance={"cohortgmm": __version__, "numpy": np.__version__, "seed": seed},
+    )
+    data.obs[f"{key}_comp"] = components
+    data.obsm[f"{key}_resp"] = resp
+    return data
+
+
+def _from_anndata(adata, patient_col: str | None, use_rep: str | None) -> tuple[Any, np.ndarray]:
+    if not hasattr(adata, "obsm"):
+        raise DataError(f"data must be AnnData or a mapping of patient to array, got {type(adata).__name__}")
+    if patient_col is None:
+        raise ConfigError("patient_col is required with AnnData")
+    check_cell_names(adata.obs)
+    ids = patient_ids(adata.obs, patient_col)
+    if use_rep is not None and use_rep not in adata.obsm:
+        raise unknown_name("use_rep: obsm key", use_rep, adata.obsm.keys())
+    name = "X" if use_rep is None else f"obsm[{use_rep!r}]"
+    matrix = as_matrix(adata.X if use_rep is None else adata.obsm[use_rep], name)
+    check_finite(matrix, ids, name)
+    return matrix, ids
+
+
+def _from_mapping(arrays: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    if not arrays:
+        raise DataError("the mapping of patients is empty")
+    matrices = {str(patient): as_matrix(x, f"the array of patient {patient!r}") for patient, x in arrays.items()}
+    widths = {patient: x.shape[1] for patient, x in matrices.items()}
+    if len(set(widths.values())) > 1:
+        raise DataError(f"the patients' arrays differ in their number of features: {widths}")
+    ids = np.repeat(np.array(list(matrices), dtype=object), [x.shape[0] for x in matrices.values()])
+    matrix = np.concatenate(list(matrices.values()))
+    check_finite(matrix, ids, "the data")
+    return matrix, ids
+
+
+def _fit_parts(split: Split, matrix, sharing: str, gmm: GmmConfig, seed: int, n_jobs: int) -> dict[str, _Outcome]:
+    """Fit every part; on several threads, as numpy releases the interpreter lock in its products."""
+
+    def fit(part: PatientCells) -> tuple[str, _Outcome]:
+        return part.patient, _fit_part(part, gmm, seed)
+
+    parts = split.parts(matrix, sharing)
+    workers = _n_workers(n_jobs)
+    # One BLAS thread per fit: patients are independent, and the result does not depend on the machine.
+    with threadpool_limits(limits=1, user_api="blas"):
+        if workers == 1:
+            return dict(_report(map(fit, parts), gmm.verbose))
+        with ThreadPoolExecutor(workers) as pool:
+            return dict(_report(pool.map(fit, parts), gmm.verbose))
+
+
+def _n_workers(n_jobs: int) -> int:
+    if n_jobs == -1:
+        import os
+
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not isinstance(n_jobs, (int, np.integer)) or n_jobs < 1:
+        raise ConfigError(f"n_jobs must be -1 or an integer of at least 1, got {n_jobs!r}")
+    return int(n_jobs)
+
+
+def _report(outcomes: Iterator[tuple[str, _Outcome]], verbose: bool) -> Iterator[tuple[str, _Outcome]]:
+    for name, outcome in outcomes:
+        if verbose:
+            choice = outcome.choice
+            state = f"{outcome.fit.n_iter} iterations" if outcome.fit.converged else "not converged"
+            print(
+                f"[fit_gmm] {name}: k={choice['k']} by {choice['metric']} of {choice['n_candidates']} candidates, {state}",
+                file=sys.stderr,
+            )
+        yield name, outcome
+
+
+def _fit_part(part: PatientCells, gmm: GmmConfig, seed: int) -> _Outcome:
+    options = gmm.fit_options()
+    rows, fits, k = [], {}, None
+    try:
+        for k in gmm.candidates:
+            row, fits[k] = fit_candidate(part, k, options, seed=seed, default_range=gmm.k_comps is None)
+            rows.append(row)
+        choice = select_k(rows, gmm.k_selection_metric)
+        k = choice["k"]
+        fit = final_fit(part, k, fits[k], gmm.refit, options, seed=seed)
+    except CohortgmmError as error:
+        error.args = (f"patient {part.patient!r}, k={k}: {error}",)
+        raise
+    return _Outcome(rows, choice, fit, len(part.x) if gmm.refit == "full" else part.n_train)

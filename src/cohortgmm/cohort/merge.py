@@ -1,0 +1,143 @@
+"""Writing the mixtures into a copy of the cohort, without loading its matrix."""
+
+import hashlib
+import logging
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import h5py
+import numpy as np
+from anndata.io import write_elem
+
+from cohortgmm import __version__
+from cohortgmm.cohort.cells import PatientCells
+from cohortgmm.cohort.reading import read_obs
+from cohortgmm.cohort.schema import assign_components, build_uns
+from cohortgmm.cohort.selection import by_patient, read_rows, read_scores, select_k
+from cohortgmm.config import GmmConfig
+from cohortgmm.files import atomic_path
+from cohortgmm.mixture.em import MixtureFit
+
+logger = logging.getLogger(__name__)
+
+
+def merge_models(
+    cohort: str | os.PathLike,
+    target: str | os.PathLike,
+    *,
+    cells: Sequence[str],
+    models: Sequence[str],
+    table: str | os.PathLike,
+    scores: str | os.PathLike,
+    source: str | os.PathLike,
+    gmm: Mapping[str, Any],
+    component_sharing: str,
+    use_rep: str | None,
+    gmm_key: str,
+    seed: int,
+    config: str,
+) -> None:
+    """Gather the results of the pipeline in a copy of the cohort.
+
+    Parameters
+    ----------
+    cohort
+        The ``.h5ad`` with the embedding.
+    target
+        The copy.
+    cells, models
+        Array file and final mixture of every part, in the same order.
+    table, scores
+        The tables of patients and of all scores.
+    source
+        The input the cohort was made from.
+    gmm, component_sharing, use_rep, gmm_key, seed, config
+        Of the configuration; ``config`` is all of it as JSON.
+    """
+    options = GmmConfig(**gmm)
+    parts = [PatientCells.load(path) for path in cells]
+    fits = {part.patient: MixtureFit.load(path) for part, path in zip(parts, models, strict=True)}
+    n_cells = {row["patient"]: int(row["n_cells"]) for row in read_rows(table) if row["status"] == "ok"}
+    rows = by_patient(read_scores(scores))
+    with h5py.File(cohort, "r") as file:
+        n_total = len(read_obs(file))
+    components, resp, mean_resp = assign_components(fits, parts, n_total)
+    uns = build_uns(
+        patients=list(n_cells),
+        fits=fits,
+        mean_resp=mean_resp,
+        scores=rows,
+        selection={name: select_k(group, options.k_selection_metric) for name, group in rows.items()},
+        gmm=options,
+        component_sharing=component_sharing,
+        use_rep=use_rep,
+        n_fit={part.patient: len(part.x) if options.refit == "full" else part.n_train for part in parts},
+        n_cells=n_cells,
+        provenance={
+            "cohortgmm": __version__,
+            "numpy": np.__version__,
+            "anndata": version("anndata"),
+            "seed": seed,
+            "config": config,
+            "source": str(source),
+            "source_sha256": _sha256(source),
+        },
+    )
+    write_gmm(cohort, target, gmm_key, uns, components, resp)
+
+
+def _sha256(path: str | os.PathLike) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_gmm(
+    source: str | os.PathLike,
+    target: str | os.PathLike,
+    gmm_key: str,
+    uns: Mapping[str, Any],
+    components: np.ndarray,
+    resp: np.ndarray,
+) -> None:
+    """Copy an ``.h5ad`` and add mixtures to the copy; everything else stays as it is.
+
+    Parameters
+    ----------
+    source, target
+        The files; the target appears only when it is complete.
+    gmm_key
+        Key in ``uns``; mixtures that are already there under this key are replaced.
+    uns
+        What goes under it.
+    components
+        (n,) becomes ``obs["<gmm_key>_comp"]``.
+    resp
+        (n, K) becomes ``obsm["<gmm_key>_resp"]``.
+    """
+    with atomic_path(target) as temporary:
+        shutil.copyfile(source, temporary)
+        with h5py.File(temporary, "r+") as file:
+            for group in ("uns", "obsm"):
+                if group not in file:
+                    write_elem(file, group, {})
+            write_elem(file, f"uns/{gmm_key}", dict(uns))
+            write_elem(file, f"obsm/{gmm_key}_resp", resp)
+            _write_obs_column(file, f"{gmm_key}_comp", components)
+    logger.info("wrote %s with uns[%r], obs[%r], obsm[%r]", target, gmm_key, f"{gmm_key}_comp", f"{gmm_key}_resp")
+
+
+def _write_obs_column(file: h5py.File, name: str, values: np.ndarray) -> None:
+    obs = file["obs"]
+    if not isinstance(obs, h5py.Group) or "column-order" not in obs.attrs:
+        # A table in the layout of anndata < 0.7 cannot take a column: write it anew.
+        table = read_obs(file)
+        table[name] = values
+        del file["obs"]
+        write_elem(file, "obs", table)
+        return
+    write_elem(obs, name, values)
+    order = [str(column) for column in obs.attrs["column-order"] if column != name]
+    obs.attrs["column-order"] = np.array([*order, name], dtype=h5py.string_dtype())

@@ -1,0 +1,151 @@
+"""Reading the parts of an ``.h5ad`` that are needed, and refusing what cannot be used with one clear line."""
+
+import difflib
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+from anndata.io import read_elem
+
+from cohortgmm.errors import DataError
+
+
+@contextmanager
+def open_h5ad(path: str | os.PathLike) -> Iterator[h5py.File]:
+    """Open an ``.h5ad`` for reading.
+
+    Raises
+    ------
+    DataError
+        If the file does not exist, is not HDF5, or holds no AnnData.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; set `input` to an .h5ad file")
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise DataError(f"{path}: not an .h5ad file ({str(error).splitlines()[0]})") from None
+    with file:
+        if not {"obs", "var"} <= set(file):
+            raise DataError(f"{path}: an HDF5 file, but not an AnnData one (it has no obs and var)")
+        yield file
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> DataError:
+    """Error for a name that the data does not have, with the nearest one it has."""
+    known = sorted(map(str, known))
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    shown = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return DataError(f"{kind} {name!r} is not in the data; {hint}known: {shown or 'none'}")
+
+
+def check_cell_names(obs: pd.DataFrame) -> None:
+    """Refuse cell names that occur more than once."""
+    duplicated = obs.index.duplicated()
+    if duplicated.any():
+        raise DataError(
+            f"{int(duplicated.sum())} cell names occur more than once, the first is {str(obs.index[duplicated][0])!r}: "
+            "call adata.obs_names_make_unique()"
+        )
+
+
+def check_column(obs: pd.DataFrame, column: str, key: str) -> None:
+    """Refuse a column that ``obs`` does not have; ``key`` is the configuration key it came from."""
+    if column not in obs.columns:
+        raise unknown_name(f"{key}: obs column", column, obs.columns)
+
+
+def patient_ids(obs: pd.DataFrame, patient_col: str) -> np.ndarray:
+    """Patient of every cell as text.
+
+    Integers, floats, booleans and categories become their text; categories without cells play no part.
+
+    Parameters
+    ----------
+    obs
+        (n,) table of cells.
+    patient_col
+        Its column.
+
+    Returns
+    -------
+    ndarray of str
+        (n,) object array.
+
+    Raises
+    ------
+    DataError
+        If the column is missing, a cell has no patient, or two different values read the same as text.
+    """
+    check_column(obs, patient_col, "patient_col")
+    column = obs[patient_col]
+    missing = column.isna().to_numpy()
+    if missing.any():
+        raise DataError(
+            f"patient_col {patient_col!r}: {int(missing.sum())} cells have no patient, the first is "
+            f"{str(obs.index[missing][0])!r}"
+        )
+    codes, values = pd.factorize(column)
+    texts = np.array([str(value) for value in values], dtype=object)
+    if len(set(texts)) < len(texts):
+        raise DataError(f"patient_col {patient_col!r}: two different values read the same as text; make them all text")
+    return texts[codes]
+
+
+def patient_labels(obs: pd.DataFrame, ids: np.ndarray, label_col: str) -> tuple[dict[str, str], list[str]]:
+    """Label of every patient (the commonest among its cells) and the patients whose cells have several."""
+    check_column(obs, label_col, "label_col")
+    labels = obs[label_col].astype(object).map(lambda value: "" if pd.isna(value) else str(value)).to_numpy()
+    counts = pd.DataFrame({"patient": ids, "label": labels}).value_counts().reset_index()
+    first = counts.sort_values(["count", "label"], ascending=[False, True]).drop_duplicates("patient")
+    several = counts["patient"].value_counts()
+    return dict(zip(first["patient"], first["label"], strict=True)), sorted(several.index[several > 1])
+
+
+def read_obs(file: h5py.File) -> pd.DataFrame:
+    """The whole ``obs`` table."""
+    return read_elem(file["obs"])
+
+
+def read_embedding(file: h5py.File, use_rep: str | None):
+    """The modelled matrix: ``obsm[use_rep]``, or X for None; an array or a CSR matrix of n rows.
+
+    Raises
+    ------
+    DataError
+        If ``use_rep`` is not there or is no numeric matrix.
+    """
+    if use_rep is None:
+        if "X" not in file:
+            raise DataError("use_rep is null, but the file has no X")
+        return as_matrix(read_elem(file["X"]), "X")
+    obsm = file.get("obsm", {})
+    if use_rep not in obsm:
+        raise unknown_name("use_rep: obsm key", use_rep, obsm)
+    return as_matrix(read_elem(obsm[use_rep]), f"obsm[{use_rep!r}]")
+
+
+def as_matrix(matrix, name: str):
+    """A numeric (n, D) array or CSR matrix from what AnnData may hold."""
+    if isinstance(matrix, pd.DataFrame):
+        matrix = matrix.to_numpy()
+    if hasattr(matrix, "tocsr"):
+        return matrix.tocsr()
+    matrix = np.asarray(matrix)
+    if matrix.ndim != 2 or matrix.shape[1] == 0 or matrix.dtype.kind not in "fiub":
+        raise DataError(
+            f"{name} must be a numeric matrix (cells, features), got {matrix.dtype} of shape {matrix.shape}"
+        )
+    return matrix
+
+
+def rows_of(matrix, rows: np.ndarray) -> np.ndarray:
+    """Dense rows of what :func:`as_matrix` returned."""
+    part = matrix[rows]
+    return part.toarray() if hasattr(part, "toarray") else part

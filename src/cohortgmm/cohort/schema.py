@@ -1,0 +1,279 @@
+"""The layout of the mixtures in ``adata.uns``: ggml_ot's, with a few keys of our own."""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cohortgmm.cohort.selection import Row
+from cohortgmm.config import GmmConfig
+from cohortgmm.errors import DataError
+from cohortgmm.mixture.em import MixtureFit
+from cohortgmm.mixture.model import GaussianMixture
+
+SCHEMA_VERSION = "1"
+
+#: Names of score columns in ggml_ot's layout.
+_SCORE_NAMES = {
+    "train_nll": "train_nll",
+    "heldout_nll": "validation_nll",
+    "nll_gap": "nll_gap",
+    "n_train": "n_train_cells",
+    "n_val": "n_val_cells",
+    "aic": "aic",
+    "bic": "bic",
+}
+
+
+def uns_key(patient: str) -> str:
+    """Key of a patient in a dict of ``uns``: its id, where HDF5 allows it, else escaped reversibly.
+
+    A ``/`` would nest groups and a lone ``.`` names the group itself.
+    """
+    return "=2E" if patient == "." else patient.replace("=", "=3D").replace("/", "=2F")
+
+
+def assign_components(
+    fits: Mapping[str, MixtureFit], parts: Iterable[Any], n_cells: int
+) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """Responsibilities of all cells.
+
+    Parameters
+    ----------
+    fits
+        Mixture of every part.
+    parts
+        The :class:`~cohortgmm.cohort.cells.PatientCells` that were fitted.
+    n_cells
+        Number of cells of the cohort.
+
+    Returns
+    -------
+    components : ndarray of int
+        (n_cells,) most probable component; −1 for cells of patients without a mixture.
+    resp : ndarray
+        (n_cells, max K) responsibilities, padded with zeros; zero for cells of patients without a mixture.
+    mean_resp : dict
+        (K,) mean responsibilities of the cells of every patient.
+    """
+    k_max = max(fit.model.n_components for fit in fits.values())
+    components, resp = np.full(n_cells, -1), np.zeros((n_cells, k_max))
+    mean_resp = {}
+    for part in parts:
+        own = fits[part.patient].model.responsibilities(part.x)
+        components[part.positions] = own.argmax(axis=1)
+        resp[part.positions, : own.shape[1]] = own
+        if part.owner is None:
+            mean_resp[part.patient] = own.mean(axis=0)
+        else:
+            for i, patient in enumerate(part.patients):
+                mean_resp[patient] = own[part.owner == i].mean(axis=0)
+    return components, resp, mean_resp
+
+
+def build_uns(
+    *,
+    patients: Sequence[str],
+    fits: Mapping[str, MixtureFit],
+    mean_resp: Mapping[str, np.ndarray],
+    scores: Mapping[str, Sequence[Row]],
+    selection: Mapping[str, Row],
+    gmm: GmmConfig,
+    component_sharing: str,
+    use_rep: str | None,
+    n_fit: Mapping[str, int],
+    n_cells: Mapping[str, int],
+    provenance: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The dict that goes under ``uns[gmm_key]``.
+
+    Parameters
+    ----------
+    patients
+        Ids of the P patients, in order.
+    fits, scores, selection, n_fit
+        By patient; with ``component_sharing="global"`` all have one key, the cohort's: the final mixture, the scores
+        of its candidates, the row of the choice, and the number of cells of the final fit.
+    mean_resp
+        Mean responsibilities by patient: its weights where components are shared.
+    gmm
+        The arguments of the fit.
+    component_sharing
+        ``"sample_specific"`` or ``"global"``.
+    use_rep
+        Key of the embedding; None for X.
+    n_cells
+        Cells of every patient.
+    provenance
+        Where the mixtures come from (scalars and texts).
+
+    Returns
+    -------
+    dict
+        Arrays, scalars, texts and dicts only, so that ``.h5ad`` gives it back as it is.
+    """
+    shared = component_sharing == "global"
+    owners = list(fits) if shared else list(patients)
+    models = [fits[owner].model for owner in owners]
+    k_max = max(model.n_components for model in models)
+    mu = np.stack([_pad(model.means, k_max) for model in models])
+    var = np.stack([_pad(model.full_covariances, k_max) for model in models])
+    pi = np.stack([_pad(model.weights, k_max) for model in models])
+    weights = np.stack([mean_resp[patient] for patient in patients]) if shared else pi
+    uns: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "component_sharing": component_sharing,
+        "covariance_type": gmm.covariance_type,
+        "n_components": k_max,
+        "distribution_n_components": np.array([k_max] * len(patients) if shared else [m.n_components for m in models]),
+        "fit_params": {
+            "max_iter": gmm.max_iter,
+            "tol": float(gmm.tol),
+            "n_init": gmm.n_init,
+            "eps": float(gmm.eps),
+            "singularity_handling": gmm.singularity_handling,
+            "init": gmm.init,
+        },
+        "backend": "cohortgmm",
+        "model_family": "gmm",
+        "representation_space": "use_rep",
+        "backend_metadata": {
+            "fit_indices_count": int(sum(n_fit.values())),
+            "refit": "full" if gmm.fixed_k is not None else gmm.refit,
+        },
+        "model": {"mu": mu[0] if shared else mu, "var": var[0] if shared else var, "pi": pi},
+        "distribution_weights": weights / weights.sum(axis=1, keepdims=True),
+        "weight_inference": {
+            "weights_fit_scope": "all_cells" if shared or gmm.refit == "full" or gmm.fixed_k else "selection_cells",
+            "weights_source": "mean_responsibilities" if shared else "mixture",
+            "distribution_ids": np.array(patients, dtype=object),
+        },
+        "diagnostics": _diagnostics(owners, fits, n_fit, [n_cells[p] for p in patients], shared),
+        "provenance": dict(provenance),
+    }
+    if use_rep is not None:  # None itself cannot be written by anndata < 0.12; ggml_ot reads a missing key as None
+        uns["use_rep"] = use_rep
+    if gmm.fixed_k is None:
+        uns["selection"] = _selection(scores, selection, gmm, shared)
+    return uns
+
+
+def _pad(array: np.ndarray, k_max: int) -> np.ndarray:
+    return np.concatenate([array, np.zeros((k_max - len(array), *array.shape[1:]))])
+
+
+def _diagnostics(owners, fits, n_fit, n_cells, shared) -> dict[str, Any]:
+    chosen = [fits[owner] for owner in owners]
+    return {
+        "n_cells": np.array([sum(n_cells)] if shared else n_cells),
+        "n_fit": np.array([n_fit[owner] for owner in owners]),
+        "n_iter": np.array([fit.n_iter for fit in chosen]),
+        "converged": np.array([fit.converged for fit in chosen]),
+        "log_likelihood": np.array([fit.log_likelihood for fit in chosen]),
+        "max_condition": np.array([fit.model.condition_numbers.max() for fit in chosen]),
+        "n_floored": np.array([int(fit.floored.sum()) for fit in chosen]),
+    }
+
+
+def _selection(scores, selection, gmm: GmmConfig, shared: bool) -> dict[str, Any]:
+    metric = gmm.k_selection_metric
+    tables = {
+        owner: _score_table([row for row in rows if row["status"] == "ok"], metric) for owner, rows in scores.items()
+    }
+    best = {owner: int(row["k"]) for owner, row in selection.items()}
+    result = {
+        "metric": metric,
+        "k_comps": np.array(gmm.candidates),
+        "best_k": max(best.values()),
+        "scores": _mean_scores(tables.values()),
+        "selection_cells_count": int(sum(rows[0]["n_train"] for rows in scores.values())),
+        "refit": gmm.refit,
+        "train_frac": float(gmm.train_size),
+        "val_frac": float(1 - gmm.train_size),
+        "score_name": "validation_nll" if metric == "heldout_nll" else metric,
+    }
+    if not shared:
+        result["best_k_by_distribution"] = {uns_key(owner): k for owner, k in best.items()}
+        result["scores_by_distribution"] = {uns_key(owner): table for owner, table in tables.items()}
+    return result
+
+
+def _score_table(rows: Sequence[Row], metric: str) -> dict[str, np.ndarray]:
+    table = {"k": np.array([row["k"] for row in rows]), "score": np.array([row[metric] for row in rows], dtype=float)}
+    return table | {theirs: np.array([row[ours] for row in rows]) for ours, theirs in _SCORE_NAMES.items()}
+
+
+def _mean_scores(tables: Iterable[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Mean over patients of every column at every k that some patient has."""
+    tables = list(tables)
+    ks = np.concatenate([table["k"] for table in tables])
+    values, index = np.unique(ks, return_inverse=True)
+    counts = np.bincount(index)
+    names = [name for name in tables[0] if name != "k"]
+    stacked = {name: np.concatenate([table[name] for table in tables]) for name in names}
+    return {"k": values} | {name: np.bincount(index, weights=stacked[name]) / counts for name in names}
+
+
+def read_gmm(data, gmm_key: str | None = None) -> dict[str, GaussianMixture]:
+    """Read the mixtures of a cohort, whether cohortgmm or ggml_ot wrote them.
+
+    Parameters
+    ----------
+    data
+        AnnData, or the path of an ``.h5ad`` (of which only ``uns`` is read).
+    gmm_key
+        Key in ``uns``; None takes the only one that holds mixtures.
+
+    Returns
+    -------
+    dict
+        Patient id to mixture, in the stored order; shared components come with each patient's own weights.
+
+    Raises
+    ------
+    DataError
+        If there is no such key or it holds no mixtures.
+
+    Examples
+    --------
+    >>> models = read_gmm("results/cohort_gmm.h5ad")  # doctest: +SKIP
+    """
+    uns = _read_uns(data)
+    keys = [key for key, value in uns.items() if isinstance(value, Mapping) and "model" in value]
+    if gmm_key is None and len(keys) == 1:
+        gmm_key = keys[0]
+    if gmm_key is None or gmm_key not in keys:
+        asked = "no gmm_key given" if gmm_key is None else f"no mixtures under uns[{gmm_key!r}]"
+        raise DataError(f"{asked}; keys with mixtures: {', '.join(keys) or 'none'}")
+    stored = uns[gmm_key]
+    model = stored["model"]
+    mu, var = np.asarray(model["mu"], dtype=float), np.asarray(model["var"], dtype=float)
+    pi = np.atleast_2d(np.asarray(model["pi"], dtype=float))
+    weights = np.asarray(stored.get("distribution_weights", pi), dtype=float)
+    ids = [str(patient) for patient in stored["weight_inference"]["distribution_ids"]]
+    shared = str(stored["component_sharing"]) == "global"
+    if shared:
+        mu, var = np.broadcast_to(mu, (len(ids), *mu.shape)), np.broadcast_to(var, (len(ids), *var.shape))
+    elif mu.ndim != 3 or len(mu) != len(ids):
+        raise DataError(f"uns[{gmm_key!r}] has means of shape {mu.shape} for {len(ids)} patients")
+    counts = stored.get("distribution_n_components", [mu.shape[1]] * len(ids))
+    result = {}
+    for i, (patient, k) in enumerate(zip(ids, np.asarray(counts, dtype=int), strict=True)):
+        covariances = var[i, :k]
+        if str(stored["covariance_type"]) == "diag" and covariances.ndim == 3:
+            covariances = np.diagonal(covariances, axis1=1, axis2=2)
+        result[patient] = GaussianMixture(weights[i, :k], mu[i, :k], covariances)
+    return result
+
+
+def _read_uns(data) -> Mapping[str, Any]:
+    if not isinstance(data, (str, os.PathLike)):
+        return data.uns
+    from anndata.io import read_elem
+
+    from cohortgmm.cohort.reading import open_h5ad
+
+    with open_h5ad(Path(data)) as file:
+        return read_elem(file["uns"]) if "uns" in file else {}

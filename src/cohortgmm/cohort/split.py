@@ -1,0 +1,263 @@
+"""From one matrix of cells to one small array file per patient."""
+
+import csv
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cohortgmm.cohort.cells import PatientCells, derived_seed, draw_train_mask
+from cohortgmm.cohort.reading import (
+    check_cell_names,
+    open_h5ad,
+    patient_ids,
+    patient_labels,
+    read_embedding,
+    read_obs,
+    rows_of,
+    unknown_name,
+)
+from cohortgmm.cohort.selection import MIN_CELLS_PER_COMPONENT, Row, read_rows, write_table
+from cohortgmm.errors import DataError
+from cohortgmm.files import COHORT, escape_id
+
+logger = logging.getLogger(__name__)
+
+PATIENT_COLUMNS = ("patient", "file", "label", "n_cells", "n_train", "status", "reason")
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Which cells belong to which patient, and which of them are fitted.
+
+    Attributes
+    ----------
+    rows
+        One row per patient in order of their ids (:data:`PATIENT_COLUMNS`); ``status`` is "ok" or "dropped".
+    positions
+        Rows of the matrix of every patient that is kept.
+    train
+        Their train masks.
+    """
+
+    rows: list[Row]
+    positions: dict[str, np.ndarray]
+    train: dict[str, np.ndarray]
+
+    @property
+    def patients(self) -> list[str]:
+        """Ids of the patients that are kept."""
+        return list(self.positions)
+
+    def cells_of(self, patient: str, matrix) -> PatientCells:
+        """The cells of one patient."""
+        positions = self.positions[patient]
+        return PatientCells(patient, rows_of(matrix, positions), positions, self.train[patient])
+
+    def cohort_cells(self, matrix) -> PatientCells:
+        """The cells of all patients together, each held out or not as in its patient."""
+        positions = np.concatenate(list(self.positions.values()))
+        train = np.concatenate(list(self.train.values()))
+        owner = np.repeat(np.arange(len(self.positions)), [len(rows) for rows in self.positions.values()])
+        return PatientCells(COHORT, rows_of(matrix, positions), positions, train, owner, tuple(self.positions))
+
+    def parts(self, matrix, component_sharing: str) -> Iterator[PatientCells]:
+        """What is fitted: every patient for itself, or the whole cohort at once."""
+        if component_sharing == "global":
+            yield self.cohort_cells(matrix)
+        else:
+            for patient in self.positions:
+                yield self.cells_of(patient, matrix)
+
+
+def split_patients(
+    ids: np.ndarray,
+    *,
+    train_size: float,
+    seed: int,
+    smallest_k: int = 1,
+    min_cells: int = 1,
+    on_small_patient: str = "error",
+    labels: Mapping[str, str] | None = None,
+    wanted: Sequence[str] | None = None,
+) -> Split:
+    """Sort cells by patient and draw which are fitted.
+
+    Parameters
+    ----------
+    ids
+        (n,) patient of every cell.
+    train_size
+        Share of every patient's cells to fit.
+    seed
+        Seed of the run.
+    smallest_k
+        Fewest components that will be asked for; a patient needs two training cells for each.
+    min_cells, on_small_patient
+        Patients with fewer cells stop the run (``"error"``) or are recorded and left out (``"drop"``).
+    labels
+        Label of every patient.
+    wanted
+        Use only these patients.
+
+    Returns
+    -------
+    Split
+
+    Raises
+    ------
+    DataError
+        For patients that are too small or wanted but not there, or if none is left.
+    """
+    if len(ids) == 0:
+        raise DataError("the data has no cells")
+    names, codes = np.unique(ids.astype(str), return_inverse=True)
+    if wanted is not None:
+        for patient in wanted:
+            if patient not in names:
+                raise unknown_name("sample sheet: patient", patient, names)
+    order = np.argsort(codes, kind="stable")
+    groups = np.split(order, np.cumsum(np.bincount(codes))[:-1])
+    rows, positions, train, small = [], {}, {}, []
+    for patient, group in zip(names.tolist(), groups, strict=True):
+        if wanted is not None and patient not in wanted:
+            continue
+        mask = draw_train_mask(len(group), train_size, derived_seed(seed, patient))
+        row: Row = {"patient": patient, "file": escape_id(patient), "label": (labels or {}).get(patient, "")}
+        row |= {"n_cells": len(group), "n_train": int(mask.sum()), "status": "ok", "reason": ""}
+        needed = MIN_CELLS_PER_COMPONENT * smallest_k
+        if len(group) < min_cells:
+            row |= {"status": "dropped", "reason": f"{len(group)} cells, min_cells is {min_cells}"}
+        elif row["n_train"] < needed:
+            reason = f"{row['n_train']} training cells, the smallest k ({smallest_k}) needs {needed}"
+            row |= {"status": "dropped", "reason": reason}
+        else:
+            positions[patient], train[patient] = group.astype(np.int64), mask
+        rows.append(row)
+        small += [row] if row["status"] == "dropped" else []
+    if small and on_small_patient == "error":
+        shown = "; ".join(f"{row['patient']!r} ({row['reason']})" for row in small[:5])
+        raise DataError(
+            f"{len(small)} of {len(rows)} patients have too few cells: {shown}{'; ...' if len(small) > 5 else ''}. "
+            "Set on_small_patient to drop to leave them out"
+        )
+    if not positions:
+        raise DataError(f"none of {len(rows)} patients has enough cells ({rows[0]['reason']})")
+    return Split(rows, positions, train)
+
+
+def check_finite(matrix, ids: np.ndarray, name: str) -> None:
+    """Refuse NaN and infinite values: how many, and the first patient (by id) that has them."""
+    values = matrix.data if hasattr(matrix, "indptr") else matrix
+    # A finite sum of squares needs finite values, and costs no temporary of the size of the data.
+    if values.dtype.kind in "iub" or np.isfinite(np.vdot(values, values)):
+        return
+    if hasattr(matrix, "indptr"):
+        owner = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+        bad_cells = owner[~np.isfinite(values)]
+        count = len(bad_cells)
+    else:
+        bad = ~np.isfinite(values)
+        bad_cells, count = np.flatnonzero(bad.any(axis=1)), int(np.count_nonzero(bad))
+    if count:
+        first = min(ids[np.unique(bad_cells)])
+        raise DataError(
+            f"{name} has {count} NaN or infinite values in {len(np.unique(bad_cells))} cells, the first in patient "
+            f"{first!r}: remove these cells or recompute the embedding"
+        )
+
+
+def read_sheet(path: str | os.PathLike) -> list[str]:
+    """Patients of a sample sheet.
+
+    Raises
+    ------
+    DataError
+        If there is no column ``patient``, no row, an empty id or the same id twice.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"patients: no such file: {path}")
+    try:
+        rows = read_rows(path)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"patients: {path} is no tab-separated text: {error}") from None
+    if not rows or "patient" not in rows[0]:
+        raise DataError(f"patients: {path} needs tab-separated rows under a heading with the column `patient`")
+    patients = [row["patient"] for row in rows]
+    for line, patient in enumerate(patients, start=2):
+        if not patient:
+            raise DataError(f"patients: {path} line {line} names no patient")
+        if patients.index(patient) < line - 2:
+            raise DataError(f"patients: {path} line {line} repeats patient {patient!r}")
+    return patients
+
+
+def split_file(
+    source: str | os.PathLike,
+    folder: str | os.PathLike,
+    table: str | os.PathLike,
+    *,
+    patient_col: str,
+    label_col: str | None,
+    use_rep: str | None,
+    component_sharing: str,
+    sheet: str | None = None,
+    **options,
+) -> None:
+    """Write the array file of every patient of an ``.h5ad`` and the table of patients.
+
+    Files whose content has not changed keep their time, and files of patients that are gone are removed.
+
+    Parameters
+    ----------
+    source
+        The cohort.
+    folder
+        Where the array files go: ``<escaped id>.npz``.
+    table
+        The table of patients (:data:`PATIENT_COLUMNS`).
+    patient_col, label_col, use_rep, component_sharing
+        As in the configuration.
+    sheet
+        Sample sheet; every patient in it gets a file, an empty one if it is left out.
+    **options
+        Of :func:`split_patients`.
+    """
+    with open_h5ad(source) as file:
+        obs = read_obs(file)
+        check_cell_names(obs)
+        ids = patient_ids(obs, patient_col)
+        labels, mixed = patient_labels(obs, ids, label_col) if label_col else ({}, [])
+        matrix = read_embedding(file, use_rep)
+    if mixed:
+        logger.warning("%d patients have cells of several labels, the commonest is used: %s", len(mixed), mixed[:5])
+    check_finite(matrix, ids, "X" if use_rep is None else f"obsm[{use_rep!r}]")
+    split = split_patients(ids, labels=labels, wanted=read_sheet(sheet) if sheet else None, **options)
+    parts = list(_file_names(split, component_sharing))
+    folder = Path(folder)
+    for name, part in zip(parts, split.parts(matrix, component_sharing), strict=True):
+        part.save(folder / name)
+    dropped = [row for row in split.rows if row["status"] == "dropped"]
+    if sheet and component_sharing != "global":
+        nobody = np.empty(0, dtype=np.int64)
+        for row in dropped:
+            PatientCells(row["patient"], rows_of(matrix, nobody), nobody, nobody > 0).save(
+                folder / f"{row['file']}.npz"
+            )
+            parts.append(f"{row['file']}.npz")
+    for path in set(folder.glob("*.npz")) - {folder / name for name in parts}:
+        path.unlink()
+    write_table(table, PATIENT_COLUMNS, split.rows)
+    n_cells = sum(len(rows) for rows in split.positions.values())
+    logger.info("%d patients with %d cells of %d features", len(split.patients), n_cells, matrix.shape[1])
+    for row in dropped:
+        logger.warning("patient %r left out: %s", row["patient"], row["reason"])
+
+
+def _file_names(split: Split, component_sharing: str) -> Iterator[str]:
+    names = [COHORT] if component_sharing == "global" else [escape_id(patient) for patient in split.patients]
+    yield from (f"{name}.npz" for name in names)

@@ -1,0 +1,116 @@
+"""File names of patients and atomic writing."""
+
+import filecmp
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cohortgmm.errors import CohortgmmError, DataError, OutputError
+
+#: Name that stands for all patients together; escaped patient names never start with an underscore.
+COHORT = "_cohort"
+
+_PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
+_MAX_NAME = 200
+
+
+def escape_id(patient: str) -> str:
+    """File name of a patient id: reversible, and safe in paths, wildcards, shells and SLURM.
+
+    Letters, digits, ``.``, ``_`` and ``-`` stay; every other byte of the UTF-8 text, and a leading ``.``, ``_``
+    or ``-``, becomes ``=XX`` (hexadecimal).
+
+    Parameters
+    ----------
+    patient
+        Any non-empty text.
+
+    Returns
+    -------
+    str
+        The escaped name.
+
+    Raises
+    ------
+    DataError
+        If the id is empty or its escaped name is longer than 200 characters.
+    """
+    if not patient:
+        raise DataError("an empty patient id: give every cell a patient")
+    name = "".join(
+        chr(byte) if byte in _PLAIN and (i > 0 or chr(byte) not in "._-") else f"={byte:02X}"
+        for i, byte in enumerate(patient.encode())
+    )
+    if len(name) > _MAX_NAME:
+        raise DataError(
+            f"patient id {patient[:40]!r}... needs {len(name)} characters as a file name, {_MAX_NAME} at most: shorten it"
+        )
+    return name
+
+
+def unescape_id(name: str) -> str:
+    """Patient id of a file name made by :func:`escape_id`."""
+    return re.sub(rb"=([0-9A-F]{2})", lambda m: bytes([int(m[1], 16)]), name.encode()).decode()
+
+
+def describe(wildcards: Any) -> str:
+    """What a job is about, for messages: patient and k."""
+    words = []
+    if hasattr(wildcards, "patient"):
+        name = wildcards.patient
+        words.append("all patients" if name == COHORT else f"patient {unescape_id(name)!r}")
+    if hasattr(wildcards, "k"):
+        words.append(f"k={wildcards.k}")
+    return ", ".join(words)
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike, *, keep_if_same: bool = False) -> Iterator[Path]:
+    """Give a temporary path beside ``path``; on success it is renamed to ``path``, on failure removed.
+
+    Parameters
+    ----------
+    path
+        The final name. Missing parent folders are made.
+    keep_if_same
+        Leave a file that already has the same content as it is, with its time.
+
+    Yields
+    ------
+    Path
+        Where to write. It keeps the suffix of ``path``, which some writers look at.
+
+    Raises
+    ------
+    OutputError
+        If writing fails (disk full, no permission, not a folder); nothing is left at the temporary name.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        with _output_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            if not (keep_if_same and path.is_file() and filecmp.cmp(temporary, path, shallow=False)):
+                os.replace(temporary, path)
+    finally:
+        if path.parent.is_dir():
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _output_errors(path: Path) -> Iterator[None]:
+    """Turn an error of the operating system about ``path`` or its folder into one line."""
+    try:
+        yield
+    except OSError as error:
+        about = str(error.filename or path)
+        if isinstance(error, CohortgmmError) or not about.startswith(str(path.parent)):
+            raise
+        reason = os.strerror(error.errno) if error.errno else str(error).splitlines()[0]
+        raise OutputError(
+            f"cannot write {path}: {reason}; free space, or choose another folder with --directory"
+        ) from error

@@ -1,0 +1,19 @@
+"""Numbers that compare mixtures of different k."""
+
+import math
+
+
+def n_free_parameters(n_components: int, n_features: int, covariance_type: str) -> int:
+    """Free parameters of a mixture: means, covariances and K − 1 weights."""
+    per_covariance = n_features if covariance_type == "diag" else n_features * (n_features + 1) // 2
+    return n_components * (n_features + per_covariance) + n_components - 1
+
+
+def aic(log_likelihood: float, n_parameters: int) -> float:
+    """Akaike's information criterion, −2 log L + 2 p (Akaike 1974); ``log_likelihood`` is the total in nats."""
+    return -2.0 * log_likelihood + 2.0 * n_parameters
+
+
+def bic(log_likelihood: float, n_parameters: int, n_cells: int) -> float:
+    """Bayesian information criterion, −2 log L + p log n (Schwarz 1978); ``log_likelihood`` is the total in nats."""
+    return -2.0 * log_likelihood + n_parameters * math.log(n_cells)

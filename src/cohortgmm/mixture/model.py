@@ -1,0 +1,186 @@
+"""A Gaussian mixture: its parameters, its densities, its file."""
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from typing import BinaryIO
+
+import numpy as np
+
+from cohortgmm.errors import DataError
+from cohortgmm.mixture.gaussian import Factors, factorize, log_gaussian, whiten
+from cohortgmm.mixture.tiles import tile_slices
+
+
+@dataclass(frozen=True, eq=False)
+class GaussianMixture:
+    """A mixture of K Gaussians in D dimensions.
+
+    Parameters
+    ----------
+    weights
+        (K,) mixture weights, summing to one.
+    means
+        (K, D).
+    covariances
+        (K, D, D) full covariances, or (K, D) variances of diagonal ones.
+
+    Raises
+    ------
+    DataError
+        If the shapes do not fit together or a value is not finite.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> model = GaussianMixture(np.array([1.0]), np.zeros((1, 2)), np.eye(2)[None])
+    >>> model.log_prob(np.zeros((1, 2))).round(4)
+    array([-1.8379])
+    """
+
+    weights: np.ndarray
+    means: np.ndarray
+    covariances: np.ndarray
+
+    def __post_init__(self):
+        for name in ("weights", "means", "covariances"):
+            value = np.ascontiguousarray(getattr(self, name), dtype=np.float64)
+            if not np.isfinite(value).all():
+                raise DataError(f"{name} of the mixture are not all finite")
+            object.__setattr__(self, name, value)
+        k, d = self.means.shape if self.means.ndim == 2 else (0, 0)
+        if self.means.ndim != 2 or self.weights.shape != (k,) or self.covariances.shape not in ((k, d, d), (k, d)):
+            raise DataError(
+                "a mixture needs weights (K,), means (K, D) and covariances (K, D, D) or (K, D), "
+                f"got {self.weights.shape}, {self.means.shape} and {self.covariances.shape}"
+            )
+
+    @property
+    def n_components(self) -> int:
+        """Number of components K."""
+        return self.means.shape[0]
+
+    @property
+    def n_features(self) -> int:
+        """Number of features D."""
+        return self.means.shape[1]
+
+    @property
+    def covariance_type(self) -> str:
+        """``"full"`` or ``"diag"``."""
+        return "diag" if self.covariances.ndim == 2 else "full"
+
+    @cached_property
+    def factors(self) -> Factors:
+        """Cholesky and whitening factors of the covariances."""
+        return factorize(self.covariances)
+
+    @property
+    def full_covariances(self) -> np.ndarray:
+        """(K, D, D) covariances, whatever the type."""
+        if self.covariance_type == "full":
+            return self.covariances
+        return self.covariances[:, :, None] * np.eye(self.n_features)
+
+    @property
+    def condition_numbers(self) -> np.ndarray:
+        """(K,) ratio of the largest to the smallest eigenvalue of every covariance."""
+        values = self.covariances if self.covariance_type == "diag" else np.linalg.eigvalsh(self.covariances)
+        return values.max(axis=1) / np.maximum(values.min(axis=1), np.finfo(float).tiny)
+
+    def joint_log_prob(self, x: np.ndarray) -> np.ndarray:
+        """log(weight × density) of every component, shape (K, n), in nats, for cells x (n, D)."""
+        with np.errstate(divide="ignore"):
+            log_weights = np.log(self.weights)
+        white = whiten(np.asarray(x, dtype=np.float64), self.means, self.factors)
+        return log_gaussian(white, self.factors) + log_weights[:, None]
+
+    def log_prob(self, x: np.ndarray) -> np.ndarray:
+        """Log-density of the mixture.
+
+        Parameters
+        ----------
+        x
+            (n, D) cells.
+
+        Returns
+        -------
+        ndarray
+            (n,) nats, float64.
+        """
+        x = self._check(x)
+        result = np.empty(len(x))
+        for rows in tile_slices(len(x), self.n_components * self.n_features):
+            result[rows] = np.logaddexp.reduce(self.joint_log_prob(x[rows]), axis=0)
+        return result
+
+    def responsibilities(self, x: np.ndarray) -> np.ndarray:
+        """Posterior probability of every component for every cell.
+
+        Parameters
+        ----------
+        x
+            (n, D) cells.
+
+        Returns
+        -------
+        ndarray
+            (n, K) float64; rows sum to one.
+        """
+        x = self._check(x)
+        result = np.empty((len(x), self.n_components))
+        for rows in tile_slices(len(x), self.n_components * self.n_features):
+            joint = self.joint_log_prob(x[rows])
+            result[rows] = np.exp(joint - np.logaddexp.reduce(joint, axis=0)).T
+        return result
+
+    def sample(self, n: int, rng: np.random.Generator | int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Draw cells.
+
+        Parameters
+        ----------
+        n
+            How many.
+        rng
+            A generator, a seed, or None for fresh entropy.
+
+        Returns
+        -------
+        x : ndarray
+            (n, D), in random order of components.
+        components : ndarray of int
+            (n,) the component each cell was drawn from.
+        """
+        rng = np.random.default_rng(rng)
+        components = rng.choice(self.n_components, size=n, p=self.weights / self.weights.sum())
+        noise = rng.standard_normal((n, self.n_features))
+        x = np.empty_like(noise)
+        for k in range(self.n_components):
+            chosen = components == k
+            lower = self.factors.lower[k]
+            shift = noise[chosen] * lower if self.covariance_type == "diag" else noise[chosen] @ lower.T
+            x[chosen] = self.means[k] + shift
+        return x, components
+
+    def save(self, file: str | os.PathLike | BinaryIO) -> None:
+        """Write the mixture to an ``.npz`` file (plain arrays, no pickle)."""
+        np.savez(file, **self.arrays())
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The parameters by name, as a file holds them."""
+        return {"weights": self.weights, "means": self.means, "covariances": self.covariances}
+
+    @classmethod
+    def load(cls, file: str | os.PathLike) -> "GaussianMixture":
+        """Read a mixture from an ``.npz`` file written by :meth:`save` or by the pipeline."""
+        with np.load(file) as arrays:
+            missing = {"weights", "means", "covariances"} - set(arrays.files)
+            if missing:
+                raise DataError(f"{file} holds no mixture: {', '.join(sorted(missing))} missing")
+            return cls(arrays["weights"], arrays["means"], arrays["covariances"])
+
+    def _check(self, x: np.ndarray) -> np.ndarray:
+        x = np.asarray(x)
+        if x.ndim != 2 or x.shape[1] != self.n_features:
+            raise DataError(f"cells must have shape (n, {self.n_features}), got {x.shape}")
+        return x

@@ -1,0 +1,131 @@
+"""What the Snakefile asks: the checked configuration, the jobs that follow from it, and what to say at start and end."""
+
+import fcntl
+import hashlib
+import importlib.util
+import os
+import tokenize
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from cohortgmm.cohort.selection import read_rows
+from cohortgmm.config import Config, read_config
+from cohortgmm.errors import CohortgmmError, ConfigError
+from cohortgmm.files import COHORT, escape_id
+from cohortgmm.log import ERROR_PREFIX
+
+_SILENT_TOKENS = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING}
+
+
+def load_config(config: Mapping[str, Any], source: str, workflow_dir: str | os.PathLike) -> Config:
+    """Check the configuration and find its files.
+
+    Relative paths are taken from the working directory or, where nothing is there, from the workflow's own folder.
+
+    Raises
+    ------
+    ConfigError
+        All problems at once, one line each.
+    """
+    checked = read_config(config, source)
+    found = {}
+    for key in ("input", "patients"):
+        name = getattr(checked, key)
+        if name is None:
+            continue
+        places = [Path(name), Path(workflow_dir) / name]
+        existing = [place for place in places if place.is_file()]
+        if not existing:
+            raise ConfigError(f"{source}: {key}: no such file: {name} (looked in {Path.cwd()})")
+        found[key] = str(existing[0])
+    return checked.model_copy(update=found)
+
+
+def fingerprint(*modules: str) -> str:
+    """Hash of the code of modules or packages, blind to comments, blank lines and layout.
+
+    As a parameter of a rule it reruns the rule's jobs when the code that makes their results changes, wherever the
+    package is installed, and only then.
+    """
+    digest = hashlib.sha256()
+    for module in modules:
+        spec = importlib.util.find_spec(module)
+        origin = Path(spec.origin)
+        for path in sorted(origin.parent.glob("*.py")) if origin.name == "__init__.py" else [origin]:
+            digest.update(path.name.encode())
+            with tokenize.open(path) as file:
+                for token in tokenize.generate_tokens(file.readline):
+                    if token.type not in _SILENT_TOKENS:
+                        digest.update(token.string.encode() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def part_names(component_sharing: str, table: str | os.PathLike) -> list[str]:
+    """File names of what is fitted: every kept patient of the table, or the whole cohort as one."""
+    if component_sharing == "global":
+        return [COHORT]
+    return [row["file"] for row in read_rows(table) if row["status"] == "ok"]
+
+
+def sheet_part_names(component_sharing: str, patients: Iterable[str]) -> list[str]:
+    """As :func:`part_names`, from the patients of a sample sheet."""
+    return [COHORT] if component_sharing == "global" else [escape_id(patient) for patient in patients]
+
+
+def scaled(base: float, per_mb: float = 0.0) -> Callable[..., int]:
+    """Resource function: ``base`` plus ``per_mb`` for every MB of input, doubled by every further attempt."""
+
+    def amount(wildcards, input, attempt) -> int:
+        try:
+            size = float(input.size_mb)
+        except (AttributeError, FileNotFoundError, TypeError, ValueError):
+            size = 0.0  # a dry run before the input exists
+        return int((base + per_mb * size) * 2 ** (attempt - 1))
+
+    return amount
+
+
+def lock_results(folder: str | os.PathLike) -> int:
+    """Keep a second run out of a results folder for as long as this process lives.
+
+    The lock ends with the process, however it ends, so that a killed run needs no unlocking.
+
+    Returns
+    -------
+    int
+        The open file descriptor that holds the lock, or -1 where the file system knows no locks.
+
+    Raises
+    ------
+    CohortgmmError
+        If another run holds it, naming the process.
+    """
+    path = Path(folder) / ".lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.read(descriptor, 200).decode(errors="replace").strip() or "another process"
+        os.close(descriptor)
+        raise CohortgmmError(
+            f"{Path(folder).resolve()} is in use by another run ({holder}): wait for it, or use --directory"
+        ) from None
+    except OSError:
+        os.close(descriptor)
+        return -1
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, f"process {os.getpid()} on {os.uname().nodename}".encode())
+    return descriptor
+
+
+def failures(log_folder: str | os.PathLike, since: float) -> list[str]:
+    """Last lines of the logs of failed jobs written after ``since`` (seconds since the epoch), with the log's path."""
+    lines = []
+    for path in sorted(Path(log_folder).rglob("*.log")):
+        if path.stat().st_mtime >= since:
+            last = path.read_text(errors="replace").rstrip().rsplit("\n", 1)[-1]
+            if last.startswith(ERROR_PREFIX):
+                lines.append(f"{last.removeprefix(ERROR_PREFIX)}  [{path}]")
+    return lines

@@ -1,0 +1,72 @@
+# The checked configuration, the names that all stages share, and what a run says when it begins and ends.
+
+import os
+import sys
+import time
+
+from snakemake.exceptions import WorkflowError
+
+# The package beside this workflow is the one that its jobs use, installed or not.
+SOURCE = os.path.join(workflow.basedir, "src")
+sys.path.insert(0, SOURCE)
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [SOURCE, os.environ.get("PYTHONPATH")]))
+
+import cohortgmm.workflow as helpers
+from cohortgmm.cohort.split import read_sheet
+from cohortgmm.errors import CohortgmmError
+
+try:
+    CONFIG = helpers.load_config(config, ", ".join(map(str, workflow.configfiles)) or "config", workflow.basedir)
+    SHEET = read_sheet(CONFIG.patients) if CONFIG.patients else None
+except CohortgmmError as error:
+    raise WorkflowError(str(error)) from None
+
+os.environ["COHORTGMM_LOG_LEVEL"] = "INFO" if CONFIG.gmm.verbose else "WARNING"
+
+COHORT_FILE = "results/preprocessed/cohort.h5ad" if CONFIG.preprocess.enabled else CONFIG.input
+ENVIRONMENT = os.path.join(workflow.basedir, "envs", "cohortgmm.yaml")
+STARTED = time.time()
+
+
+wildcard_constraints:
+    patient=r"[A-Za-z0-9._=-]+",
+    k=r"[0-9]+",
+
+
+def parts(wildcards=None):
+    """File names of what is fitted: known from the sample sheet, or once the cohort has been split."""
+    if SHEET is not None and workflow.dryrun and not os.path.exists("results/patients.tsv"):
+        return helpers.sheet_part_names(CONFIG.component_sharing, SHEET)
+    return helpers.part_names(CONFIG.component_sharing, checkpoints.split.get().output.table)
+
+
+def cells_of(wildcards):
+    """The array file of one patient; asking for the parts first makes the job wait for the split."""
+    parts()
+    return f"results/patients/{wildcards.patient}.npz"
+
+
+def per_part(pattern):
+    """Input function: ``pattern`` for every part."""
+    return lambda wildcards: expand(pattern, patient=parts())
+
+
+def finish(message):
+    print(f"\n{message}\n", file=sys.stderr)
+
+
+onstart:
+    try:
+        LOCK = helpers.lock_results("results")
+    except CohortgmmError as error:
+        raise WorkflowError(str(error)) from None
+
+
+onsuccess:
+    finish("Finished: results/cohort_gmm.h5ad. Report: snakemake --report results/report.html")
+
+
+onerror:
+    lines = helpers.failures("results/logs", STARTED)
+    if lines:
+        finish("\n  ".join([f"{len(lines)} failed:", *lines]))

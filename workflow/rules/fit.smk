@@ -1,0 +1,29 @@
+# One mixture per patient and k, on the training cells.
+# REQUIRED INPUTS: results/patients/{patient}.npz
+# OUTPUTS: results/fits/{patient}/k{k}.npz, results/fits/{patient}/k{k}.json
+
+
+rule fit:
+    input:
+        cells=cells_of,
+    output:
+        model="results/fits/{patient}/k{k}.npz",
+        score="results/fits/{patient}/k{k}.json",
+    params:
+        options=CONFIG.gmm.fit_options(),
+        seed=CONFIG.seed,
+        default_range=CONFIG.gmm.k_comps is None,
+        code=helpers.fingerprint("cohortgmm.mixture"),
+    log:
+        "results/logs/fit/{patient}/k{k}.log",
+    benchmark:
+        "results/benchmarks/fit/{patient}/k{k}.tsv"
+    resources:
+        mem_mb=helpers.scaled(400, 8),
+        runtime=helpers.scaled(10, 1),
+    conda:
+        ENVIRONMENT
+    message:
+        "Fitting {wildcards.k} components to {wildcards.patient}"
+    script:
+        "../../scripts/fit.py"

@@ -1,0 +1,36 @@
+# All mixtures in one copy of the cohort.
+# REQUIRED INPUTS: the cohort, results/patients/{patient}.npz, results/models/{patient}.npz, results/scores.tsv
+# OUTPUTS: results/cohort_gmm.h5ad
+
+
+rule merge:
+    input:
+        source=CONFIG.input,
+        cohort=COHORT_FILE,
+        table="results/patients.tsv",
+        scores="results/scores.tsv",
+        cells=per_part("results/patients/{patient}.npz"),
+        models=per_part("results/models/{patient}.npz"),
+    output:
+        "results/cohort_gmm.h5ad",
+    params:
+        gmm=CONFIG.gmm.model_dump(exclude={"verbose"}),
+        component_sharing=CONFIG.component_sharing,
+        use_rep=CONFIG.use_rep,
+        gmm_key=CONFIG.gmm_key,
+        seed=CONFIG.seed,
+        config=CONFIG.model_dump_json(exclude={"qc": True, "gmm": {"verbose"}}),
+        code=helpers.fingerprint("cohortgmm.cohort.merge", "cohortgmm.cohort.schema"),
+    log:
+        "results/logs/merge.log",
+    benchmark:
+        "results/benchmarks/merge.tsv"
+    resources:
+        mem_mb=helpers.scaled(1000, 6),
+        runtime=helpers.scaled(15, 0.1),
+    conda:
+        ENVIRONMENT
+    message:
+        "Writing all mixtures to {output}"
+    script:
+        "../../scripts/merge.py"

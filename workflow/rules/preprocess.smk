@@ -1,0 +1,62 @@
+# From the input to one array file per patient.
+# REQUIRED INPUTS: CONFIG.input
+# OUTPUTS: results/preprocessed/cohort.h5ad, results/patients.tsv, results/patients/{patient}.npz
+
+
+rule preprocess:
+    input:
+        CONFIG.input,
+    output:
+        "results/preprocessed/cohort.h5ad",
+    params:
+        options=CONFIG.preprocess.model_dump(),
+        seed=CONFIG.seed,
+        code=helpers.fingerprint("cohortgmm.cohort.preprocess"),
+    log:
+        "results/logs/preprocess.log",
+    benchmark:
+        "results/benchmarks/preprocess.tsv"
+    threads: 1  # a PCA on another number of threads differs in its last digits
+    resources:
+        mem_mb=helpers.scaled(1500, 40),
+        runtime=helpers.scaled(20, 0.2),
+    conda:
+        ENVIRONMENT
+    message:
+        "Normalising the counts and computing the embedding of {input}"
+    script:
+        "../../scripts/preprocess.py"
+
+
+checkpoint split:
+    input:
+        cohort=COHORT_FILE,
+        sheet=CONFIG.patients or [],
+    output:
+        table="results/patients.tsv",
+        # With a sample sheet the array files are known beforehand; else they appear beside the table.
+        cells=(
+            expand(
+                "results/patients/{patient}.npz",
+                patient=helpers.sheet_part_names(CONFIG.component_sharing, SHEET),
+            )
+            if SHEET
+            else []
+        ),
+    params:
+        folder="results/patients",
+        options=CONFIG.split_options(),
+        code=helpers.fingerprint("cohortgmm.cohort.split", "cohortgmm.cohort.cells", "cohortgmm.cohort.reading"),
+    log:
+        "results/logs/split.log",
+    benchmark:
+        "results/benchmarks/split.tsv"
+    resources:
+        mem_mb=helpers.scaled(1000, 10),
+        runtime=helpers.scaled(10, 0.05),
+    conda:
+        ENVIRONMENT
+    message:
+        "Splitting {input.cohort} by patient"
+    script:
+        "../../scripts/split.py"

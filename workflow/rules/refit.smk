@@ -1,0 +1,31 @@
+# The mixture of the chosen k.
+# REQUIRED INPUTS: results/patients/{patient}.npz, results/selection/{patient}.tsv, results/fits/{patient}/k{k}.npz
+# OUTPUTS: results/models/{patient}.npz
+
+
+rule refit:
+    input:
+        cells=cells_of,
+        selection="results/selection/{patient}.tsv",
+        fits=expand("results/fits/{{patient}}/k{k}.npz", k=CONFIG.gmm.candidates),
+    output:
+        model="results/models/{patient}.npz",
+    params:
+        candidates=CONFIG.gmm.candidates,
+        refit=CONFIG.gmm.refit,
+        options=CONFIG.gmm.fit_options(),
+        seed=CONFIG.seed,
+        code=helpers.fingerprint("cohortgmm.mixture"),
+    log:
+        "results/logs/refit/{patient}.log",
+    benchmark:
+        "results/benchmarks/refit/{patient}.tsv"
+    resources:
+        mem_mb=helpers.scaled(400, 8),
+        runtime=helpers.scaled(10, 1),
+    conda:
+        ENVIRONMENT
+    message:
+        "Final mixture of {wildcards.patient}"
+    script:
+        "../../scripts/refit.py"

@@ -1,0 +1,48 @@
+# Scores of all candidates, and the choice of k.
+# REQUIRED INPUTS: results/fits/{patient}/k{k}.json
+# OUTPUTS: results/selection/{patient}.tsv, results/scores.tsv, results/selection.tsv
+
+
+rule select:
+    input:
+        scores=expand("results/fits/{{patient}}/k{k}.json", k=CONFIG.gmm.candidates),
+    output:
+        table="results/selection/{patient}.tsv",
+    params:
+        metric=CONFIG.gmm.k_selection_metric,
+    log:
+        "results/logs/select/{patient}.log",
+    benchmark:
+        "results/benchmarks/select/{patient}.tsv"
+    resources:
+        mem_mb=helpers.scaled(300),
+        runtime=helpers.scaled(5),
+    conda:
+        ENVIRONMENT
+    message:
+        "Choosing k for {wildcards.patient} by {params.metric}"
+    script:
+        "../../scripts/select.py"
+
+
+rule select_cohort:
+    input:
+        tables=per_part("results/selection/{patient}.tsv"),
+    output:
+        scores=report("results/scores.tsv", category="Tables", caption="../report/scores.rst"),
+        selection=report("results/selection.tsv", category="Tables", caption="../report/selection.rst"),
+    params:
+        metric=CONFIG.gmm.k_selection_metric,
+    log:
+        "results/logs/select_cohort.log",
+    benchmark:
+        "results/benchmarks/select_cohort.tsv"
+    resources:
+        mem_mb=helpers.scaled(500, 10),
+        runtime=helpers.scaled(10),
+    conda:
+        ENVIRONMENT
+    message:
+        "Gathering the scores of all patients"
+    script:
+        "../../scripts/select_cohort.py"
