@@ -1,5 +1,6 @@
 from cohortgmm.cohort.cells import PatientCells
-from cohortgmm.cohort.selection import fit_candidate, write_fit, write_score
+from cohortgmm.cohort.fitting import fit_candidate, write_fit
+from cohortgmm.cohort.tables import write_score
 from cohortgmm.files import describe
 from cohortgmm.log import job_log
 

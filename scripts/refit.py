@@ -1,5 +1,6 @@
 from cohortgmm.cohort.cells import PatientCells
-from cohortgmm.cohort.selection import final_fit, read_rows, write_fit
+from cohortgmm.cohort.fitting import final_fit, write_fit
+from cohortgmm.cohort.tables import read_rows
 from cohortgmm.files import describe
 from cohortgmm.log import job_log
 from cohortgmm.mixture.em import MixtureFit

@@ -1,4 +1,5 @@
-from cohortgmm.cohort.selection import SCORE_COLUMNS, read_score, select_k, write_table
+from cohortgmm.cohort.selection import select_k
+from cohortgmm.cohort.tables import SCORE_COLUMNS, read_score, write_table
 from cohortgmm.files import describe
 from cohortgmm.log import job_log
 

@@ -1,4 +1,5 @@
-from cohortgmm.cohort.selection import SCORE_COLUMNS, SELECTION_COLUMNS, read_scores, select_k, write_table
+from cohortgmm.cohort.selection import select_k
+from cohortgmm.cohort.tables import SCORE_COLUMNS, SELECTION_COLUMNS, read_scores, write_table
 from cohortgmm.log import job_log
 
 with job_log(snakemake.log[0]):

@@ -11,10 +11,12 @@ from threadpoolctl import threadpool_limits
 
 from cohortgmm import __version__
 from cohortgmm.cohort.cells import PatientCells
+from cohortgmm.cohort.fitting import final_fit, fit_candidate
 from cohortgmm.cohort.reading import as_matrix, check_cell_names, patient_ids, unknown_name
 from cohortgmm.cohort.schema import assign_components, build_uns
-from cohortgmm.cohort.selection import Row, final_fit, fit_candidate, select_k
+from cohortgmm.cohort.selection import select_k
 from cohortgmm.cohort.split import Split, check_finite, split_patients
+from cohortgmm.cohort.tables import Row
 from cohortgmm.config import GmmConfig, default_gmm_key, read_gmm_options
 from cohortgmm.errors import CohortgmmError, ConfigError, DataError
 from cohortgmm.mixture.em import MixtureFit

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from cohortgmm.cohort.selection import read_rows
+from cohortgmm.cohort.tables import read_rows
 from cohortgmm.config import Config, read_config
 from cohortgmm.errors import CohortgmmError, ConfigError
-from cohortgmm.files import COHORT, escape_id
+from cohortgmm.files import COHORT, escape_id, unescape_id
 from cohortgmm.log import ERROR_PREFIX
 
 _SILENT_TOKENS = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING}
@@ -73,14 +73,17 @@ def sheet_part_names(component_sharing: str, patients: Iterable[str]) -> list[st
     return [COHORT] if component_sharing == "global" else [escape_id(patient) for patient in patients]
 
 
+def patient_name(name: str) -> str:
+    """Patient id of a file name, as the report shows it."""
+    return "all patients" if name == COHORT else unescape_id(name)
+
+
 def scaled(base: float, per_mb: float = 0.0) -> Callable[..., int]:
-    """Resource function: ``base`` plus ``per_mb`` for every MB of input, doubled by every further attempt."""
+    """Resource function: ``base`` plus ``per_mb`` for every MB of input that exists, doubled by every further attempt."""
 
     def amount(wildcards, input, attempt) -> int:
-        try:
-            size = float(input.size_mb)
-        except (AttributeError, FileNotFoundError, TypeError, ValueError):
-            size = 0.0  # a dry run before the input exists
+        # Not input.size_mb: within an input function (a report, a checkpoint) Snakemake leaves it unevaluated.
+        size = sum(os.path.getsize(path) for path in input if os.path.isfile(path)) / 1e6
         return int((base + per_mb * size) * 2 ** (attempt - 1))
 
     return amount

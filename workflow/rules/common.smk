@@ -12,7 +12,7 @@ sys.path.insert(0, SOURCE)
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [SOURCE, os.environ.get("PYTHONPATH")]))
 
 import cohortgmm.workflow as helpers
-from cohortgmm.cohort.split import read_sheet
+from cohortgmm.cohort.tables import read_sheet
 from cohortgmm.errors import CohortgmmError
 
 try:

@@ -9,20 +9,20 @@ rule fit:
     output:
         model="results/fits/{patient}/k{k}.npz",
         score="results/fits/{patient}/k{k}.json",
-    params:
-        options=CONFIG.gmm.fit_options(),
-        seed=CONFIG.seed,
-        default_range=CONFIG.gmm.k_comps is None,
-        code=helpers.fingerprint("cohortgmm.mixture"),
     log:
         "results/logs/fit/{patient}/k{k}.log",
     benchmark:
         "results/benchmarks/fit/{patient}/k{k}.tsv"
+    conda:
+        ENVIRONMENT
     resources:
         mem_mb=helpers.scaled(400, 8),
         runtime=helpers.scaled(10, 1),
-    conda:
-        ENVIRONMENT
+    params:
+        options=CONFIG.gmm.fit_options(),
+        seed=CONFIG.seed,
+        default_range=CONFIG.gmm.k_comps is None,
+        code=helpers.fingerprint("cohortgmm.mixture", "cohortgmm.cohort.fitting"),
     message:
         "Fitting {wildcards.k} components to {wildcards.patient}"
     script:

@@ -13,6 +13,15 @@ rule merge:
         models=per_part("results/models/{patient}.npz"),
     output:
         "results/cohort_gmm.h5ad",
+    log:
+        "results/logs/merge.log",
+    benchmark:
+        "results/benchmarks/merge.tsv"
+    conda:
+        ENVIRONMENT
+    resources:
+        mem_mb=helpers.scaled(1000, 6),
+        runtime=helpers.scaled(15, 0.1),
     params:
         gmm=CONFIG.gmm.model_dump(exclude={"verbose"}),
         component_sharing=CONFIG.component_sharing,
@@ -21,15 +30,6 @@ rule merge:
         seed=CONFIG.seed,
         config=CONFIG.model_dump_json(exclude={"qc": True, "gmm": {"verbose"}}),
         code=helpers.fingerprint("cohortgmm.cohort.merge", "cohortgmm.cohort.schema"),
-    log:
-        "results/logs/merge.log",
-    benchmark:
-        "results/benchmarks/merge.tsv"
-    resources:
-        mem_mb=helpers.scaled(1000, 6),
-        runtime=helpers.scaled(15, 0.1),
-    conda:
-        ENVIRONMENT
     message:
         "Writing all mixtures to {output}"
     script:

@@ -8,20 +8,20 @@ rule preprocess:
         CONFIG.input,
     output:
         "results/preprocessed/cohort.h5ad",
-    params:
-        options=CONFIG.preprocess.model_dump(),
-        seed=CONFIG.seed,
-        code=helpers.fingerprint("cohortgmm.cohort.preprocess"),
     log:
         "results/logs/preprocess.log",
     benchmark:
         "results/benchmarks/preprocess.tsv"
+    conda:
+        ENVIRONMENT
     threads: 1  # a PCA on another number of threads differs in its last digits
     resources:
         mem_mb=helpers.scaled(1500, 40),
         runtime=helpers.scaled(20, 0.2),
-    conda:
-        ENVIRONMENT
+    params:
+        options=CONFIG.preprocess.model_dump(),
+        seed=CONFIG.seed,
+        code=helpers.fingerprint("cohortgmm.cohort.preprocess"),
     message:
         "Normalising the counts and computing the embedding of {input}"
     script:
@@ -43,19 +43,19 @@ checkpoint split:
             if SHEET
             else []
         ),
-    params:
-        folder="results/patients",
-        options=CONFIG.split_options(),
-        code=helpers.fingerprint("cohortgmm.cohort.split", "cohortgmm.cohort.cells", "cohortgmm.cohort.reading"),
     log:
         "results/logs/split.log",
     benchmark:
         "results/benchmarks/split.tsv"
+    conda:
+        ENVIRONMENT
     resources:
         mem_mb=helpers.scaled(1000, 10),
         runtime=helpers.scaled(10, 0.05),
-    conda:
-        ENVIRONMENT
+    params:
+        folder="results/patients",
+        options=CONFIG.split_options(),
+        code=helpers.fingerprint("cohortgmm.cohort.split", "cohortgmm.cohort.cells", "cohortgmm.cohort.reading"),
     message:
         "Splitting {input.cohort} by patient"
     script:

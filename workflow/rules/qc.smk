@@ -1,2 +1,151 @@
+# Figures and tables that say whether to believe the mixtures.
+# REQUIRED INPUTS: the cohort, results/patients/{patient}.npz, results/models/{patient}.npz, the tables
+# OUTPUTS: results/qc/*.tsv, results/qc/*.svg, results/qc/*.png, results/qc/patients/{patient}.svg, .png
+
+FIGURES = ["criteria", "overview"] + (["composition"] if CONFIG.celltype_col else [])
+
+
+rule qc_cells:
+    input:
+        COHORT_FILE,
+    output:
+        "results/qc/cells.npz",
+    log:
+        "results/logs/qc_cells.log",
+    benchmark:
+        "results/benchmarks/qc_cells.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1  # a UMAP on several threads is another one every time
+    resources:
+        mem_mb=helpers.scaled(1500, 10),
+        runtime=helpers.scaled(20, 0.1),
+    params:
+        options={
+            "use_rep": CONFIG.use_rep,
+            "celltype_col": CONFIG.celltype_col,
+            "umap": CONFIG.qc.umap,
+            "max_cells": CONFIG.qc.max_cells,
+            "seed": CONFIG.seed,
+        },
+    message:
+        "Computing the UMAP for the figures"
+    script:
+        "../../scripts/qc_cells.py"
+
+
+rule qc_tables:
+    input:
+        annotation="results/qc/cells.npz",
+        table="results/patients.tsv",
+        scores="results/scores.tsv",
+        selection="results/selection.tsv",
+        cells=per_part("results/patients/{patient}.npz"),
+        models=per_part("results/models/{patient}.npz"),
+    output:
+        diagnostics=report(
+            "results/qc/diagnostics.tsv",
+            category="Tables",
+            caption="../report/diagnostics.rst",
+            labels={"table": "diagnostics of every mixture"},
+        ),
+        weights="results/qc/weights.tsv",
+        composition="results/qc/composition.tsv",
+    log:
+        "results/logs/qc_tables.log",
+    benchmark:
+        "results/benchmarks/qc_tables.tsv"
+    conda:
+        ENVIRONMENT
+    resources:
+        mem_mb=helpers.scaled(800, 5),
+        runtime=helpers.scaled(10, 0.1),
+    params:
+        refit=CONFIG.gmm.refit,
+        code=helpers.fingerprint("cohortgmm.cohort.diagnostics"),
+    message:
+        "Gathering the diagnostics of all mixtures"
+    script:
+        "../../scripts/qc_tables.py"
+
+
+for figure in FIGURES:
+
+    rule:
+        name:
+            f"qc_{figure}"
+        input:
+            scores="results/scores.tsv",
+            selection="results/selection.tsv",
+            diagnostics="results/qc/diagnostics.tsv",
+            weights="results/qc/weights.tsv",
+            composition="results/qc/composition.tsv",
+        output:
+            report(
+                f"results/qc/{figure}.svg",
+                category="Cohort",
+                caption=f"../report/{figure}.rst",
+                labels={"figure": figure},
+            ),
+            f"results/qc/{figure}.png",
+        log:
+            f"results/logs/qc_{figure}.log",
+        benchmark:
+            f"results/benchmarks/qc_{figure}.tsv"
+        conda:
+            ENVIRONMENT
+        resources:
+            mem_mb=helpers.scaled(800, 20),
+            runtime=helpers.scaled(10),
+        params:
+            figure=figure,
+            metric=CONFIG.gmm.k_selection_metric,
+            code=helpers.fingerprint("cohortgmm.plots"),
+        message:
+            "Drawing {params.figure} of the cohort"
+        script:
+            "../../scripts/qc_cohort.py"
+
+
+rule qc_patient:
+    input:
+        cells=cells_of,
+        model="results/models/{patient}.npz",
+        scores="results/selection/{patient}.tsv",
+        annotation="results/qc/cells.npz",
+    output:
+        report(
+            "results/qc/patients/{patient}.svg",
+            category="Patients",
+            caption="../report/patient.rst",
+            labels=lambda wildcards: {"patient": helpers.patient_name(wildcards.patient)},
+        ),
+        "results/qc/patients/{patient}.png",
+    log:
+        "results/logs/qc_patient/{patient}.log",
+    benchmark:
+        "results/benchmarks/qc_patient/{patient}.tsv"
+    conda:
+        ENVIRONMENT
+    resources:
+        mem_mb=helpers.scaled(800, 10),
+        runtime=helpers.scaled(10),
+    params:
+        metric=CONFIG.gmm.k_selection_metric,
+        use_rep=CONFIG.use_rep,
+        max_cells=CONFIG.qc.max_cells,
+        seed=CONFIG.seed,
+        code=helpers.fingerprint("cohortgmm.plots"),
+    message:
+        "Drawing {wildcards.patient}"
+    script:
+        "../../scripts/qc_patient.py"
+
+
 def qc_outputs(wildcards):
-    return []
+    patients = parts() if CONFIG.qc.patient_figures else []
+    return [
+        "results/qc/diagnostics.tsv",
+        *expand("results/qc/{figure}.{suffix}", figure=FIGURES, suffix=["svg", "png"]),
+        *expand("results/qc/patients/{patient}.{suffix}", patient=patients, suffix=["svg", "png"]),
+    ]

@@ -10,21 +10,21 @@ rule refit:
         fits=expand("results/fits/{{patient}}/k{k}.npz", k=CONFIG.gmm.candidates),
     output:
         model="results/models/{patient}.npz",
+    log:
+        "results/logs/refit/{patient}.log",
+    benchmark:
+        "results/benchmarks/refit/{patient}.tsv"
+    conda:
+        ENVIRONMENT
+    resources:
+        mem_mb=helpers.scaled(400, 8),
+        runtime=helpers.scaled(10, 1),
     params:
         candidates=CONFIG.gmm.candidates,
         refit=CONFIG.gmm.refit,
         options=CONFIG.gmm.fit_options(),
         seed=CONFIG.seed,
-        code=helpers.fingerprint("cohortgmm.mixture"),
-    log:
-        "results/logs/refit/{patient}.log",
-    benchmark:
-        "results/benchmarks/refit/{patient}.tsv"
-    resources:
-        mem_mb=helpers.scaled(400, 8),
-        runtime=helpers.scaled(10, 1),
-    conda:
-        ENVIRONMENT
+        code=helpers.fingerprint("cohortgmm.mixture", "cohortgmm.cohort.fitting"),
     message:
         "Final mixture of {wildcards.patient}"
     script:

@@ -8,17 +8,18 @@ rule select:
         scores=expand("results/fits/{{patient}}/k{k}.json", k=CONFIG.gmm.candidates),
     output:
         table="results/selection/{patient}.tsv",
-    params:
-        metric=CONFIG.gmm.k_selection_metric,
     log:
         "results/logs/select/{patient}.log",
     benchmark:
         "results/benchmarks/select/{patient}.tsv"
+    conda:
+        ENVIRONMENT
     resources:
         mem_mb=helpers.scaled(300),
         runtime=helpers.scaled(5),
-    conda:
-        ENVIRONMENT
+    params:
+        metric=CONFIG.gmm.k_selection_metric,
+        code=helpers.fingerprint("cohortgmm.cohort.selection"),
     message:
         "Choosing k for {wildcards.patient} by {params.metric}"
     script:
@@ -31,17 +32,18 @@ rule select_cohort:
     output:
         scores=report("results/scores.tsv", category="Tables", caption="../report/scores.rst"),
         selection=report("results/selection.tsv", category="Tables", caption="../report/selection.rst"),
-    params:
-        metric=CONFIG.gmm.k_selection_metric,
     log:
         "results/logs/select_cohort.log",
     benchmark:
         "results/benchmarks/select_cohort.tsv"
+    conda:
+        ENVIRONMENT
     resources:
         mem_mb=helpers.scaled(500, 10),
         runtime=helpers.scaled(10),
-    conda:
-        ENVIRONMENT
+    params:
+        metric=CONFIG.gmm.k_selection_metric,
+        code=helpers.fingerprint("cohortgmm.cohort.selection"),
     message:
         "Gathering the scores of all patients"
     script:

@@ -14,12 +14,13 @@ from anndata.io import write_elem
 
 from cohortgmm import __version__
 from cohortgmm.cohort.cells import PatientCells
+from cohortgmm.cohort.fitting import load_fits
 from cohortgmm.cohort.reading import read_obs
 from cohortgmm.cohort.schema import assign_components, build_uns
-from cohortgmm.cohort.selection import by_patient, read_rows, read_scores, select_k
+from cohortgmm.cohort.selection import select_k
+from cohortgmm.cohort.tables import by_patient, read_rows, read_scores
 from cohortgmm.config import GmmConfig
 from cohortgmm.files import atomic_path
-from cohortgmm.mixture.em import MixtureFit
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ def merge_models(
     """
     options = GmmConfig(**gmm)
     parts = [PatientCells.load(path) for path in cells]
-    fits = {part.patient: MixtureFit.load(path) for part, path in zip(parts, models, strict=True)}
+    fits = load_fits(parts, models)
     n_cells = {row["patient"]: int(row["n_cells"]) for row in read_rows(table) if row["status"] == "ok"}
     rows = by_patient(read_scores(scores))
     with h5py.File(cohort, "r") as file:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from cohortgmm.cohort.selection import Row
+from cohortgmm.cohort.tables import Row
 from cohortgmm.config import GmmConfig
 from cohortgmm.errors import DataError
 from cohortgmm.mixture.em import MixtureFit

@@ -1,6 +1,5 @@
 """From one matrix of cells to one small array file per patient."""
 
-import csv
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from cohortgmm.cohort.cells import PatientCells, derived_seed, draw_train_mask
+from cohortgmm.cohort.fitting import MIN_CELLS_PER_COMPONENT
 from cohortgmm.cohort.reading import (
     check_cell_names,
     open_h5ad,
@@ -20,13 +20,11 @@ from cohortgmm.cohort.reading import (
     rows_of,
     unknown_name,
 )
-from cohortgmm.cohort.selection import MIN_CELLS_PER_COMPONENT, Row, read_rows, write_table
+from cohortgmm.cohort.tables import PATIENT_COLUMNS, Row, read_sheet, write_table
 from cohortgmm.errors import DataError
 from cohortgmm.files import COHORT, escape_id
 
 logger = logging.getLogger(__name__)
-
-PATIENT_COLUMNS = ("patient", "file", "label", "n_cells", "n_train", "status", "reason")
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,32 +166,6 @@ def check_finite(matrix, ids: np.ndarray, name: str) -> None:
             f"{name} has {count} NaN or infinite values in {len(np.unique(bad_cells))} cells, the first in patient "
             f"{first!r}: remove these cells or recompute the embedding"
         )
-
-
-def read_sheet(path: str | os.PathLike) -> list[str]:
-    """Patients of a sample sheet.
-
-    Raises
-    ------
-    DataError
-        If there is no column ``patient``, no row, an empty id or the same id twice.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(f"patients: no such file: {path}")
-    try:
-        rows = read_rows(path)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"patients: {path} is no tab-separated text: {error}") from None
-    if not rows or "patient" not in rows[0]:
-        raise DataError(f"patients: {path} needs tab-separated rows under a heading with the column `patient`")
-    patients = [row["patient"] for row in rows]
-    for line, patient in enumerate(patients, start=2):
-        if not patient:
-            raise DataError(f"patients: {path} line {line} names no patient")
-        if patients.index(patient) < line - 2:
-            raise DataError(f"patients: {path} line {line} repeats patient {patient!r}")
-    return patients
 
 
 def split_file(

@@ -1,14 +1,15 @@
 """Fitting a Gaussian mixture by expectation-maximisation."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import BinaryIO
 
 import numpy as np
 
 from cohortgmm.errors import ConfigError, DataError, FitError
-from cohortgmm.mixture.gaussian import covariance_floor
-from cohortgmm.mixture.model import GaussianMixture
+from cohortgmm.mixture.gaussian import covariance_floor, floor_covariances
+from cohortgmm.mixture.model import GaussianMixture, read_arrays
 from cohortgmm.mixture.start import STARTS
 from cohortgmm.mixture.steps import expect, maximize
 
@@ -56,12 +57,18 @@ class MixtureFit:
 
     @classmethod
     def load(cls, file: str | os.PathLike) -> "MixtureFit":
-        """Read what :meth:`save` wrote."""
+        """Read what :meth:`save` wrote.
+
+        Raises
+        ------
+        DataError
+            If the file holds something else.
+        """
         model = GaussianMixture.load(file)
-        with np.load(file) as arrays:
-            history = arrays["history"]
-            n_iter, converged = int(arrays["n_iter"]), bool(arrays["converged"])
-            return cls(model, float(history[-1]), n_iter, converged, history, arrays["floored"])
+        arrays = read_arrays(file, ("n_iter", "converged", "history", "floored"), content="fit")
+        history = arrays["history"]
+        n_iter, converged = int(arrays["n_iter"]), bool(arrays["converged"])
+        return cls(model, float(history[-1]), n_iter, converged, history, arrays["floored"])
 
 
 def fit_mixture(
@@ -102,7 +109,7 @@ def fit_mixture(
     init
         ``"kmeans"`` or ``"random"`` (cells as means, the data's covariance).
     initial
-        Start from this mixture instead (one start).
+        Start from this mixture instead (one start), with its covariances brought above the floor.
     random_state
         Seed of the starts, or a generator.
 
@@ -127,7 +134,7 @@ def fit_mixture(
     >>> np.allclose(fit.model.means[0], x.mean(axis=0))
     True
     """
-    _check_arguments(covariance_type, max_iter, tol, n_init, eps, singularity_handling, init)
+    _check_arguments(n_components, covariance_type, max_iter, tol, n_init, eps, singularity_handling, init)
     x = check_cells(x, n_components)
     if initial is not None and (
         initial.means.shape != (n_components, x.shape[1]) or initial.covariance_type != covariance_type
@@ -138,6 +145,9 @@ def fit_mixture(
         )
     floor = covariance_floor(x, eps, singularity_handling)
     strict = singularity_handling == "strict"
+    if initial is not None:
+        # From a start below the floor the first iteration would lose likelihood and pass for converged.
+        initial = replace(initial, covariances=floor_covariances(initial.covariances, floor, strict=strict)[0])
     rng = np.random.default_rng(random_state)
     best = None
     for _ in range(1 if initial is not None else n_init):
@@ -190,7 +200,7 @@ def check_cells(x: np.ndarray, n_components: int = 1) -> np.ndarray:
     return x
 
 
-def _check_arguments(covariance_type, max_iter, tol, n_init, eps, singularity_handling, init) -> None:
+def _check_arguments(n_components, covariance_type, max_iter, tol, n_init, eps, singularity_handling, init) -> None:
     for name, value, allowed in (
         ("covariance_type", covariance_type, COVARIANCE_TYPES),
         ("singularity_handling", singularity_handling, SINGULARITY_HANDLING),
@@ -199,10 +209,11 @@ def _check_arguments(covariance_type, max_iter, tol, n_init, eps, singularity_ha
         if value not in allowed:
             raise ConfigError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
     for name, value, good in (
-        ("max_iter", max_iter, max_iter >= 1),
-        ("n_init", n_init, n_init >= 1),
+        ("n_components", n_components, isinstance(n_components, Integral) and n_components >= 1),
+        ("max_iter", max_iter, isinstance(max_iter, Integral) and max_iter >= 1),
+        ("n_init", n_init, isinstance(n_init, Integral) and n_init >= 1),
         ("tol", tol, tol >= 0),
-        ("eps", eps, eps > 0),
+        ("eps", eps, 0 < eps < np.inf),
     ):
         if not good:
             raise ConfigError(f"{name} is out of range: {value!r}")

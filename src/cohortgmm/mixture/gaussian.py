@@ -87,7 +87,8 @@ def floor_covariances(covariances: np.ndarray, floor: float, *, strict: bool) ->
     """Raise the eigenvalues of covariances to at least ``floor``.
 
     Clamping the spectrum is the maximum of the likelihood under the constraint Σ ≥ floor·I, so EM stays monotone,
-    which adding ``floor`` to the diagonal does not guarantee.
+    which adding ``floor`` to the diagonal does not guarantee (a floor relative to the largest eigenvalue, see below,
+    moves with the covariance: only there the likelihood may fall).
 
     Parameters
     ----------
@@ -118,7 +119,9 @@ def floor_covariances(covariances: np.ndarray, floor: float, *, strict: bool) ->
     else:
         try:
             # Positive definite after subtracting the floor: every eigenvalue is above it, and no spectrum is needed.
-            np.linalg.cholesky(covariances - floor * np.eye(n_features))
+            # The trace bounds the largest eigenvalue.
+            bounds = np.maximum(floor, _RELATIVE_FLOOR * np.trace(covariances, axis1=1, axis2=2))
+            np.linalg.cholesky(covariances - bounds[:, None, None] * np.eye(n_features))
             return covariances, np.zeros(n_components, dtype=bool)
         except np.linalg.LinAlgError:
             pass

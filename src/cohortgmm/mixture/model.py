@@ -1,6 +1,8 @@
 """A Gaussian mixture: its parameters, its densities, its file."""
 
 import os
+import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import BinaryIO
@@ -28,7 +30,7 @@ class GaussianMixture:
     Raises
     ------
     DataError
-        If the shapes do not fit together or a value is not finite.
+        If the shapes do not fit together, a value is not finite or a weight is negative.
 
     Examples
     --------
@@ -54,6 +56,8 @@ class GaussianMixture:
                 "a mixture needs weights (K,), means (K, D) and covariances (K, D, D) or (K, D), "
                 f"got {self.weights.shape}, {self.means.shape} and {self.covariances.shape}"
             )
+        if np.any(self.weights < 0):
+            raise DataError("weights of the mixture must not be negative")
 
     @property
     def n_components(self) -> int:
@@ -172,15 +176,37 @@ class GaussianMixture:
 
     @classmethod
     def load(cls, file: str | os.PathLike) -> "GaussianMixture":
-        """Read a mixture from an ``.npz`` file written by :meth:`save` or by the pipeline."""
-        with np.load(file) as arrays:
-            missing = {"weights", "means", "covariances"} - set(arrays.files)
-            if missing:
-                raise DataError(f"{file} holds no mixture: {', '.join(sorted(missing))} missing")
-            return cls(arrays["weights"], arrays["means"], arrays["covariances"])
+        """Read a mixture from an ``.npz`` file written by :meth:`save` or by the pipeline.
+
+        Raises
+        ------
+        DataError
+            If the file holds something else.
+        """
+        return cls(**read_arrays(file, ("weights", "means", "covariances")))
 
     def _check(self, x: np.ndarray) -> np.ndarray:
         x = np.asarray(x)
         if x.ndim != 2 or x.shape[1] != self.n_features:
             raise DataError(f"cells must have shape (n, {self.n_features}), got {x.shape}")
         return x
+
+
+def read_arrays(file: str | os.PathLike, names: Iterable[str], content: str = "mixture") -> dict[str, np.ndarray]:
+    """Arrays of an ``.npz`` file by name.
+
+    Raises
+    ------
+    DataError
+        If the file is of another kind, damaged, or without one of them.
+    """
+    try:
+        # np.load leaves a damaged file open that it opened itself.
+        with open(file, "rb") as stream, np.load(stream) as archive:
+            arrays = {name: archive[name] for name in names if name in archive.files}
+    except (TypeError, ValueError, EOFError, zipfile.BadZipFile):
+        raise DataError(f"{file} holds no {content}: not a readable .npz file") from None
+    missing = [name for name in names if name not in arrays]
+    if missing:
+        raise DataError(f"{file} holds no {content}: {', '.join(sorted(missing))} missing")
+    return arrays

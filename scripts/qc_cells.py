@@ -1,0 +1,5 @@
+from cohortgmm.cohort.diagnostics import read_annotation
+from cohortgmm.log import job_log
+
+with job_log(snakemake.log[0]):
+    read_annotation(snakemake.input[0], **snakemake.params.options).save(snakemake.output[0])

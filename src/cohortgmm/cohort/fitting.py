@@ -1,0 +1,116 @@
+"""Fitting a patient: one candidate k on the training cells, and the final mixture of the chosen k."""
+
+import logging
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from cohortgmm.cohort.cells import PatientCells, derived_seed
+from cohortgmm.cohort.tables import SCORE_COLUMNS, Row
+from cohortgmm.files import atomic_path
+from cohortgmm.mixture.criteria import aic, bic, n_free_parameters
+from cohortgmm.mixture.em import MixtureFit, fit_mixture
+
+logger = logging.getLogger(__name__)
+
+#: A covariance needs two cells.
+MIN_CELLS_PER_COMPONENT = 2
+
+
+def missing_cells(n_train: int, n_features: int, k: int, covariance_type: str, *, default_range: bool) -> str:
+    """Why a patient has too few cells for k components; empty if it has enough.
+
+    A candidate that was asked for needs two training cells per component. A candidate of the default range needs as
+    many as its covariances have rank (D + 1 for full ones) and at least ten, so that no likelihood rests on the floor.
+    """
+    per_component = MIN_CELLS_PER_COMPONENT
+    if default_range and k > 1:
+        per_component = max(10, n_features + 1) if covariance_type == "full" else 10
+    if n_train >= per_component * k:
+        return ""
+    return f"{n_train} training cells are fewer than {per_component} per component"
+
+
+def fit_candidate(
+    cells: PatientCells, k: int, options: Mapping[str, Any], *, seed: int, default_range: bool = False
+) -> tuple[Row, MixtureFit | None]:
+    """Fit k components to a patient's training cells and score them.
+
+    Parameters
+    ----------
+    cells
+        The patient.
+    k
+        Number of components.
+    options
+        Keyword arguments of :func:`cohortgmm.fit_mixture`.
+    seed
+        Seed of the run; the fit's own follows from it, the patient and k.
+    default_range
+        Whether k comes from the default range (see :func:`missing_cells`).
+
+    Returns
+    -------
+    row : dict
+        The columns of :data:`SCORE_COLUMNS`: ``log_likelihood`` is the total over the training cells, AIC and BIC
+        are in-sample on them, NLLs are nats per cell. A candidate with too few cells has ``status`` "skipped".
+    fit : MixtureFit or None
+        None if skipped.
+    """
+    n_train, (n, d) = cells.n_train, cells.x.shape
+    row: Row = dict.fromkeys(SCORE_COLUMNS, math.nan)
+    row |= {"patient": cells.patient, "k": k, "n_train": n_train, "n_val": n - n_train, "status": "ok", "reason": ""}
+    reason = missing_cells(n_train, d, k, options["covariance_type"], default_range=default_range)
+    if reason:
+        logger.info("patient %s, k=%d: skipped, %s", cells.patient, k, reason)
+        return row | {"n_iter": 0, "converged": False, "n_floored": 0, "status": "skipped", "reason": reason}, None
+    started = time.perf_counter()
+    fit = fit_mixture(cells.x[cells.train], k, random_state=derived_seed(seed, cells.patient, k), **options)
+    total = fit.log_likelihood * n_train
+    p = n_free_parameters(k, d, options["covariance_type"])
+    heldout = -float(np.mean(fit.model.log_prob(cells.x[~cells.train]))) if n_train < n else math.nan
+    row |= {
+        "log_likelihood": total,
+        "aic": aic(total, p),
+        "bic": bic(total, p, n_train),
+        "train_nll": -fit.log_likelihood,
+        "heldout_nll": heldout,
+        "nll_gap": heldout + fit.log_likelihood,
+        "n_iter": fit.n_iter,
+        "converged": fit.converged,
+        "n_floored": int(fit.floored.sum()),
+    }
+    row["seconds"] = round(time.perf_counter() - started, 6)
+    logger.info(
+        "patient %s, k=%d: %d cells, log-likelihood %.6g per cell after %d iterations%s",
+        *(cells.patient, k, n_train, fit.log_likelihood, fit.n_iter, "" if fit.converged else ", not converged"),
+    )
+    return row, fit
+
+
+def final_fit(
+    cells: PatientCells, k: int, selected: MixtureFit, refit: str, options: Mapping[str, Any], *, seed: int
+) -> MixtureFit:
+    """The mixture of the chosen k: the selection's own, or with ``refit="full"`` one fitted to all cells."""
+    if refit == "none" or cells.train.all():
+        return selected
+    logger.info("patient %s, k=%d: refit on all %d cells", cells.patient, k, len(cells.x))
+    return fit_mixture(cells.x, k, random_state=derived_seed(seed, cells.patient, k), **options)
+
+
+def write_fit(path: str | os.PathLike, fit: MixtureFit | None) -> None:
+    """Write a fit; for a candidate that was skipped, a file that holds no mixture."""
+    with atomic_path(path) as temporary:
+        if fit is None:
+            np.savez(temporary, skipped=True)
+        else:
+            fit.save(temporary)
+
+
+def load_fits(parts: Sequence[PatientCells], paths: Sequence[str | os.PathLike]) -> dict[str, MixtureFit]:
+    """Final mixtures by patient."""
+    return {part.patient: MixtureFit.load(path) for part, path in zip(parts, paths, strict=True)}
