@@ -18,12 +18,16 @@ if [[ -x $directory/bin/python && -f $stamp && $(<"$stamp") == "$fingerprint" ]]
     exit
 fi
 
+if [[ -e $directory && ! -f $directory/pyvenv.cfg && -n $(ls -A "$directory") ]]; then
+    say "$directory is no virtual environment: not touching it" >&2
+    exit 1
+fi
 say "creating $directory with $("$base" --version)"
 "$base" -m venv --clear "$directory"
 
 install() {
     say "installing $*"
-    "$directory/bin/python" -m pip install --quiet --disable-pip-version-check --constraint "$constraints" "$@"
+    "$directory/bin/python" -m pip install -qq --disable-pip-version-check --constraint "$constraints" "$@"
 }
 # torch by itself: where a CPU build is offered this takes it, some gigabytes less than the others.
 install torch==2.13.0

@@ -89,6 +89,21 @@ def scaled(base: float, per_mb: float = 0.0) -> Callable[..., int]:
     return amount
 
 
+def check_results_folder(folder: str | os.PathLike) -> None:
+    """Refuse a results folder that cannot be written to.
+
+    Raises
+    ------
+    CohortgmmError
+        If it is no folder or not writable.
+    """
+    path = Path(folder)
+    place = path if path.exists() else path.absolute().parent
+    reason = "is not a folder" if not place.is_dir() else "" if os.access(place, os.W_OK) else "is not writable"
+    if reason:
+        raise CohortgmmError(f"results cannot be written: {place.absolute()} {reason}; choose another with --directory")
+
+
 def lock_results(folder: str | os.PathLike) -> int:
     """Keep a second run out of a results folder for as long as this process lives.
 

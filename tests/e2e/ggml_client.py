@@ -62,7 +62,10 @@ def write(args: argparse.Namespace) -> dict:
         gmm_key=args.gmm_key,
         verbose=False,
     )
-    for key in ("ggml_params", "ggml_preprocessed"):  # of the session, not of the result: tensors, lists of arrays, None
+    for key in (
+        "ggml_params",
+        "ggml_preprocessed",
+    ):  # of the session, not of the result: tensors, lists of arrays, None
         del adata.uns[key]
     adata.write_h5ad(args.target)
     return {"n_components": [int(k) for k in adata.uns[args.gmm_key]["distribution_n_components"]]}

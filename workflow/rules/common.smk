@@ -16,6 +16,7 @@ from cohortgmm.cohort.tables import read_sheet
 from cohortgmm.errors import CohortgmmError
 
 try:
+    helpers.check_results_folder("results")
     CONFIG = helpers.load_config(config, ", ".join(map(str, workflow.configfiles)) or "config", workflow.basedir)
     SHEET = read_sheet(CONFIG.patients) if CONFIG.patients else None
 except CohortgmmError as error:

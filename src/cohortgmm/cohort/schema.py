@@ -238,7 +238,12 @@ def read_gmm(data, gmm_key: str | None = None) -> dict[str, GaussianMixture]:
 
     Examples
     --------
-    >>> models = read_gmm("results/cohort_gmm.h5ad")  # doctest: +SKIP
+    >>> import anndata, numpy, cohortgmm
+    >>> cells = numpy.random.default_rng(0).normal(size=(60, 2))
+    >>> adata = anndata.AnnData(cells, obs={"patient": ["a"] * 30 + ["b"] * 30})
+    >>> adata = cohortgmm.fit_gmm(adata, patient_col="patient", k_comps=2, verbose=False)
+    >>> read_gmm(adata)["b"].means.shape
+    (2, 2)
     """
     uns = _read_uns(data)
     keys = [key for key, value in uns.items() if isinstance(value, Mapping) and "model" in value]

@@ -127,7 +127,7 @@ def _draw_criterion(ax: Axes, scores: pd.DataFrame, column: str, *, best_k: int,
     there = np.isfinite(value)
     if column == "heldout_nll" and not there.any():
         say_empty(ax, NOTHING_HELD_OUT)
-        ax.set_xlabel("")
+        ax.set(xlabel="", ylabel="")
         return
     ax.plot(k[there], value[there], color=PLAIN, linewidth=1.2, zorder=2)
     floored = scores["n_floored"].fillna(0).to_numpy() > 0
@@ -193,7 +193,7 @@ def plot_cohort_criteria(scores: pd.DataFrame, selection: pd.DataFrame, *, metri
     block = max(0.16 * len(ks), 1.7 if n_strips == 1 else 0.9)
     strip = margin + 3 * (block + 0.12)
     head = 1.35
-    width = max(n_strips * strip + 0.15, 6.4)
+    width = max(n_strips * strip + 0.15, margin + 6.0, 6.4)
     figure = new_figure(width, head + per_strip * row + 0.5)
     inch_title(figure, f"Scores of {len(patients)} patients against k, chosen by {criterion_name(metric)}")
     meshes = {}
@@ -205,7 +205,7 @@ def plot_cohort_criteria(scores: pd.DataFrame, selection: pd.DataFrame, *, metri
             limit = color_limit(table)
             meshes[column] = _draw_block(ax, table.reindex(index=rows, columns=ks), chosen, limit)
             _dress_block(ax, column, labels[span] if b == 0 else [], ks, deciding=column == metric)
-    _draw_keys(figure, meshes, differences, left=margin, step=max(block + 0.12, 2.0))
+    _draw_keys(figure, meshes, differences, left=margin, step=max(block + 0.12, 1.82))
     return figure
 
 
@@ -263,7 +263,7 @@ def _dress_block(ax: Axes, column: str, labels: list[str], ks: np.ndarray, *, de
 def _draw_keys(figure: Figure, meshes: dict, differences: dict[str, pd.DataFrame], *, left: float, step: float) -> None:
     """Colour bars and marker keys between the title and the first row."""
     for i, (column, mesh) in enumerate(meshes.items()):
-        ax = inch_axes(figure, left + i * step, 0.62, 1.65, 0.1)
+        ax = inch_axes(figure, left + i * step, 0.62, 1.5, 0.1)
         extend = "max" if np.nanmax(differences[column].to_numpy(), initial=0) > mesh.get_clim()[1] else "neither"
         bar = figure.colorbar(mesh, cax=ax, orientation="horizontal", extend=extend)
         bar.outline.set(edgecolor=MUTED, linewidth=0.5)
@@ -284,7 +284,7 @@ def _draw_keys(figure: Figure, meshes: dict, differences: dict[str, pd.DataFrame
             color=MISSING,
             markeredgecolor=MUTED,
             label="skipped or no score",
-        ),  # fmt: skip
+        ),
     ]
     legend = {"frameon": False, "fontsize": SMALL, "handletextpad": 0.2}
     figure.legend(

@@ -74,9 +74,8 @@ def _draw_chosen_k(ax: Axes, diagnostics: pd.DataFrame) -> None:
 
 def _draw_cells(ax: Axes, diagnostics: pd.DataFrame) -> None:
     dress(ax, title="cells per patient", xlabel="chosen k", ylabel="cells", grid="y")
-    ax.scatter(
-        spread(diagnostics["k"], diagnostics["n_cells"]), diagnostics["n_cells"], s=12, color=PLAIN, linewidths=0
-    )
+    x, y = spread(diagnostics["k"], diagnostics["n_cells"]), diagnostics["n_cells"].to_numpy()
+    ax.scatter(x, y, s=12, color=PLAIN, linewidths=0, rasterized=len(x) > MAX_VECTOR_POINTS)
     ax.set_yscale("log")
     _plain_log(ax)
     _k_axis(ax, diagnostics["k"])
@@ -87,7 +86,8 @@ def _draw_iterations(ax: Axes, diagnostics: pd.DataFrame) -> None:
     title = "EM iterations" if converged.all() else f"EM iterations: {(~converged).sum()} did not converge"
     dress(ax, title=title, xlabel="chosen k", ylabel="iterations", grid="y")
     x, y = spread(diagnostics["k"], diagnostics["n_iter"]), diagnostics["n_iter"].to_numpy()
-    ax.scatter(x[converged], y[converged], s=12, color=PLAIN, linewidths=0, label="converged")
+    many = len(x) > MAX_VECTOR_POINTS
+    ax.scatter(x[converged], y[converged], s=12, color=PLAIN, linewidths=0, label="converged", rasterized=many)
     ax.scatter(x[~converged], y[~converged], s=22, marker="^", color=ALARM, linewidths=0, label="not converged")
     ax.set_ylim(0, max(1.1 * y.max(), 1))
     _k_axis(ax, diagnostics["k"])
@@ -112,7 +112,7 @@ def _draw_heldout(ax: Axes, diagnostics: pd.DataFrame) -> pd.DataFrame:
     ax.plot(ends, ends, color=MUTED, linewidth=0.8, zorder=1, gid="diagonal")
     ax.set_xlim(ends)
     linear = 1.5 * np.abs(ends).max()
-    if points["y"].max() > 4 * linear:
+    if points["y"].max() > 20 * linear:
         # One broken fit must not squeeze all the others onto the diagonal.
         ax.set_yscale("symlog", linthresh=linear, linscale=2)
         ax.set_ylim(min(ends[0], points["y"].min() - 0.1 * linear), 3 * points["y"].max())
@@ -145,16 +145,10 @@ def _draw_condition(ax: Axes, diagnostics: pd.DataFrame) -> pd.DataFrame:
 
 
 def _scatter_floored(ax: Axes, x: pd.Series, y: pd.Series, floored: pd.Series) -> None:
-    ax.scatter(x[~floored], y[~floored], s=14, color=PLAIN, linewidths=0, label="all covariances free")
-    ax.scatter(
-        x[floored],
-        y[floored],
-        s=16,
-        facecolors="white",
-        edgecolors=ALARM,
-        linewidths=1,
-        label="a covariance at the floor",
-    )
+    shared = {"linewidths": 1, "rasterized": len(x) > MAX_VECTOR_POINTS}
+    ax.scatter(x[~floored], y[~floored], s=12, color=PLAIN, label="all covariances free", **shared)
+    hollow = {"facecolors": "white", "edgecolors": ALARM}
+    ax.scatter(x[floored], y[floored], s=16, label="a covariance at the floor", **hollow, **shared)
 
 
 def _draw_weights(ax: Axes, weights: pd.DataFrame, names: dict[str, str]) -> None:

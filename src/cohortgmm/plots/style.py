@@ -4,6 +4,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable
+from itertools import zip_longest
 from pathlib import Path
 
 import matplotlib
@@ -85,7 +86,9 @@ def short_labels(texts: Iterable[object], width: int = 24) -> list[str]:
     head = width // 4
     for i, text in enumerate(texts):
         if len(alike[labels[i]]) > 1:
-            start = max(len(os.path.commonprefix(sorted(alike[labels[i]]))) - width // 3, head)
+            first, last = min(alike[labels[i]]), max(alike[labels[i]])
+            shared = next(j for j, (a, b) in enumerate(zip_longest(first, last)) if a != b)
+            start = max(shared - width // 3, head)
             text = f"{text[:head]}…{text[start:]}"
             labels[i] = short_label(text if len(text) <= width else text[: width - 1] + "…", width)
     return labels

@@ -5,6 +5,7 @@ import pytest
 from sklearn.cluster import KMeans
 
 from cohortgmm.errors import SingularCovarianceError
+from cohortgmm.mixture import start as start_module
 from cohortgmm.mixture.start import STARTS, kmeans_labels, kmeans_start, random_start
 
 COVARIANCE_TYPES = ["full", "diag"]
@@ -42,6 +43,16 @@ def test_kmeans_with_fewer_distinct_cells_than_clusters_keeps_equal_cells_usable
     assert labels.min() >= 0
     assert labels.max() < 6
     assert inertia(x, labels) == 0
+
+
+def test_kmeans_refills_clusters_that_lose_their_cells(monkeypatch):
+    """Seeds far from every cell attract none: the cells farthest from their own seed take those clusters over."""
+    x = np.concatenate([np.zeros((5, 1)), np.full((5, 1), 10.0), np.full((5, 1), 30.0)])
+    seeds = np.array([[0.0], [1e6], [2e6]]) - x.mean()
+    monkeypatch.setattr(start_module, "_seed_centres", lambda *_: seeds)
+    labels = kmeans_labels(x, 3, np.random.default_rng(0))
+    assert sorted(set(labels.tolist())) == [0, 1, 2]
+    assert inertia(x, labels) < ((x - x.mean()) ** 2).sum() / 5
 
 
 def test_kmeans_is_as_good_as_scikit_learns_on_average(make_cells):
@@ -89,6 +100,12 @@ def test_random_start_is_cells_with_the_covariance_of_the_data(make_cells, covar
     if covariance_type == "diag":
         truth = np.diag(np.diag(truth))
     np.testing.assert_allclose(start.full_covariances, np.repeat(truth[None], 4, axis=0), rtol=1e-12)
+
+
+def test_random_start_takes_no_cell_twice():
+    x = np.random.default_rng(0).normal(size=(8, 2))
+    start = random_start(x, 8, "full", 1e-9, True, np.random.default_rng(0))
+    np.testing.assert_array_equal(np.sort(start.means, axis=0), np.sort(x, axis=0))
 
 
 @pytest.mark.parametrize("init", list(STARTS))

@@ -18,9 +18,7 @@ def dense_moments(x, model):
     second = np.einsum("nk,nki,nkj->kij", resp, deviation, deviation)
     if model.covariance_type == "diag":
         second = np.diagonal(second, axis1=1, axis2=2)
-    return Moments(
-        resp.sum(axis=0), np.einsum("nk,nkd->kd", resp, deviation), second, model.log_prob(x).sum(), len(x)
-    )
+    return Moments(resp.sum(axis=0), np.einsum("nk,nkd->kd", resp, deviation), second, model.log_prob(x).sum(), len(x))
 
 
 def assert_same_moments(left, right, rtol):
@@ -58,10 +56,12 @@ def test_maximisation_is_the_weighted_mean_and_covariance(make_mixture, make_cel
     for k in range(3):
         np.testing.assert_allclose(updated.means[k], np.average(x, axis=0, weights=resp[:, k]), rtol=1e-10)
         truth = np.cov(x, rowvar=False, bias=True, aweights=resp[:, k])
-        np.testing.assert_allclose(updated.full_covariances[k] if covariance_type == "full" else
-                                   np.diag(updated.covariances[k]),
-                                   truth if covariance_type == "full" else np.diag(np.diag(truth)),
-                                   rtol=1e-9, atol=1e-11)
+        np.testing.assert_allclose(
+            updated.full_covariances[k] if covariance_type == "full" else np.diag(updated.covariances[k]),
+            truth if covariance_type == "full" else np.diag(np.diag(truth)),
+            rtol=1e-9,
+            atol=1e-11,
+        )
     assert not floored.any()
 
 

@@ -82,7 +82,8 @@ def assert_legible():
         assert boxes
         page = figure.bbox.padded(0.5)
         for name, box in boxes:
-            assert page.x0 <= box.x0 and box.x1 <= page.x1 and page.y0 <= box.y0 and box.y1 <= page.y1, name
+            assert page.x0 <= box.x0 <= box.x1 <= page.x1, name
+            assert page.y0 <= box.y0 <= box.y1 <= page.y1, name
         for (name, box), (other, other_box) in itertools.combinations(boxes, 2):
             assert not box.padded(-0.5).overlaps(other_box.padded(-0.5)), f"{name!r} collides with {other!r}"
 

@@ -87,5 +87,6 @@ def test_composition_repeats_byte_for_byte(cohort20, assert_repeatable):
 def test_keep_apart(positions):
     moved = keep_apart(np.array(positions), 1, 0, 10)
     assert (np.diff(moved) >= 1 - 1e-12).all()
-    assert moved[0] >= 0.5 and moved[-1] <= 9.5
+    assert moved[0] >= 0.5
+    assert moved[-1] <= 9.5
     assert keep_apart(np.array([2.0, 4.0]), 1, 0, 10).tolist() == [2, 4]

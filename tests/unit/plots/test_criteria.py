@@ -29,7 +29,7 @@ def one_patient(cohort, **options):
 
 def test_chosen_k_and_own_minimum_are_marked_in_every_panel(cohort20):
     figure, options = one_patient(cohort20, best_k=3)
-    scores = cohort20["scores"].query("patient == @options['patient']").set_index("k")
+    scores = cohort20["scores"].loc[lambda t: t["patient"] == options["patient"]].set_index("k")
     for ax, column in zip(figure.axes, COLUMNS, strict=True):
         assert artist(ax, "chosen").get_xdata().tolist() == [3]
         assert set(artist(ax, "chosen-line").get_xdata()) == {3}
@@ -39,7 +39,7 @@ def test_chosen_k_and_own_minimum_are_marked_in_every_panel(cohort20):
 
 def test_points_are_the_scores_and_hollow_at_the_floor(cohort20):
     figure, options = one_patient(cohort20)
-    scores = cohort20["scores"].query("patient == @options['patient'] and status == 'ok'")
+    scores = cohort20["scores"].loc[lambda t: (t["patient"] == options["patient"]) & (t["status"] == "ok")]
     for ax, column in zip(figure.axes, COLUMNS, strict=True):
         drawn = {
             (x, y): line.get_markerfacecolor()
@@ -126,6 +126,10 @@ def test_deciding_blocks_hold_the_chosen_k_at_difference_of_its_score(cohort20):
 def test_cohort_criteria_are_legible(cohort, assert_legible):
     figure = plot_cohort_criteria(cohort["scores"], cohort["selection"], metric="bic")
     assert_legible(figure)
+    for ax in figure.axes:
+        box = ax.get_tightbbox()
+        assert figure.bbox.x0 <= box.x0
+        assert box.x1 <= figure.bbox.x1
     n_labels = sum(len(ax.get_yticklabels()) for ax in blocks(figure))
     assert n_labels == cohort["selection"].shape[0]
 

@@ -1,0 +1,106 @@
+"""A small cohort, and the pipeline run on it as a user would."""
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import yaml
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+WORKFLOW_PARTS = ("workflow", "scripts", "src", "profiles", "envs")
+
+#: What a small run is asked for: everything but the figures.
+TARGETS = ("results/cohort_gmm.h5ad", "results/scores.tsv", "results/selection.tsv")
+
+
+def make_cohort(patients=("P1", "P2", "P3"), n_cells=60, n_features=3, seed=0) -> ad.AnnData:
+    """Cells of two well-separated groups per patient in ``obsm["X_pca"]``; each patient's do not depend on the others."""
+    blocks, names = [], []
+    for patient in patients:
+        rng = np.random.default_rng([seed, *str(patient).encode()])
+        group = np.arange(n_cells) % 2
+        blocks.append(rng.normal(size=(n_cells, n_features)) + 6.0 * group[:, None])
+        names += [f"{patient}:{i}" for i in range(n_cells)]
+    obs = pd.DataFrame(
+        {
+            "patient": np.repeat(np.array(patients, dtype=object), n_cells),
+            "condition": np.repeat(np.where(np.arange(len(patients)) % 2, "sick", "well"), n_cells),
+            "cell_type": np.tile(np.where(np.arange(n_cells) % 2, "T", "B"), len(patients)),
+        },
+        index=names,
+    )
+    x = np.concatenate(blocks)
+    return ad.AnnData(np.zeros((len(x), 1), dtype=np.float32), obs=obs, obsm={"X_pca": x.astype(np.float32)})
+
+
+@dataclass
+class Project:
+    """A working directory with a configuration, and the workflow that runs in it."""
+
+    directory: Path
+    workflow: Path
+
+    def configure(self, **changes) -> None:
+        """Change keys of the configuration; a dict changes keys of a section."""
+        path = self.directory / "config.yaml"
+        config = yaml.safe_load(path.read_text())
+        for key, value in changes.items():
+            config[key] = config.get(key, {}) | value if isinstance(value, dict) else value
+        path.write_text(yaml.safe_dump(config))
+
+    def command(self, *arguments: str, cores: int = 2) -> list[str]:
+        """A call of Snakemake."""
+        return [
+            *(sys.executable, "-m", "snakemake", "--snakefile", str(self.workflow / "Snakefile")),
+            *("--directory", str(self.directory), "--configfile", str(self.directory / "config.yaml")),
+            *("--cores", str(cores), *arguments),
+        ]
+
+    def call(self, *arguments: str, cores: int = 2, timeout: float = 300) -> subprocess.CompletedProcess:
+        """Run Snakemake to its end, whatever that is."""
+        command = self.command(*arguments, cores=cores)
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=timeout, env=os.environ | {"NO_COLOR": "1"}, check=False
+        )
+
+    def run(self, *arguments: str, cores: int = 2) -> Counter:
+        """Run Snakemake, which must succeed; which jobs ran, as a count per rule or ``rule/patient``."""
+        before = self._logs()
+        result = self.call(*(arguments or TARGETS), cores=cores)
+        assert result.returncode == 0, result.stdout + result.stderr
+        return Counter(job for job, time in self._logs().items() if before.get(job) != time)
+
+    def _logs(self) -> dict[str, int]:
+        folder = self.directory / "results" / "logs"
+        return {str(path.relative_to(folder).with_suffix("")): path.stat().st_mtime_ns for path in folder.rglob("*.log")}
+
+    def results(self) -> dict[str, bytes]:
+        """Content of the final tables and models by name; without the seconds, which no two runs share."""
+        folder = self.directory / "results"
+        paths = [folder / "selection.tsv", folder / "patients.tsv", folder / "cohort_gmm.h5ad"]
+        contents = {path.name: path.read_bytes() for path in [*paths, *sorted((folder / "models").glob("*.npz"))]}
+        scores = pd.read_csv(folder / "scores.tsv", sep="\t", dtype=str).drop(columns="seconds")
+        return contents | {"scores.tsv": scores.to_csv().encode()}
+
+
+def new_project(directory: Path, workflow: Path, cohort: ad.AnnData) -> Project:
+    """A project on a cohort that has an embedding already."""
+    directory.mkdir(parents=True)
+    cohort.write_h5ad(directory / "cohort.h5ad")
+    config = {
+        "input": "cohort.h5ad",
+        "patient_col": "patient",
+        "label_col": "condition",
+        "celltype_col": "cell_type",
+        "preprocess": {"enabled": False},
+        "gmm": {"k_comps": [1, 2]},
+        "qc": {"umap": False},
+    }
+    (directory / "config.yaml").write_text(yaml.safe_dump(config))
+    return Project(directory, workflow)

@@ -1,0 +1,115 @@
+"""What runs again after a change, on the real DAG with real files: contracts with the user."""
+
+import shutil
+
+import anndata as ad
+import pytest
+from projects import TARGETS, make_cohort
+
+pytestmark = pytest.mark.pipeline
+
+PATIENTS = ("P1", "P2", "P3")
+AGGREGATES = {"select_cohort", "merge"}
+
+
+def jobs(patients=PATIENTS, fits=(), stages=("select", "refit"), others=AGGREGATES) -> set[str]:
+    """Names of jobs: every stage and every fitted k of some patients, and jobs of the whole cohort."""
+    return (
+        {f"{stage}/{patient}" for stage in stages for patient in patients}
+        | {f"fit/{patient}/k{k}" for patient in patients for k in fits}
+        | set(others)
+    )
+
+
+def test_without_a_change_nothing_runs(finished):
+    assert not finished.run()
+
+
+def test_a_change_of_one_patients_cells_reruns_that_patient(finished):
+    cohort = make_cohort()
+    cohort.obsm["X_pca"][3] += 0.5  # the fourth cell is of P1
+    cohort.write_h5ad(finished.directory / "cohort.h5ad")
+    assert set(finished.run()) == jobs(["P1"], fits=[1, 2], others=AGGREGATES | {"split"})
+
+
+def test_an_added_patient_is_all_that_is_fitted(finished):
+    make_cohort((*PATIENTS, "P4")).write_h5ad(finished.directory / "cohort.h5ad")
+    assert set(finished.run()) == jobs(["P4"], fits=[1, 2], others=AGGREGATES | {"split"})
+
+
+def test_a_removed_patient_leaves_the_results(finished):
+    make_cohort(PATIENTS[:2]).write_h5ad(finished.directory / "cohort.h5ad")
+    assert set(finished.run()) == AGGREGATES | {"split"}
+    assert not (finished.directory / "results" / "patients" / "P3.npz").exists()
+    written = ad.read_h5ad(finished.directory / "results" / "cohort_gmm.h5ad")
+    assert written.uns["gmm_X_pca"]["weight_inference"]["distribution_ids"].tolist() == ["P1", "P2"]
+
+
+def test_a_new_k_is_all_that_is_fitted(finished):
+    finished.configure(gmm={"k_comps": [1, 2, 3]})
+    assert set(finished.run()) == jobs(fits=[3])
+
+
+def test_another_criterion_fits_nothing(finished):
+    finished.configure(gmm={"k_selection_metric": "bic"})
+    assert set(finished.run()) == jobs()
+
+
+def test_another_tolerance_fits_everything(finished):
+    finished.configure(gmm={"tol": 0.01})
+    assert set(finished.run()) == jobs(fits=[1, 2])
+
+
+def test_another_refit_fits_no_candidate(finished):
+    finished.configure(gmm={"refit": "full"})
+    assert set(finished.run()) == jobs(stages=["refit"], others=["merge"])
+
+
+def test_verbosity_reruns_nothing(finished):
+    finished.configure(gmm={"verbose": False})
+    assert not finished.run()
+
+
+@pytest.mark.parametrize("path", ["scripts/fit.py", "src/cohortgmm/mixture/em.py", "workflow/rules/fit.smk"])
+def test_a_comment_or_a_touched_file_reruns_nothing(finished, path):
+    file = finished.workflow / path
+    file.write_text(file.read_text() + "\n# a remark\n")
+    for touched in finished.workflow.rglob("*.py"):
+        touched.touch()
+    (finished.directory / "cohort.h5ad").touch()
+    assert not finished.run()
+
+
+def test_a_change_of_the_em_code_fits_everything(finished):
+    file = finished.workflow / "src" / "cohortgmm" / "mixture" / "steps.py"
+    assert "_DEAD = 1e-10" in file.read_text()
+    file.write_text(file.read_text().replace("_DEAD = 1e-10", "_DEAD = 1e-11"))
+    assert set(finished.run()) == jobs(fits=[1, 2])
+
+
+def test_one_patient_can_be_forced(finished):
+    before = finished.results()
+    assert set(finished.run("-F", "results/models/P2.npz")) == jobs(["P2"], fits=[1, 2], others=["split"])
+    finished.run()
+    assert finished.results() == before
+
+
+def test_a_lost_model_is_made_again(finished):
+    before = finished.results()
+    (finished.directory / "results" / "models" / "P3.npz").unlink()
+    assert not finished.run()  # the merged file has it
+    assert set(finished.run("results/models/P3.npz")) == {"refit/P3"}
+    finished.run()
+    assert finished.results() == before
+
+
+def test_all_results_lost_come_back_the_same(finished):
+    before = finished.results()
+    shutil.rmtree(finished.directory / "results")
+    finished.run()
+    assert finished.results() == before
+
+
+def test_one_patients_target_makes_only_that_patient(project):
+    assert set(project.run("results/models/P2.npz")) == jobs(["P2"], fits=[1, 2], others=["split"])
+    assert set(project.run(*TARGETS)) == jobs(["P1", "P3"], fits=[1, 2])
