@@ -9,19 +9,18 @@ from cohortgmm.plots.style import save_figure
 with job_log(snakemake.log[0], describe(snakemake.wildcards)):
     cells, model = PatientCells.load(snakemake.input.cells), GaussianMixture.load(snakemake.input.model)
     annotation, params = CellAnnotation.load(snakemake.input.annotation), snakemake.params
-    shown = draw_cells(len(cells.x), params.max_cells, params.seed)
-    x, positions = cells.x[shown], cells.positions[shown]
     figure = plot_patient(
         patient=display_name(cells.patient),
-        x=x,
-        components=model.responsibilities(x).argmax(axis=1),
+        x=cells.x,
+        components=model.responsibilities(cells.x).argmax(axis=1),
         model=model,
         scores=read_frame(snakemake.input.scores),
         metric=params.metric,
         best_k=model.n_components,
-        feature_names=feature_names(params.use_rep, x.shape[1]),
-        umap=None if annotation.umap is None else annotation.umap[positions],
-        cell_types=None if annotation.cell_types is None else annotation.cell_types[positions],
+        feature_names=feature_names(params.use_rep, model.n_features),
+        umap=None if annotation.umap is None else annotation.umap[cells.positions],
+        cell_types=None if annotation.cell_types is None else annotation.cell_types[cells.positions],
+        shown=draw_cells(len(cells.x), params.max_cells, params.seed),
     )
     for path in snakemake.output:
         save_figure(figure, path)

@@ -39,6 +39,7 @@ def plot_patient(
     feature_names: list[str],
     umap: np.ndarray | None = None,
     cell_types: pd.Categorical | pd.Series | None = None,
+    shown: np.ndarray | None = None,
 ) -> Figure:
     """Everything about one patient's mixture on one page.
 
@@ -64,6 +65,8 @@ def plot_patient(
         (n, 2) embedding, NaN for cells not embedded; None leaves the panel out.
     cell_types
         n cell types; None leaves the composition out.
+    shown
+        Positions of the cells that are drawn as points; None draws all. The numbers are always of all cells.
 
     Returns
     -------
@@ -76,6 +79,7 @@ def plot_patient(
         If the score table has no row of the patient.
     """
     components = np.asarray(components, dtype=int)
+    shown = slice(None) if shown is None else shown
     k = model.n_components
     with_types = cell_types is not None
     bars_height = 0.75 + 0.2 * max(k, 5)
@@ -88,11 +92,11 @@ def plot_patient(
     rows[0].legend(handles=criteria_legend(), loc="outside lower left", ncols=5, frameon=False, fontsize=SMALL)
     panels = np.atleast_1d(rows[1].subplots(1, 1 if umap is None else 2))
     if x.shape[1] > 1:
-        _draw_features(panels[0], x, components, model, feature_names)
+        _draw_features(panels[0], x[shown], components[shown], model, feature_names)
     else:
-        _draw_one_feature(panels[0], x[:, 0], components, model, feature_names)
+        _draw_one_feature(panels[0], x[shown, 0], components[shown], model, feature_names)
     if umap is not None:
-        _draw_umap(panels[1], np.asarray(umap, dtype=float), components)
+        _draw_umap(panels[1], np.asarray(umap, dtype=float)[shown], components[shown])
     if with_types:
         _draw_composition(rows[2].subplots(), components, pd.Categorical(cell_types), model.weights)
     freeze_layout(figure)
