@@ -2,7 +2,7 @@
 
     python benchmarks/pipeline.py [--repeats 5] [--output benchmarks/pipeline.md]
 
-The comparison with ggml-ot needs its environment (envs/make_ggml_env.sh, or COHORTGMM_GGML_PYTHON for its interpreter);
+The comparison with ggml-ot needs its environment (`make ggml`, or COHORTGMM_GGML_PYTHON for its interpreter);
 without it that row says so. Everything else runs in temporary directories with the project's own environment. Linux.
 """
 
@@ -202,7 +202,7 @@ def against_peer(repeats: int) -> tuple[list[Line], str]:
     what = f"`fit_gmm`, demo's X_pca, k = {KS[0]}..{KS[-1]}, refit full, one thread, in process"
     python = peer_python()
     if not python.is_file():
-        reason = "no ggml-ot environment: run envs/make_ggml_env.sh"
+        reason = "no ggml-ot environment: run `make ggml`"
         return [Line(what, "", reason, "", "≥ 10 ×", None)], "not installed"
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     call = [python, __file__, "--repeats", str(repeats), "--as-peer"]

@@ -187,7 +187,15 @@ def _from_anndata(adata, patient_col: str | None, use_rep: str | None) -> tuple[
 def _from_mapping(arrays: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     if not arrays:
         raise DataError("the mapping of patients is empty")
-    matrices = {str(patient): as_matrix(x, f"the array of patient {patient!r}") for patient, x in arrays.items()}
+    matrices = {}
+    for patient, x in arrays.items():
+        name = f"the array of patient {patient!r}"
+        if str(patient) in matrices:
+            raise DataError(f"two patients of the mapping read the same as text: {str(patient)!r}; make them all text")
+        matrix = as_matrix(x, name)
+        if matrix.shape[0] == 0:
+            raise DataError(f"{name} has no cells")
+        matrices[str(patient)] = matrix.toarray() if hasattr(matrix, "toarray") else matrix
     widths = {patient: x.shape[1] for patient, x in matrices.items()}
     if len(set(widths.values())) > 1:
         raise DataError(f"the patients' arrays differ in their number of features: {widths}")
@@ -208,9 +216,9 @@ def _fit_parts(split: Split, matrix, sharing: str, gmm: GmmConfig, seed: int, n_
     # One BLAS thread per fit: patients are independent, and the result does not depend on the machine.
     with threadpool_limits(limits=1, user_api="blas"):
         if workers == 1:
-            return dict(_report(map(fit, parts), gmm.verbose))
+            return dict(_report(map(fit, parts), sharing, gmm.verbose))
         with ThreadPoolExecutor(workers) as pool:
-            return dict(_report(pool.map(fit, parts), gmm.verbose))
+            return dict(_report(pool.map(fit, parts), sharing, gmm.verbose))
 
 
 def _n_workers(n_jobs: int) -> int:
@@ -223,13 +231,14 @@ def _n_workers(n_jobs: int) -> int:
     return int(n_jobs)
 
 
-def _report(outcomes: Iterator[tuple[str, _Outcome]], verbose: bool) -> Iterator[tuple[str, _Outcome]]:
+def _report(outcomes: Iterator[tuple[str, _Outcome]], sharing: str, verbose: bool) -> Iterator[tuple[str, _Outcome]]:
     for name, outcome in outcomes:
         if verbose:
+            title = "all patients" if sharing == "global" else name
             choice = outcome.choice
             state = f"{outcome.fit.n_iter} iterations" if outcome.fit.converged else "not converged"
             print(
-                f"[fit_gmm] {name}: k={choice['k']} by {choice['metric']} of {choice['n_candidates']} candidates, {state}",
+                f"[fit_gmm] {title}: k={choice['k']} by {choice['metric']} of {choice['n_candidates']} candidates, {state}",
                 file=sys.stderr,
             )
         yield name, outcome
@@ -246,6 +255,7 @@ def _fit_part(part: PatientCells, gmm: GmmConfig, seed: int) -> _Outcome:
         k = choice["k"]
         fit = final_fit(part, k, fits[k], gmm.refit, options, seed=seed)
     except CohortgmmError as error:
-        error.args = (f"patient {part.patient!r}, k={k}: {error}",)
+        title = f"patient {part.patient!r}" if part.owner is None else "all patients"
+        error.args = (f"{title}, k={k}: {error}",)
         raise
     return _Outcome(rows, choice, fit, len(part.x) if gmm.refit == "full" else part.n_train)

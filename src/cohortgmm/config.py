@@ -5,6 +5,7 @@ come from the models below.
 """
 
 import difflib
+import operator
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -30,7 +31,7 @@ Number = Annotated[float, BeforeValidator(_number)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class GmmConfig(_Section):
@@ -87,15 +88,29 @@ class GmmConfig(_Section):
             return None
         if isinstance(value, (str, bytes, Mapping, bool, float)):
             raise ValueError(f"must be an integer, a list of integers or null, got {value!r}")
-        values = list(value) if hasattr(value, "__iter__") else [value]
+        try:
+            values, several = list(value), True
+        except TypeError:
+            values, several = [value], False
         if not values:
             raise ValueError("is an empty list: name at least one k, or use null")
         ks = []
         for k in values:
-            if isinstance(k, (bool, float, str)) or not hasattr(k, "__index__") or int(k) < 1:
+            try:
+                number = 0 if isinstance(k, bool) else operator.index(k)
+            except TypeError:
+                number = 0
+            if number < 1:
                 raise ValueError(f"must hold integers of at least 1, got {k!r}")
-            ks.append(int(k))
-        return sorted(set(ks)) if hasattr(value, "__iter__") else ks[0]
+            ks.append(number)
+        return sorted(set(ks)) if several else ks[0]
+
+    @field_validator("gmm_key")
+    @classmethod
+    def _check_key(cls, value: str | None) -> str | None:
+        if value == ".":
+            raise ValueError("must not be '.', which stands for the whole of `uns`")
+        return value
 
     @model_validator(mode="after")
     def _check_together(self) -> "GmmConfig":
@@ -284,8 +299,7 @@ def _validated(model: type[_Section], values: Mapping[str, Any], source: str) ->
 
 def _problem(model: type[BaseModel], item: Any) -> str:
     path, value = item["loc"], item["input"]
-    # Pydantic names the branch of a union (int, list[int]) after the key; the user knows only the key.
-    names = [str(part) for part in path if not (isinstance(part, str) and ("[" in part or part in ("int", "str")))]
+    names = [str(part) for part in path]
     dotted = ".".join(names)
     if item["type"] == "extra_forbidden":
         for part in names[:-1]:

@@ -91,7 +91,7 @@ def atomic_path(path: str | os.PathLike, *, keep_if_same: bool = False) -> Itera
     path = Path(path)
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
-        with _output_errors(path):
+        with _output_errors(path, temporary):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
             if not (keep_if_same and path.is_file() and filecmp.cmp(temporary, path, shallow=False)):
@@ -102,13 +102,16 @@ def atomic_path(path: str | os.PathLike, *, keep_if_same: bool = False) -> Itera
 
 
 @contextmanager
-def _output_errors(path: Path) -> Iterator[None]:
-    """Turn an error of the operating system about ``path`` or its folder into one line."""
+def _output_errors(path: Path, temporary: Path) -> Iterator[None]:
+    """Turn an error of the operating system about ``path``, its temporary name or its folders into one line."""
     try:
         yield
     except OSError as error:
-        about = str(error.filename or path)
-        if isinstance(error, CohortgmmError) or not about.startswith(str(path.parent)):
+        # A copy that fails names both files, a write that fails names none.
+        names = (error.filename, error.filename2)
+        about = {os.path.abspath(name) for name in names if isinstance(name, (str, os.PathLike))}
+        ours = {os.path.abspath(name) for name in (path, temporary, *path.absolute().parents)}
+        if isinstance(error, CohortgmmError) or (about and not about & ours):
             raise
         reason = os.strerror(error.errno) if error.errno else str(error).splitlines()[0]
         raise OutputError(

@@ -15,7 +15,9 @@ from cohortgmm.errors import CohortgmmError, ConfigError
 from cohortgmm.files import COHORT, escape_id, unescape_id
 from cohortgmm.log import ERROR_PREFIX
 
-_SILENT_TOKENS = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING}
+_SILENT_TOKENS = {tokenize.COMMENT, tokenize.NL, tokenize.ENCODING}
+# The end of a statement or a block is code, its width is not.
+_LAYOUT_TOKENS = {tokenize.NEWLINE: "newline", tokenize.INDENT: "indent", tokenize.DEDENT: "dedent"}
 
 
 def load_config(config: Mapping[str, Any], source: str, workflow_dir: str | os.PathLike) -> Config:
@@ -29,16 +31,19 @@ def load_config(config: Mapping[str, Any], source: str, workflow_dir: str | os.P
         All problems at once, one line each.
     """
     checked = read_config(config, source)
-    found = {}
+    found, problems = {}, []
     for key in ("input", "patients"):
         name = getattr(checked, key)
         if name is None:
             continue
         places = [Path(name), Path(workflow_dir) / name]
         existing = [place for place in places if place.is_file()]
-        if not existing:
-            raise ConfigError(f"{source}: {key}: no such file: {name} (looked in {Path.cwd()})")
-        found[key] = str(existing[0])
+        if existing:
+            found[key] = str(existing[0])
+        else:
+            problems.append(f"{source}: {key}: no such file: {name} (looked in {Path.cwd()})")
+    if problems:
+        raise ConfigError("\n".join(problems))
     return checked.model_copy(update=found)
 
 
@@ -57,7 +62,7 @@ def fingerprint(*modules: str) -> str:
             with tokenize.open(path) as file:
                 for token in tokenize.generate_tokens(file.readline):
                     if token.type not in _SILENT_TOKENS:
-                        digest.update(token.string.encode() + b"\0")
+                        digest.update(_LAYOUT_TOKENS.get(token.type, token.string).encode() + b"\0")
     return digest.hexdigest()[:16]
 
 

@@ -1,6 +1,6 @@
 """The consumer: ggml-ot, in its own environment, trains on our files; and we read what it fitted itself.
 
-envs/make_ggml_env.sh makes that environment; COHORTGMM_GGML_PYTHON names its interpreter where it is elsewhere.
+`make ggml` makes that environment; COHORTGMM_GGML_PYTHON names its interpreter where it is elsewhere.
 """
 
 import json
@@ -39,7 +39,7 @@ def client():
     """Run ggml_client.py in ggml-ot's environment; gives back its report."""
     python = Path(os.environ.get("COHORTGMM_GGML_PYTHON") or ROOT / ".venv-ggml" / "bin" / "python")
     if not python.is_file():
-        reason = f"no ggml-ot environment ({python}): run envs/make_ggml_env.sh or set COHORTGMM_GGML_PYTHON"
+        reason = f"no ggml-ot environment ({python}): run `make ggml` or set COHORTGMM_GGML_PYTHON"
         (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
 
     def run(*arguments) -> dict:

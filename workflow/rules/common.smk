@@ -64,7 +64,8 @@ onstart:
 
 
 onsuccess:
-    finish("Finished: results/cohort_gmm.h5ad. Report: snakemake --report results/report.html")
+    if os.path.exists("results/cohort_gmm.h5ad"):
+        finish("Finished: results/cohort_gmm.h5ad. For the report: snakemake --report results/report.html")
 
 
 onerror:

@@ -124,21 +124,14 @@ def write_gmm(
             for group in ("uns", "obsm"):
                 if group not in file:
                     write_elem(file, group, {})
-            write_elem(file, f"uns/{gmm_key}", dict(uns))
-            write_elem(file, f"obsm/{gmm_key}_resp", resp)
+            write_elem(file["uns"], gmm_key, dict(uns))
+            write_elem(file["obsm"], f"{gmm_key}_resp", resp)
             _write_obs_column(file, f"{gmm_key}_comp", components)
     logger.info("wrote %s with uns[%r], obs[%r], obsm[%r]", target, gmm_key, f"{gmm_key}_comp", f"{gmm_key}_resp")
 
 
 def _write_obs_column(file: h5py.File, name: str, values: np.ndarray) -> None:
     obs = file["obs"]
-    if not isinstance(obs, h5py.Group) or "column-order" not in obs.attrs:
-        # A table in the layout of anndata < 0.7 cannot take a column: write it anew.
-        table = read_obs(file)
-        table[name] = values
-        del file["obs"]
-        write_elem(file, "obs", table)
-        return
     write_elem(obs, name, values)
     order = [str(column) for column in obs.attrs["column-order"] if column != name]
     obs.attrs["column-order"] = np.array([*order, name], dtype=h5py.string_dtype())

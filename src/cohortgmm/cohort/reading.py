@@ -109,8 +109,19 @@ def patient_labels(obs: pd.DataFrame, ids: np.ndarray, label_col: str) -> tuple[
 
 
 def read_obs(file: h5py.File) -> pd.DataFrame:
-    """The whole ``obs`` table."""
-    return read_elem(file["obs"])
+    """The whole ``obs`` table.
+
+    Raises
+    ------
+    DataError
+        If it is in a layout that only old versions of anndata wrote.
+    """
+    obs = read_elem(file["obs"])
+    if not isinstance(obs, pd.DataFrame):
+        raise DataError(
+            f"{file.filename}: obs is in the layout of anndata before 0.7: read the file with anndata and write it again"
+        )
+    return obs
 
 
 def read_embedding(file: h5py.File, use_rep: str | None):

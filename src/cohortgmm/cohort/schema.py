@@ -260,6 +260,8 @@ def read_gmm(data, gmm_key: str | None = None) -> dict[str, GaussianMixture]:
     ids = [str(patient) for patient in stored["weight_inference"]["distribution_ids"]]
     shared = str(stored["component_sharing"]) == "global"
     if shared:
+        if mu.ndim == 3:  # ggml_ot writes one mixture with a leading axis
+            mu, var = mu[0], var[0]
         mu, var = np.broadcast_to(mu, (len(ids), *mu.shape)), np.broadcast_to(var, (len(ids), *var.shape))
     elif mu.ndim != 3 or len(mu) != len(ids):
         raise DataError(f"uns[{gmm_key!r}] has means of shape {mu.shape} for {len(ids)} patients")

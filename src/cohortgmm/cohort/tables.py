@@ -52,15 +52,19 @@ SELECTION_COLUMNS = (
 
 def write_table(path: str | os.PathLike, columns: Iterable[str], rows: Iterable[Row]) -> None:
     """Write rows as tab-separated values; floats keep all their digits."""
+    rows = list(rows)
+    # Before Python 3.13 a carriage return by itself does not make the writer quote a text.
+    returns = any("\r" in value for row in rows for value in row.values() if isinstance(value, str))
+    quoting = csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL
     with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(columns), delimiter="\t", lineterminator="\n")
+        writer = csv.DictWriter(file, list(columns), delimiter="\t", lineterminator="\n", quoting=quoting)
         writer.writeheader()
         writer.writerows(rows)
 
 
 def read_rows(path: str | os.PathLike) -> list[dict[str, str]]:
     """Rows of a table as text."""
-    with Path(path).open(newline="") as file:
+    with Path(path).open(newline="", encoding="utf-8-sig") as file:  # spreadsheets put a mark before the text
         return list(csv.DictReader(file, delimiter="\t"))
 
 

@@ -1,0 +1,82 @@
+"""Seeds that depend on nothing else, and the array file of a patient."""
+
+import os
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cohortgmm.cohort.cells import PatientCells, derived_seed, draw_train_mask
+from cohortgmm.files import COHORT
+
+
+def test_a_seed_depends_on_run_patient_and_k_only():
+    def state(*arguments):
+        return tuple(derived_seed(*arguments).generate_state(4))
+
+    states = [state(0, "P1"), state(1, "P1"), state(0, "P2"), state(0, "P1", 1), state(0, "P1", 2), state(0, "")]
+    assert len(set(states)) == 6
+    assert state(0, "P1", 2) == states[4]
+    # Of the same machine, of another, of the next year: the draws of this version are these.
+    assert np.random.default_rng(derived_seed(0, "患者", 3)).integers(1000, size=4).tolist() == SEEDED
+
+
+SEEDED = [-1]
+
+
+@given(n=st.integers(2, 200), train_size=st.floats(0.01, 0.99), seed=st.integers(0, 5))
+def test_the_share_of_fitted_cells(n, train_size, seed):
+    mask = draw_train_mask(n, train_size, derived_seed(seed, "P1"))
+    assert mask.dtype == bool
+    assert mask.shape == (n,)
+    assert mask.sum() == min(max(1, round(train_size * n)), n - 1)
+
+
+def test_all_cells_are_fitted_where_nothing_is_held_out():
+    assert draw_train_mask(7, 1.0, derived_seed(0, "P1")).all()
+    assert draw_train_mask(10, 0.999, derived_seed(0, "P1")).sum() == 9
+    assert draw_train_mask(10, 0.001, derived_seed(0, "P1")).sum() == 1
+
+
+def test_the_draw_is_uniform():
+    counts = sum(draw_train_mask(10, 0.3, derived_seed(seed, "P1")).astype(int) for seed in range(2000))
+    assert counts.sum() == 6000
+    assert np.abs(counts - 600).max() < 5 * np.sqrt(2000 * 0.3 * 0.7)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int16])
+def test_a_file_gives_back_what_was_saved(tmp_path, dtype):
+    cells = PatientCells(
+        "a/b 患", np.arange(6, dtype=dtype).reshape(3, 2), np.array([4, 1, 9]), np.array([1, 0, 1]) > 0
+    )
+    cells.save(tmp_path / "new" / "p.npz")
+    loaded = PatientCells.load(tmp_path / "new" / "p.npz")
+    assert loaded.patient == "a/b 患"
+    assert loaded.x.dtype == dtype
+    np.testing.assert_array_equal(loaded.x, cells.x)
+    np.testing.assert_array_equal(loaded.positions, cells.positions)
+    np.testing.assert_array_equal(loaded.train, cells.train)
+    assert loaded.n_train == 2
+    assert loaded.owner is None
+    assert loaded.patients is None
+
+
+def test_the_cells_of_a_cohort_keep_their_owners(tmp_path):
+    cells = PatientCells(COHORT, np.eye(3), np.arange(3), np.ones(3, bool), np.array([0, 1, 1]), ("NA", "b"))
+    cells.save(tmp_path / "p.npz")
+    loaded = PatientCells.load(tmp_path / "p.npz")
+    assert loaded.owner.tolist() == [0, 1, 1]
+    assert loaded.patients == ("NA", "b")
+
+
+def test_the_same_cells_leave_the_file_alone(tmp_path):
+    cells = PatientCells("P1", np.eye(3), np.arange(3), np.ones(3, bool))
+    path = tmp_path / "p.npz"
+    cells.save(path)
+    os.utime(path, ns=(10**18, 10**18))
+    cells.save(path)
+    assert path.stat().st_mtime_ns == 10**18
+    PatientCells("P1", 2 * np.eye(3), np.arange(3), np.ones(3, bool)).save(path)
+    assert path.stat().st_mtime_ns != 10**18
+    assert PatientCells.load(path).x[0, 0] == 2

@@ -1,0 +1,310 @@
+"""Cells go to their patients; a patient's part does not depend on the others; what cannot be split is named."""
+
+import logging
+import os
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from projects import make_cohort
+from scipy import sparse
+
+from cohortgmm.cohort.cells import PatientCells
+from cohortgmm.cohort.split import check_finite, split_file, split_patients
+from cohortgmm.cohort.tables import read_rows
+from cohortgmm.errors import DataError
+from cohortgmm.files import COHORT
+
+
+def ids_of(**counts):
+    return np.repeat(np.array(list(counts), dtype=object), list(counts.values()))
+
+
+def split(ids, **options):
+    return split_patients(ids, **({"train_size": 0.5, "seed": 0} | options))
+
+
+def refusal(ids, **options):
+    with pytest.raises(DataError) as caught:
+        split(ids, **options)
+    return str(caught.value)
+
+
+# split_patients
+
+
+def test_every_cell_goes_to_its_patient():
+    ids = np.array(list("bababbcac"), dtype=object)
+    result = split(ids, train_size=1, labels={"a": "sick"})
+    assert result.patients == ["a", "b", "c"]
+    assert {patient: rows.tolist() for patient, rows in result.positions.items()} == {
+        "a": [1, 3, 7],
+        "b": [0, 2, 4, 5],
+        "c": [6, 8],
+    }
+    assert result.rows[0] == {
+        "patient": "a",
+        "file": "a",
+        "label": "sick",
+        "n_cells": 3,
+        "n_train": 3,
+        "status": "ok",
+        "reason": "",
+    }
+    x = np.arange(18).reshape(9, 2)
+    cells = result.cells_of("b", x)
+    np.testing.assert_array_equal(cells.x, x[[0, 2, 4, 5]])
+    assert cells.positions.dtype == np.int64
+
+
+def test_a_patients_mask_does_not_depend_on_the_others():
+    alone = split(ids_of(P2=50))
+    rng = np.random.default_rng(0)
+    mixed = rng.permutation(ids_of(P1=30, P2=50, P10=9))
+    together = split(mixed)
+    np.testing.assert_array_equal(together.train["P2"], alone.train["P2"])
+    np.testing.assert_array_equal(mixed[together.positions["P2"]], "P2")
+    assert not np.array_equal(split(ids_of(P2=50), seed=1).train["P2"], alone.train["P2"])
+    assert not np.array_equal(split(ids_of(P3=50)).train["P3"], alone.train["P2"])
+
+
+@pytest.mark.parametrize(("train_size", "n_train"), [(0.5, 25), (0.8, 40), (0.25, 12), (0.999, 49), (1, 50)])
+def test_the_share_of_fitted_cells(train_size, n_train):
+    result = split(ids_of(P1=50), train_size=train_size)
+    assert result.train["P1"].sum() == result.rows[0]["n_train"] == n_train
+
+
+def test_the_cells_of_all_patients_together():
+    ids = np.array(list("babab"), dtype=object)
+    x = np.arange(10).reshape(5, 2)
+    result = split(ids, train_size=0.5, smallest_k=1, min_cells=2, on_small_patient="drop")
+    (cells,) = result.parts(x, "global") if result.patients == ["a", "b"] else (None,)
+    if cells is None:
+        raise AssertionError(result.rows)
+    assert cells.patient == COHORT
+    assert cells.patients == ("a", "b")
+    assert cells.owner.tolist() == [0, 0, 1, 1, 1]
+    assert cells.positions.tolist() == [1, 3, 0, 2, 4]
+    np.testing.assert_array_equal(cells.x, x[[1, 3, 0, 2, 4]])
+    np.testing.assert_array_equal(cells.train, np.concatenate([result.train["a"], result.train["b"]]))
+
+
+def test_small_patients_stop_the_run():
+    assert refusal(ids_of(P1=30, P2=19), min_cells=20) == (
+        "1 of 2 patients have too few cells: 'P2' (19 cells, min_cells is 20). "
+        "Set on_small_patient to drop to leave them out"
+    )
+    assert refusal(ids_of(P1=30, P2=9), smallest_k=3) == (
+        "1 of 2 patients have too few cells: 'P2' (4 training cells, the smallest k (3) needs 6). "
+        "Set on_small_patient to drop to leave them out"
+    )
+    many = refusal(ids_of(**{f"P{i}": 3 for i in range(7)}), min_cells=20)
+    assert many.startswith("7 of 7 patients have too few cells: 'P0' (3 cells, min_cells is 20); 'P1'")
+    assert many.count("cells, min_cells") == 5
+    assert "; ...." in many
+    split(ids_of(P1=20), min_cells=20)
+
+
+def test_small_patients_are_left_out_where_asked():
+    result = split(ids_of(P1=30, P2=19, P3=40), min_cells=20, on_small_patient="drop")
+    assert result.patients == ["P1", "P3"]
+    assert [row["status"] for row in result.rows] == ["ok", "dropped", "ok"]
+    assert result.rows[1]["reason"] == "19 cells, min_cells is 20"
+    assert refusal(ids_of(P1=5, P2=6), min_cells=20, on_small_patient="drop") == (
+        "none of 2 patients has enough cells (5 cells, min_cells is 20)"
+    )
+
+
+def test_only_wanted_patients():
+    result = split(ids_of(P1=30, P2=3, P3=40), wanted=["P3", "P1"], min_cells=20)
+    assert result.patients == ["P1", "P3"]
+    assert len(result.rows) == 2
+    assert refusal(ids_of(P10=30, P20=30), wanted=["P10", "P1O"]) == (
+        "sample sheet: patient 'P1O' is not in the data; did you mean 'P10'? known: P10, P20"
+    )
+
+
+def test_no_cells_and_ids_that_cannot_be_file_names():
+    assert refusal(np.array([], dtype=object)) == "the data has no cells"
+    assert refusal(np.array(["", ""], dtype=object)) == "an empty patient id: give every cell a patient"
+    assert "needs 201 characters as a file name" in refusal(np.array(["x" * 201] * 4, dtype=object))
+
+
+# check_finite
+
+OWNERS = np.array(["b", "b", "a", "c"], dtype=object)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("make", [np.asarray, np.asfortranarray, sparse.csr_matrix], ids=["dense", "fortran", "sparse"])
+def test_values_that_are_not_finite_are_counted(dtype, make):
+    x = np.arange(12, dtype=dtype).reshape(4, 3) - 1
+    check_finite(make(x), OWNERS, "X")
+    x[0, 0], x[0, 2], x[2, 1], x[3, 0] = np.nan, np.inf, -np.inf, np.nan
+    with pytest.raises(DataError) as caught:
+        check_finite(make(x), OWNERS, "obsm['X_pca']")
+    assert str(caught.value) == (
+        "obsm['X_pca'] has 4 NaN or infinite values in 3 cells, the first in patient 'a': "
+        "remove these cells or recompute the embedding"
+    )
+
+
+def test_large_finite_values_and_integers_pass():
+    check_finite(np.full((4, 3), 3e38, dtype=np.float32), OWNERS, "X")  # the sum of their squares is infinite
+    check_finite(np.full((4, 3), 1e308), OWNERS, "X")
+    check_finite(np.full((4, 3), 200, dtype=np.uint8), OWNERS, "X")
+    check_finite(np.ones((4, 3), dtype=bool), OWNERS, "X")
+
+
+# split_file
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Factory: split a cohort as the pipeline does; gives back the folder of the arrays."""
+
+    def run(cohort, **options):
+        cohort.write_h5ad(tmp_path / "cohort.h5ad")
+        options = {
+            "patient_col": "patient",
+            "label_col": "condition",
+            "use_rep": "X_pca",
+            "component_sharing": "sample_specific",
+            "train_size": 0.5,
+            "seed": 0,
+        } | options
+        split_file(tmp_path / "cohort.h5ad", tmp_path / "patients", tmp_path / "patients.tsv", **options)
+        return tmp_path / "patients"
+
+    return run
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_an_array_file_per_patient(files):
+    cohort = make_cohort(("a/b", "P2"))
+    folder = files(cohort)
+    assert names(folder) == ["P2.npz", "a=2Fb.npz"]
+    cells = PatientCells.load(folder / "a=2Fb.npz")
+    assert cells.patient == "a/b"
+    assert cells.x.dtype == np.float32
+    np.testing.assert_array_equal(cells.x, cohort.obsm["X_pca"][:60])
+    np.testing.assert_array_equal(cells.positions, np.arange(60))
+    assert cells.n_train == 30
+    rows = read_rows(folder.parent / "patients.tsv")
+    assert rows[0] == {
+        "patient": "P2",
+        "file": "P2",
+        "label": "sick",
+        "n_cells": "60",
+        "n_train": "30",
+        "status": "ok",
+        "reason": "",
+    }
+    assert [row["patient"] for row in rows] == ["P2", "a/b"]
+
+
+def test_only_what_changed_is_written_and_what_is_gone_is_removed(files):
+    folder = files(make_cohort())
+    for path in folder.iterdir():
+        os.utime(path, ns=(10**18, 10**18))
+    cohort = make_cohort(("P1", "P2"))
+    cohort.obsm["X_pca"][0] += 1
+    files(cohort)
+    assert names(folder) == ["P1.npz", "P2.npz"]
+    assert (folder / "P1.npz").stat().st_mtime_ns != 10**18
+    assert (folder / "P2.npz").stat().st_mtime_ns == 10**18
+
+
+def test_one_file_for_shared_components(files):
+    folder = files(make_cohort())
+    files(make_cohort(), component_sharing="global")
+    assert names(folder) == [f"{COHORT}.npz"]
+    cells = PatientCells.load(folder / f"{COHORT}.npz")
+    assert cells.patients == ("P1", "P2", "P3")
+    assert cells.n_train == 90
+
+
+def test_sparse_x_is_split_into_dense_arrays(files):
+    cohort = make_cohort()
+    cohort = ad.AnnData(sparse.csc_matrix(cohort.obsm["X_pca"]), obs=cohort.obs)
+    cells = PatientCells.load(files(cohort, use_rep=None) / "P2.npz")
+    np.testing.assert_array_equal(cells.x, cohort.X[60:120].toarray())
+
+
+def test_a_sheet_chooses_patients_and_keeps_a_file_for_the_dropped(files, tmp_path, caplog):
+    cohort = make_cohort(("P1", "P2", "P3"))
+    cohort = cohort[(cohort.obs["patient"] != "P2") | (np.arange(180) % 60 < 5)].copy()
+    (tmp_path / "sheet.tsv").write_text("patient\nP2\nP3\n")
+    with caplog.at_level(logging.INFO):
+        folder = files(cohort, sheet=tmp_path / "sheet.tsv", min_cells=20, on_small_patient="drop")
+    assert names(folder) == ["P2.npz", "P3.npz"]
+    assert PatientCells.load(folder / "P2.npz").x.shape == (0, 3)
+    assert [row["status"] for row in read_rows(tmp_path / "patients.tsv")] == ["dropped", "ok"]
+    assert "1 patients with 60 cells of 3 features" in caplog.text
+    assert "patient 'P2' left out: 5 cells, min_cells is 20" in caplog.text
+    (tmp_path / "sheet.tsv").write_text("patient\nP2\nP4\n")
+    with pytest.raises(DataError, match=r"sample sheet: patient 'P4' is not in the data; did you mean 'P\d'\?"):
+        files(cohort, sheet=tmp_path / "sheet.tsv")
+
+
+def test_mixed_labels_are_told(files, caplog):
+    cohort = make_cohort()
+    cohort.obs["condition"] = np.where(np.arange(180) < 50, "well", "sick")  # P1: 50 well, 10 sick
+    folder = files(cohort)
+    assert [row["label"] for row in read_rows(folder.parent / "patients.tsv")] == ["well", "sick", "sick"]
+    assert "1 patients have cells of several labels, the commonest is used: ['P1']" in caplog.text
+    files(cohort, label_col=None)
+    assert [row["label"] for row in read_rows(folder.parent / "patients.tsv")] == ["", "", ""]
+
+
+@pytest.mark.parametrize(
+    ("kind", "patients"),
+    [
+        (lambda n: np.repeat([2, 10], n), ["10", "2"]),
+        (lambda n: np.repeat([2.5, 10], n), ["10.0", "2.5"]),
+        (lambda n: np.repeat([True, False], n), ["False", "True"]),
+        (lambda n: pd.Categorical(np.repeat(["x", "y"], n), categories=["w", "x", "y"]), ["x", "y"]),
+    ],
+    ids=["integers", "floats", "booleans", "categories"],
+)
+def test_patients_of_every_type(files, kind, patients):
+    cohort = make_cohort(("P1", "P2"))
+    cohort.obs["patient"] = kind(60)
+    folder = files(cohort)
+    assert [row["patient"] for row in read_rows(folder.parent / "patients.tsv")] == patients
+    assert sorted(PatientCells.load(path).patient for path in folder.iterdir()) == patients
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"patient_col": "patients"}, "patient_col: obs column 'patients' is not in the data; did you mean 'patient'?"),
+        (
+            {"label_col": "conditions"},
+            "label_col: obs column 'conditions' is not in the data; did you mean 'condition'?",
+        ),
+        ({"use_rep": "X_pac"}, "use_rep: obsm key 'X_pac' is not in the data; did you mean 'X_pca'?"),
+        ({"min_cells": 61}, "3 of 3 patients have too few cells: 'P1' (60 cells, min_cells is 61)"),
+    ],
+)
+def test_what_cannot_be_split_leaves_no_file(files, tmp_path, options, text):
+    with pytest.raises(DataError) as caught:
+        files(make_cohort(), **options)
+    assert str(caught.value).startswith(text)
+    assert not (tmp_path / "patients").exists()
+    assert not (tmp_path / "patients.tsv").exists()
+
+
+def test_bad_values_in_the_file_are_named(files):
+    cohort = make_cohort()
+    cohort.obsm["X_pca"][130] = np.nan
+    with pytest.raises(DataError, match=r"obsm\['X_pca'\] has 3 NaN or infinite values in 1 cells, .* patient 'P3'"):
+        files(cohort)
+    cohort = make_cohort()
+    cohort.obs.index = ["c0", *(f"c{i}" for i in range(179))]
+    with pytest.warns(UserWarning, match="not unique"), pytest.raises(DataError, match="1 cell names occur more than"):
+        files(cohort)

@@ -1,0 +1,307 @@
+"""Every problem of a configuration is one line with the dotted path; the defaults are one and the same everywhere."""
+
+import inspect
+import math
+
+import numpy as np
+import pytest
+import yaml
+
+import cohortgmm
+from cohortgmm.config import (
+    DEFAULT_K,
+    Config,
+    GmmConfig,
+    PreprocessConfig,
+    QcConfig,
+    default_gmm_key,
+    read_config,
+    read_gmm_options,
+)
+from cohortgmm.errors import ConfigError
+
+NEEDED = {"input": "cohort.h5ad", "patient_col": "patient"}
+ONE_TO_TEN = tuple(range(1, 11))
+
+
+def read(**keys):
+    return read_config(NEEDED | keys, "config.yaml")
+
+
+def message(**keys):
+    with pytest.raises(ConfigError) as caught:
+        read(**keys)
+    return str(caught.value)
+
+
+# Keys
+
+
+def test_what_must_be_there():
+    with pytest.raises(ConfigError) as caught:
+        read_config({})
+    assert str(caught.value).splitlines() == [
+        "config: 2 problems",
+        "  input: is required",
+        "  patient_col: is required",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("keys", "line"),
+    [
+        ({"inptu": 1}, "inptu: unknown key; did you mean input?"),
+        ({"patient": 1}, "patient: unknown key; did you mean patients?"),
+        ({"gmm": {"kcomps": 2}}, "gmm.kcomps: unknown key; did you mean k_comps?"),
+        ({"gmm": {"covariance": "full"}}, "gmm.covariance: unknown key; did you mean covariance_type?"),
+        ({"preprocess": {"npcs": 2}}, "preprocess.npcs: unknown key; did you mean n_pcs?"),
+        ({"qc": {"max_cell": 2}}, "qc.max_cell: unknown key; did you mean max_cells?"),
+        ({"qc": {"zzzz": 2}}, "qc.zzzz: unknown key; known: patient_figures, umap, max_cells"),
+        # names that Pydantic itself gives to branches of a type
+        ({"int": 1}, "int: unknown key; did you mean input?"),
+        ({"gmm": {"init[0]": 1}}, "gmm.init[0]: unknown key; did you mean init?"),
+    ],
+)
+def test_an_unknown_key_is_named_with_the_nearest_known(keys, line):
+    assert message(**keys) == f"config.yaml: {line}"
+
+
+def test_without_a_near_key_all_are_named():
+    assert message(zzzz=1) == f"config.yaml: zzzz: unknown key; known: {', '.join(Config.model_fields)}"
+
+
+def test_a_key_that_is_no_text():
+    with pytest.raises(ConfigError, match=r"^config\.yaml: 7: keys should be strings, got 7$"):
+        read_config(NEEDED | {7: 1}, "config.yaml")
+
+
+@pytest.mark.parametrize(
+    ("keys", "line"),
+    [
+        ({"input": ""}, "input: string should have at least 1 character, got ''"),
+        ({"patient_col": 3}, "patient_col: input should be a valid string, got 3"),
+        ({"seed": "1"}, "seed: input should be a valid integer, got '1'"),
+        ({"seed": True}, "seed: input should be a valid integer, got True"),
+        ({"seed": -1}, "seed: input should be greater than or equal to 0, got -1"),
+        ({"min_cells": 1}, "min_cells: input should be greater than or equal to 2, got 1"),
+        ({"on_small_patient": "skip"}, "on_small_patient: input should be 'error' or 'drop', got 'skip'"),
+        ({"gmm": {"max_iter": True}}, "gmm.max_iter: input should be a valid integer, got True"),
+        ({"gmm": {"max_iter": 10.0}}, "gmm.max_iter: input should be a valid integer, got 10.0"),
+        ({"gmm": {"max_iter": 0}}, "gmm.max_iter: input should be greater than or equal to 1, got 0"),
+        ({"gmm": {"n_init": 0}}, "gmm.n_init: input should be greater than or equal to 1, got 0"),
+        ({"gmm": {"tol": -1e-9}}, "gmm.tol: input should be greater than or equal to 0, got -1e-09"),
+        ({"gmm": {"tol": "small"}}, "gmm.tol: input should be a valid number, got 'small'"),
+        ({"gmm": {"tol": math.inf}}, "gmm.tol: input should be a finite number, got inf"),
+        ({"gmm": {"tol": math.nan}}, "gmm.tol: input should be a finite number, got nan"),
+        ({"gmm": {"eps": 0}}, "gmm.eps: input should be greater than 0, got 0"),
+        ({"gmm": {"eps": "inf"}}, "gmm.eps: input should be a finite number, got inf"),
+        ({"gmm": {"train_size": 0}}, "gmm.train_size: input should be greater than 0, got 0"),
+        ({"gmm": {"train_size": 1.01}}, "gmm.train_size: input should be less than or equal to 1, got 1.01"),
+        ({"gmm": {"train_size": True}}, "gmm.train_size: input should be a valid number, got True"),
+        (
+            {"gmm": {"component_sharing": "shared"}},
+            "gmm.component_sharing: input should be 'sample_specific', 'global' or 'auto', got 'shared'",
+        ),
+        (
+            {"gmm": {"k_selection_metric": "icl"}},
+            "gmm.k_selection_metric: input should be 'aic', 'bic' or 'heldout_nll', got 'icl'",
+        ),
+        ({"gmm": {"refit": True}}, "gmm.refit: input should be 'none' or 'full', got True"),
+        ({"gmm": {"covariance_type": "tied"}}, "gmm.covariance_type: input should be 'full' or 'diag', got 'tied'"),
+        ({"gmm": {"verbose": 1}}, "gmm.verbose: input should be a valid boolean, got 1"),
+        ({"gmm": {"gmm_key": "a/b"}}, "gmm.gmm_key: string should match pattern '^[^/]+$', got 'a/b'"),
+        ({"gmm": {"gmm_key": ""}}, "gmm.gmm_key: string should have at least 1 character, got ''"),
+        ({"gmm": {"gmm_key": "."}}, "gmm.gmm_key: must not be '.', which stands for the whole of `uns`"),
+        ({"gmm": 3}, "gmm: input should be a valid dictionary or instance of GmmConfig, got 3"),
+        (
+            {"preprocess": {"max_mito_percent": 101}},
+            "preprocess.max_mito_percent: input should be less than or equal to 100, got 101",
+        ),
+        ({"preprocess": {"n_pcs": 1}}, "preprocess.n_pcs: input should be greater than or equal to 2, got 1"),
+        ({"preprocess": {"target_sum": 0}}, "preprocess.target_sum: input should be greater than 0, got 0"),
+        ({"qc": {"umap": "yes"}}, "qc.umap: input should be a valid boolean, got 'yes'"),
+        ({"qc": {"max_cells": 99}}, "qc.max_cells: input should be greater than or equal to 100, got 99"),
+    ],
+)
+def test_wrong_types_and_ranges(keys, line):
+    assert message(**keys) == f"config.yaml: {line}"
+
+
+def test_all_problems_are_reported_at_once():
+    lines = message(seed=-1, min_cels=30, gmm={"tol": -1, "foo": 2}, qc={"umap": 3}).splitlines()
+    assert lines[0] == "config.yaml: 5 problems"
+    assert {line.split(":")[0] for line in lines[1:]} == {"  seed", "  min_cels", "  gmm.tol", "  gmm.foo", "  qc.umap"}
+    assert len(lines) == 6
+
+
+# Numbers in YAML
+
+
+def test_a_number_that_yaml_reads_as_text():
+    config = yaml.safe_load("gmm: {tol: 1e-3, eps: 1e-5, train_size: 5e-1}")
+    assert config["gmm"]["tol"] == "1e-3"  # YAML 1.1
+    gmm = read(**config).gmm
+    assert (gmm.tol, gmm.eps, gmm.train_size) == (0.001, 1e-5, 0.5)
+    assert read(gmm={"tol": 0}).gmm.tol == 0.0
+    assert isinstance(read(gmm={"train_size": 1}).gmm.train_size, float)
+
+
+# k_comps
+
+
+@pytest.mark.parametrize(
+    ("value", "candidates", "fixed"),
+    [
+        (None, ONE_TO_TEN, None),
+        (3, (3,), 3),
+        (np.int64(3), (3,), 3),
+        (np.array(3), (3,), 3),
+        ([3], (3,), 3),
+        ([4, 2, 2, 3], (2, 3, 4), None),
+        ((5, 1), (1, 5), None),
+        (range(2, 5), (2, 3, 4), None),
+        (np.arange(2, 5), (2, 3, 4), None),
+        ([np.int32(2), 1], (1, 2), None),
+        ({2, 1}, (1, 2), None),
+    ],
+)
+def test_forms_of_k_comps(value, candidates, fixed):
+    gmm = read_gmm_options({"k_comps": value})
+    assert gmm.candidates == candidates
+    assert all(type(k) is int for k in gmm.candidates)
+    assert gmm.fixed_k == fixed
+    assert gmm.effective_train_size == (0.5 if fixed is None else 1.0)
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ([], "is an empty list: name at least one k, or use null"),
+        (range(3, 3), "is an empty list: name at least one k, or use null"),
+        (0, "must hold integers of at least 1, got 0"),
+        ([1, 0], "must hold integers of at least 1, got 0"),
+        ([1, -2], "must hold integers of at least 1, got -2"),
+        (2.0, "must be an integer, a list of integers or null, got 2.0"),
+        ([2.0], "must hold integers of at least 1, got 2.0"),
+        (np.array([1.5]), "must hold integers of at least 1, got np.float64(1.5)"),
+        ("2", "must be an integer, a list of integers or null, got '2'"),
+        (["2"], "must hold integers of at least 1, got '2'"),
+        (True, "must be an integer, a list of integers or null, got True"),
+        ([True], "must hold integers of at least 1, got True"),
+        ([np.True_], "must hold integers of at least 1, got np.True_"),
+        ([None], "must hold integers of at least 1, got None"),
+        ([[1, 2]], "must hold integers of at least 1, got [1, 2]"),
+        ({"min": 1}, "must be an integer, a list of integers or null, got {'min': 1}"),
+        ([np.array([2])], "must hold integers of at least 1, got array([2])"),
+    ],
+)
+def test_what_k_comps_cannot_be(value, problem):
+    assert message(gmm={"k_comps": value}) == f"config.yaml: gmm.k_comps: {problem}"
+
+
+# Keys that depend on each other
+
+
+def test_nothing_held_out_cannot_be_scored_held_out():
+    problem = (
+        "train_size 1 holds no cells out, which k_selection_metric heldout_nll needs: "
+        "lower train_size or choose aic or bic"
+    )
+    choice = {"train_size": 1, "k_selection_metric": "heldout_nll"}
+    assert message(gmm=choice) == f"config.yaml: gmm: {problem}"
+    assert message(gmm=choice | {"k_comps": [1, 2]}) == f"config.yaml: gmm: {problem}"
+    with pytest.raises(ConfigError) as caught:
+        read_gmm_options(choice)
+    assert str(caught.value) == f"fit_gmm: {problem}"
+    for k_comps in (3, [3]):
+        assert read(gmm=choice | {"k_comps": k_comps}).gmm.fixed_k == 3
+    assert read(gmm=choice | {"k_selection_metric": "bic"}).gmm.train_size == 1
+
+
+@pytest.mark.parametrize(
+    ("keys", "made"),
+    [
+        ({"use_rep": "X_scVI"}, "X_pca"),
+        ({"use_rep": None}, "X_pca"),
+        ({"use_rep": "X_pca_harmony"}, "X_pca"),
+        ({"preprocess": {"harmony_col": "batch"}}, "X_pca_harmony"),
+    ],
+)
+def test_the_embedding_must_be_the_one_that_is_made(keys, made):
+    asked = keys.get("use_rep", "X_pca")
+    assert message(**keys) == (
+        f"config.yaml: use_rep is {asked!r}, but preprocessing makes {made!r}: set use_rep to that, or "
+        "preprocess.enabled to false to use an embedding that is in the input"
+    )
+
+
+def test_any_embedding_can_be_used_without_preprocessing():
+    for use_rep in ("X_scVI", None):
+        assert read(use_rep=use_rep, preprocess={"enabled": False}).use_rep == use_rep
+    assert read(use_rep="X_pca_harmony", preprocess={"harmony_col": "batch"}).gmm_key == "gmm_X_pca_harmony"
+
+
+# Defaults and what follows from the keys
+
+
+def test_the_defaults_are_those_of_fit_gmm_and_fit_mixture():
+    defaults = {name: field.default for name, field in GmmConfig.model_fields.items()}
+    for function in (cohortgmm.fit_gmm, cohortgmm.fit_mixture):
+        parameters = inspect.signature(function).parameters
+        shared = defaults.keys() & parameters.keys()
+        assert {name: parameters[name].default for name in shared} == {name: defaults[name] for name in shared}
+    assert defaults.keys() <= inspect.signature(cohortgmm.fit_gmm).parameters.keys()
+    options = GmmConfig().fit_options()
+    assert options.keys() <= inspect.signature(cohortgmm.fit_mixture).parameters.keys()
+    assert options == {name: defaults[name] for name in options}
+
+
+def test_the_defaults_of_the_contract():
+    assert GmmConfig().model_dump() == {
+        "component_sharing": "sample_specific",
+        "k_comps": None,
+        "k_selection_metric": "aic",
+        "refit": "none",
+        "covariance_type": "full",
+        "train_size": 0.5,
+        "max_iter": 100,
+        "tol": 1e-3,
+        "n_init": 1,
+        "eps": 1e-4,
+        "singularity_handling": "guarded",
+        "init": "kmeans",
+        "gmm_key": None,
+        "verbose": True,
+    }
+    assert DEFAULT_K == ONE_TO_TEN
+    config = read()
+    assert config.preprocess == PreprocessConfig()
+    assert config.qc == QcConfig()
+    assert (config.use_rep, config.gmm_key, config.seed) == ("X_pca", "gmm_X_pca", 0)
+
+
+def test_keys_of_the_result():
+    assert default_gmm_key("X_pca") == "gmm_X_pca"
+    assert default_gmm_key(None) == "gmm_X"
+    assert read(gmm={"gmm_key": "mine"}).gmm_key == "mine"
+
+
+def test_auto_is_one_mixture_per_patient_in_a_file():
+    assert read(gmm={"component_sharing": "auto"}).component_sharing == "sample_specific"
+    assert read(gmm={"component_sharing": "global"}).component_sharing == "global"
+
+
+def test_what_the_split_depends_on():
+    config = read(seed=3, min_cells=7, label_col="condition", gmm={"k_comps": [4, 2], "train_size": 0.8})
+    assert config.split_options() == {
+        "patient_col": "patient",
+        "label_col": "condition",
+        "use_rep": "X_pca",
+        "component_sharing": "sample_specific",
+        "train_size": 0.8,
+        "seed": 3,
+        "smallest_k": 2,
+        "min_cells": 7,
+        "on_small_patient": "error",
+    }
+    assert read(gmm={"k_comps": 4, "train_size": 0.8}).split_options()["train_size"] == 1.0
