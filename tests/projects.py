@@ -78,7 +78,9 @@ class Project:
 
     def _logs(self) -> dict[str, int]:
         folder = self.directory / "results" / "logs"
-        return {str(path.relative_to(folder).with_suffix("")): path.stat().st_mtime_ns for path in folder.rglob("*.log")}
+        return {
+            str(path.relative_to(folder).with_suffix("")): path.stat().st_mtime_ns for path in folder.rglob("*.log")
+        }
 
     def results(self) -> dict[str, bytes]:
         """Content of the final tables and models by name; without the seconds, which no two runs share."""

@@ -184,7 +184,9 @@ class Config(_Section):
     """The whole configuration file."""
 
     input: str = Field(
-        description="The cohort: an `.h5ad` file. A relative path is taken from the working directory or, where nothing is there, from the workflow's folder.", min_length=1
+        min_length=1,
+        description="The cohort: an `.h5ad` file. A relative path is taken from the working directory or, where nothing "
+        "is there, from the workflow's folder.",
     )
     patient_col: str = Field(description="Column of `obs` that names the patient (sample, donor) of every cell.")
     label_col: str | None = Field(None, description="Column of `obs` with the patient's group, for tables and figures.")

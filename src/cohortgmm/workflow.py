@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from cohortgmm import __version__
 from cohortgmm.cohort.tables import read_rows
 from cohortgmm.config import Config, read_config
 from cohortgmm.errors import CohortgmmError, ConfigError
 from cohortgmm.files import COHORT, escape_id, unescape_id
-from cohortgmm.log import ERROR_PREFIX
+from cohortgmm.log import ERROR_PREFIX, LEVEL_VARIABLE
 
 _SILENT_TOKENS = {tokenize.COMMENT, tokenize.NL, tokenize.ENCODING}
 # The end of a statement or a block is code, its width is not.
@@ -45,6 +46,35 @@ def load_config(config: Mapping[str, Any], source: str, workflow_dir: str | os.P
     if problems:
         raise ConfigError("\n".join(problems))
     return checked.model_copy(update=found)
+
+
+def prepare_jobs(source: str, *, verbose: bool) -> None:
+    """Let the jobs, which inherit the environment of this process, find the package and know how much to log."""
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
+    os.environ[LEVEL_VARIABLE] = "INFO" if verbose else "WARNING"
+
+
+def start_message(executor: str, planned: Mapping[str, int], has_results: bool) -> str:
+    """What a run says before its first job: where it runs, how much, and if every patient is fitted again.
+
+    Parameters
+    ----------
+    executor
+        Name of Snakemake's executor.
+    planned
+        Jobs per rule that are known so far.
+    has_results
+        Whether an earlier run left scores.
+    """
+    n_jobs = sum(count for rule, count in planned.items() if rule != "all")
+    more = ", more once the patients are known" if planned.get("split") else ""
+    lines = [f"cohortgmm {__version__}: {n_jobs} jobs{more}, executor {executor}"]
+    if planned.get("preprocess") and has_results:
+        lines.append(
+            "The embedding is computed again, from all patients together: it moves every patient, and all are fitted "
+            "again. To add patients without that, use an embedding of your own with preprocess.enabled: false."
+        )
+    return "\n".join(lines)
 
 
 def fingerprint(*modules: str) -> str:

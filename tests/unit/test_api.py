@@ -337,7 +337,7 @@ def test_the_mixture_of_all_is_called_all_patients(capsys):
     fit(as_mapping(make_cohort()), component_sharing="global", verbose=True)
     assert capsys.readouterr().err.startswith("[fit_gmm] all patients: k=2 by aic of 2 candidates, ")
     data = {"P1": np.ones_like(X), "P2": np.ones_like(X)}
-    with pytest.raises(SingularCovarianceError, match="^all patients, k=1: component 0 of 1"):
+    with pytest.raises(SingularCovarianceError, match=r"^all patients, k=1: component 0 of 1"):
         fit(data, component_sharing="global", singularity_handling="strict")
     fit({"_cohort": X}, component_sharing="sample_specific", k_comps=1, verbose=True)
     assert capsys.readouterr().err.startswith("[fit_gmm] _cohort: k=1")

@@ -3,13 +3,12 @@
 import os
 import sys
 import time
+from collections import Counter
 
 from snakemake.exceptions import WorkflowError
 
 # The package beside this workflow is the one that its jobs use, installed or not.
-SOURCE = os.path.join(workflow.basedir, "src")
-sys.path.insert(0, SOURCE)
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [SOURCE, os.environ.get("PYTHONPATH")]))
+sys.path.insert(0, os.path.join(workflow.basedir, "src"))
 
 import cohortgmm.workflow as helpers
 from cohortgmm.cohort.tables import read_sheet
@@ -22,10 +21,11 @@ try:
 except CohortgmmError as error:
     raise WorkflowError(str(error)) from None
 
-os.environ["COHORTGMM_LOG_LEVEL"] = "INFO" if CONFIG.gmm.verbose else "WARNING"
+helpers.prepare_jobs(sys.path[0], verbose=CONFIG.gmm.verbose)
 
 COHORT_FILE = "results/preprocessed/cohort.h5ad" if CONFIG.preprocess.enabled else CONFIG.input
 ENVIRONMENT = os.path.join(workflow.basedir, "envs", "cohortgmm.yaml")
+FIGURES = ["criteria", "overview"] + (["composition"] if CONFIG.celltype_col else [])
 STARTED = time.time()
 
 
@@ -52,7 +52,17 @@ def per_part(pattern):
     return lambda wildcards: expand(pattern, patient=parts())
 
 
-def finish(message):
+def qc_outputs(wildcards):
+    """Figures and tables that a run is asked for."""
+    patients = parts() if CONFIG.qc.patient_figures else []
+    return [
+        "results/qc/diagnostics.tsv",
+        *expand("results/qc/{figure}.{suffix}", figure=FIGURES, suffix=["svg", "png"]),
+        *expand("results/qc/patients/{patient}.{suffix}", patient=patients, suffix=["svg", "png"]),
+    ]
+
+
+def say(message):
     print(f"\n{message}\n", file=sys.stderr)
 
 
@@ -61,14 +71,16 @@ onstart:
         LOCK = helpers.lock_results("results")
     except CohortgmmError as error:
         raise WorkflowError(str(error)) from None
+    planned = Counter(job.rule.name for job in workflow.dag.needrun_jobs())
+    say(helpers.start_message(workflow.executor_plugin.name, planned, os.path.exists("results/scores.tsv")))
 
 
 onsuccess:
     if os.path.exists("results/cohort_gmm.h5ad"):
-        finish("Finished: results/cohort_gmm.h5ad. For the report: snakemake --report results/report.html")
+        say("Finished: results/cohort_gmm.h5ad. For the report: snakemake --report results/report.html")
 
 
 onerror:
     lines = helpers.failures("results/logs", STARTED)
     if lines:
-        finish("\n  ".join([f"{len(lines)} failed:", *lines]))
+        say("\n  ".join([f"{len(lines)} failed:", *lines]))

@@ -53,7 +53,7 @@ checkpoint split:
         mem_mb=helpers.scaled(1000, 10),
         runtime=helpers.scaled(10, 0.05),
     params:
-        folder="results/patients",
+        folder=lambda wildcards, output: os.path.join(os.path.dirname(output.table), "patients"),
         options=CONFIG.split_options(),
         code=helpers.fingerprint("cohortgmm.cohort.split", "cohortgmm.cohort.cells", "cohortgmm.cohort.reading"),
     message:

@@ -2,8 +2,6 @@
 # REQUIRED INPUTS: the cohort, results/patients/{patient}.npz, results/models/{patient}.npz, the tables
 # OUTPUTS: results/qc/*.tsv, results/qc/*.svg, results/qc/*.png, results/qc/patients/{patient}.svg, .png
 
-FIGURES = ["criteria", "overview"] + (["composition"] if CONFIG.celltype_col else [])
-
 
 rule qc_cells:
     input:
@@ -140,12 +138,3 @@ rule qc_patient:
         "Drawing {wildcards.patient}"
     script:
         "../../scripts/qc_patient.py"
-
-
-def qc_outputs(wildcards):
-    patients = parts() if CONFIG.qc.patient_figures else []
-    return [
-        "results/qc/diagnostics.tsv",
-        *expand("results/qc/{figure}.{suffix}", figure=FIGURES, suffix=["svg", "png"]),
-        *expand("results/qc/patients/{patient}.{suffix}", patient=patients, suffix=["svg", "png"]),
-    ]

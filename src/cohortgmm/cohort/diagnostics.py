@@ -36,7 +36,8 @@ def read_frame(path: str | os.PathLike) -> pd.DataFrame:
     frame = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
     for name in frame.columns.difference(_TEXT_COLUMNS):
         flags = frame[name].isin(["True", "False"]).all() and len(frame) > 0
-        frame[name] = frame[name] == "True" if flags else pd.to_numeric(frame[name].replace("", "nan"))
+        missing = frame[name].isin(["", "nan"])  # texts that pandas takes for no number
+        frame[name] = frame[name] == "True" if flags else pd.to_numeric(frame[name].mask(missing))
     if "patient" in frame:
         frame["patient"] = frame["patient"].map(display_name)
     return frame

@@ -263,6 +263,7 @@ def read_gmm(data, gmm_key: str | None = None) -> dict[str, GaussianMixture]:
         if mu.ndim == 3:  # ggml_ot writes one mixture with a leading axis
             mu, var = mu[0], var[0]
         mu, var = np.broadcast_to(mu, (len(ids), *mu.shape)), np.broadcast_to(var, (len(ids), *var.shape))
+        weights = np.broadcast_to(weights, (len(ids), weights.shape[1]))
     elif mu.ndim != 3 or len(mu) != len(ids):
         raise DataError(f"uns[{gmm_key!r}] has means of shape {mu.shape} for {len(ids)} patients")
     counts = stored.get("distribution_n_components", [mu.shape[1]] * len(ids))

@@ -18,11 +18,8 @@ def test_a_seed_depends_on_run_patient_and_k_only():
     states = [state(0, "P1"), state(1, "P1"), state(0, "P2"), state(0, "P1", 1), state(0, "P1", 2), state(0, "")]
     assert len(set(states)) == 6
     assert state(0, "P1", 2) == states[4]
-    # Of the same machine, of another, of the next year: the draws of this version are these.
-    assert np.random.default_rng(derived_seed(0, "患者", 3)).integers(1000, size=4).tolist() == SEEDED
-
-
-SEEDED = [-1]
+    # On every machine:
+    assert np.random.default_rng(derived_seed(0, "患者", 3)).integers(1000, size=4).tolist() == [331, 730, 538, 668]
 
 
 @given(n=st.integers(2, 200), train_size=st.floats(0.01, 0.99), seed=st.integers(0, 5))

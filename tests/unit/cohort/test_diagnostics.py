@@ -1,0 +1,175 @@
+"""Tables of the quality of the mixtures, recomputed; annotation of cells; draws."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from projects import make_cohort
+
+from cohortgmm.cohort import diagnostics
+from cohortgmm.cohort.fitting import fit_candidate
+from cohortgmm.cohort.tables import write_table
+from cohortgmm.config import GmmConfig
+from cohortgmm.errors import DataError
+from cohortgmm.files import COHORT
+
+
+@pytest.fixture
+def fitted(make_part):
+    """Parts, final fits, scores and selection of two patients with two groups of cells each."""
+    parts = [make_part("P1", 40), make_part("NA", 30, first_position=40)]
+    options = GmmConfig().fit_options()
+    rows, fits = [], {}
+    for part in parts:
+        for k in (1, 2):
+            row, fit = fit_candidate(part, k, options, seed=0)
+            rows.append(row)
+        fits[part.patient] = fit
+    scores = pd.DataFrame(rows)
+    return parts, fits, scores, pd.DataFrame({"patient": ["P1", "NA"], "k": [2, 2]})
+
+
+def test_one_row_per_mixture(fitted):
+    parts, fits, scores, selection = fitted
+    table = diagnostics.diagnostics_table(parts, fits, scores, selection, {"P1": "sick"}, "none")
+    assert table["patient"].tolist() == ["P1", "NA"]
+    assert table["label"].tolist() == ["sick", ""]
+    assert table["n_cells"].tolist() == [40, 30]
+    assert table["n_fit"].tolist() == [20, 15]
+    assert table["k"].tolist() == [2, 2]
+    row, fit = table.iloc[0], fits["P1"]
+    chosen = scores[(scores["patient"] == "P1") & (scores["k"] == 2)].iloc[0]
+    for name in ("train_nll", "heldout_nll", "nll_gap"):
+        assert row[name] == chosen[name]
+    assert row["log_likelihood"] == fit.log_likelihood == -chosen["train_nll"]
+    spectra = np.linalg.eigvalsh(fit.model.covariances)
+    assert row["max_condition"] == pytest.approx((spectra[:, -1] / spectra[:, 0]).max(), rel=1e-12)
+    assert row["min_weight"] + row["max_weight"] == pytest.approx(1)
+    assert row["min_weight"] <= row["max_weight"]
+    assert (row["n_floored"], row["converged"], row["n_iter"]) == (0, True, fit.n_iter)
+    full = diagnostics.diagnostics_table(parts, fits, scores, selection, {}, "full")
+    assert full["n_fit"].tolist() == [40, 30]
+
+
+def test_weights_by_component(fitted):
+    _, fits, _, _ = fitted
+    table = diagnostics.weights_table(fits)
+    assert table["patient"].tolist() == ["P1", "P1", "NA", "NA"]
+    assert table["component"].tolist() == [0, 1, 0, 1]
+    np.testing.assert_array_equal(table["weight"], np.concatenate([fit.model.weights for fit in fits.values()]))
+    assert diagnostics.weights_table({COHORT: fits["P1"]})["patient"].unique().tolist() == ["all patients"]
+
+
+def test_cell_types_by_component(fitted):
+    parts, fits, _, _ = fitted
+    types = pd.Categorical(np.where(np.arange(70) % 2, "T", "B"))  # the two groups of cells
+    types[0] = None
+    table = diagnostics.composition_table(parts, fits, types)
+    assert list(table.columns) == diagnostics.COMPOSITION_COLUMNS
+    assert table["n_cells"].sum() == 70
+    counts = table.set_index(["patient", "cell_type"])["n_cells"]
+    assert counts.to_dict() == {
+        ("P1", "B"): 19,
+        ("P1", "unknown"): 1,
+        ("P1", "T"): 20,
+        ("NA", "B"): 15,
+        ("NA", "T"): 15,
+    }
+    component = table.set_index(["patient", "cell_type"])["component"]
+    assert component["P1", "B"] == component["P1", "unknown"] != component["P1", "T"]
+    empty = diagnostics.composition_table(parts, fits, None)
+    assert list(empty.columns) == diagnostics.COMPOSITION_COLUMNS
+    assert len(empty) == 0
+
+
+def test_what_was_not_fitted_is_missing(tmp_path):
+    """Scores of skipped candidates are written as nan, a runner-up that is not there as nothing."""
+    rows = [{"patient": "P1", "aic": 1.5, "runner_up_k": ""}, {"patient": "P2", "aic": math.nan, "runner_up_k": 2}]
+    write_table(tmp_path / "t.tsv", ["patient", "aic", "runner_up_k"], rows)
+    frame = diagnostics.read_frame(tmp_path / "t.tsv")
+    np.testing.assert_array_equal(frame["aic"], [1.5, np.nan])
+    np.testing.assert_array_equal(frame["runner_up_k"], [np.nan, 2])
+    write_table(tmp_path / "t.tsv", ["patient", "runner_up_k"], [{"patient": "P1", "runner_up_k": ""}])
+    np.testing.assert_array_equal(diagnostics.read_frame(tmp_path / "t.tsv")["runner_up_k"], [np.nan])
+
+
+def test_a_table_keeps_texts_and_numbers(tmp_path):
+    frame = pd.DataFrame(
+        {
+            "patient": ["NA", "007", COHORT],
+            "label": ["", "nan", "1"],
+            "score": [0.1 + 0.2, np.nan, -3.0],
+            "k": [1, 2, 3],
+            "converged": [True, False, True],
+        }
+    )
+    diagnostics.write_frame(frame, tmp_path / "t.tsv")
+    again = diagnostics.read_frame(tmp_path / "t.tsv")
+    assert again["patient"].tolist() == ["NA", "007", "all patients"]
+    assert again["label"].tolist() == ["", "nan", "1"]
+    assert again["score"][0] == 0.1 + 0.2
+    np.testing.assert_array_equal(again["score"], frame["score"])
+    assert again["converged"].tolist() == [True, False, True]
+    assert again["k"].dtype.kind == "i"
+
+
+# Annotation of cells
+
+
+def annotate(path, **options):
+    options = {"use_rep": "X_pca", "celltype_col": None, "umap": False, "max_cells": 100, "seed": 0} | options
+    return diagnostics.read_annotation(path, **options)
+
+
+def test_cell_types_of_a_file(tmp_path):
+    cohort = make_cohort(("P1",), n_cells=4)
+    cohort.obs["n"] = [2, 1, 2, 2]
+    cohort.obs["cell_type"] = pd.Categorical(["T", None, "B", "T"])
+    cohort.obsm["X_umap"] = np.arange(12.0).reshape(4, 3)
+    cohort.write_h5ad(tmp_path / "x.h5ad")
+    nothing = annotate(tmp_path / "x.h5ad")
+    assert nothing.umap is None
+    assert nothing.cell_types is None
+    annotation = annotate(tmp_path / "x.h5ad", celltype_col="cell_type", umap=True)
+    annotation.save(tmp_path / "cells.npz")
+    for read in (annotation, diagnostics.CellAnnotation.load(tmp_path / "cells.npz")):
+        assert read.cell_types.categories.tolist() == ["B", "T"]
+        assert read.cell_types.codes.tolist() == [1, -1, 0, 1]
+        np.testing.assert_array_equal(read.umap, [[0, 1], [3, 4], [6, 7], [9, 10]])  # what is there is not computed
+    assert annotate(tmp_path / "x.h5ad", celltype_col="n").cell_types.tolist() == ["2", "1", "2", "2"]
+    nothing.save(tmp_path / "nothing.npz")
+    assert diagnostics.CellAnnotation.load(tmp_path / "nothing.npz").umap is None
+    with pytest.raises(DataError, match=r"celltype_col: obs column 'celltype' is not .* did you mean 'cell_type'\?"):
+        annotate(tmp_path / "x.h5ad", celltype_col="celltype")
+
+
+def test_too_few_cells_for_a_umap(tmp_path):
+    make_cohort(("P1",), n_cells=3).write_h5ad(tmp_path / "x.h5ad")
+    umap = annotate(tmp_path / "x.h5ad", umap=True).umap
+    assert umap.shape == (3, 2)
+    assert np.isnan(umap).all()
+
+
+def test_draws_of_cells():
+    assert diagnostics.draw_cells(5, 5, 0).tolist() == [0, 1, 2, 3, 4]
+    drawn = diagnostics.draw_cells(1000, 100, 0)
+    assert len(drawn) == len(set(drawn)) == 100
+    assert (np.diff(drawn) > 0).all()
+    assert drawn.max() < 1000
+    np.testing.assert_array_equal(diagnostics.draw_cells(1000, 100, 0), drawn)
+    assert not np.array_equal(diagnostics.draw_cells(1000, 100, 1), drawn)
+
+
+@pytest.mark.parametrize(
+    ("use_rep", "names"),
+    [
+        ("X_pca", ["PC1", "PC2"]),
+        ("X_pca_harmony", ["PC1", "PC2"]),
+        ("X_scVI", ["scVI 1", "scVI 2"]),
+        ("latent", ["latent 1", "latent 2"]),
+        (None, ["X 1", "X 2"]),
+    ],
+)
+def test_names_of_features(use_rep, names):
+    assert diagnostics.feature_names(use_rep, 2) == names
