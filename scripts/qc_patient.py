@@ -1,5 +1,5 @@
 from cohortgmm.cohort.cells import PatientCells
-from cohortgmm.cohort.diagnostics import CellAnnotation, display_name, draw_cells, feature_names, read_frame
+from cohortgmm.cohort.diagnostics import CellAnnotation, draw_cells, feature_names, read_frame
 from cohortgmm.files import describe
 from cohortgmm.log import job_log
 from cohortgmm.mixture.model import GaussianMixture
@@ -10,7 +10,7 @@ with job_log(snakemake.log[0], describe(snakemake.wildcards)):
     cells, model = PatientCells.load(snakemake.input.cells), GaussianMixture.load(snakemake.input.model)
     annotation, params = CellAnnotation.load(snakemake.input.annotation), snakemake.params
     figure = plot_patient(
-        patient=display_name(cells.patient),
+        patient=cells.patient,
         x=cells.x,
         components=model.responsibilities(cells.x).argmax(axis=1),
         model=model,

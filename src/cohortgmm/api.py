@@ -255,7 +255,7 @@ def _fit_part(part: PatientCells, gmm: GmmConfig, seed: int) -> _Outcome:
         k = choice["k"]
         fit = final_fit(part, k, fits[k], gmm.refit, options, seed=seed)
     except CohortgmmError as error:
-        title = f"patient {part.patient!r}" if part.owner is None else "all patients"
+        title = f"patient {part.patient!r}" if part.owner is None else part.patient
         error.args = (f"{title}, k={k}: {error}",)
         raise
     return _Outcome(rows, choice, fit, len(part.x) if gmm.refit == "full" else part.n_train)

@@ -6,10 +6,10 @@ come from the models below.
 
 import difflib
 import operator
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from cohortgmm.errors import ConfigError
 
@@ -30,8 +30,16 @@ def _number(value: Any) -> Any:
 Number = Annotated[float, BeforeValidator(_number)]
 
 
+#: Dotted keys that do not go together, and why.
+Conflict = tuple[tuple[str, ...], str]
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    def conflicts(self) -> list[Conflict]:
+        """Keys that are good by themselves and do not go together."""
+        return []
 
 
 class GmmConfig(_Section):
@@ -112,14 +120,14 @@ class GmmConfig(_Section):
             raise ValueError("must not be '.', which stands for the whole of `uns`")
         return value
 
-    @model_validator(mode="after")
-    def _check_together(self) -> "GmmConfig":
-        if self.train_size == 1 and self.k_selection_metric == "heldout_nll" and self.fixed_k is None:
-            raise ValueError(
-                "train_size 1 holds no cells out, which k_selection_metric heldout_nll needs: "
-                "lower train_size or choose aic or bic"
-            )
-        return self
+    def conflicts(self) -> list[Conflict]:
+        if self.train_size < 1 or self.k_selection_metric != "heldout_nll" or self.fixed_k is not None:
+            return []
+        message = (
+            "train_size 1 holds no cells out, which k_selection_metric heldout_nll needs: lower train_size or choose "
+            "aic or bic"
+        )
+        return [(("train_size", "k_selection_metric", "k_comps"), message)]
 
     @property
     def fixed_k(self) -> int | None:
@@ -212,16 +220,16 @@ class Config(_Section):
     gmm: GmmConfig = GmmConfig()
     qc: QcConfig = QcConfig()
 
-    @model_validator(mode="after")
-    def _check_together(self) -> "Config":
-        if self.preprocess.enabled:
-            made = "X_pca_harmony" if self.preprocess.harmony_col else "X_pca"
-            if self.use_rep != made:
-                raise ValueError(
-                    f"use_rep is {self.use_rep!r}, but preprocessing makes {made!r}: set use_rep to that, or "
-                    "preprocess.enabled to false to use an embedding that is in the input"
-                )
-        return self
+    def conflicts(self) -> list[Conflict]:
+        found = [(tuple(f"gmm.{key}" for key in keys), f"gmm: {text}") for keys, text in self.gmm.conflicts()]
+        made = "X_pca_harmony" if self.preprocess.harmony_col else "X_pca"
+        if self.preprocess.enabled and self.use_rep != made:
+            message = (
+                f"use_rep is {self.use_rep!r}, but preprocessing makes {made!r}: set use_rep to that, or "
+                "preprocess.enabled to false to use an embedding that is in the input"
+            )
+            found.append((("use_rep", "preprocess.enabled", "preprocess.harmony_col"), message))
+        return found
 
     @property
     def gmm_key(self) -> str:
@@ -285,18 +293,54 @@ def read_config(config: Mapping[str, Any], source: str = "config") -> Config:
 
 def read_gmm_options(options: Mapping[str, Any]) -> GmmConfig:
     """Check the arguments of a fit; as :func:`read_config`."""
-    return _validated(GmmConfig, options, "fit_gmm")
+    # Notebooks compute arguments: numpy's numbers count as numbers.
+    plain = {
+        key: value.item() if hasattr(value, "item") and not hasattr(value, "__len__") else value
+        for key, value in options.items()
+    }
+    return _validated(GmmConfig, plain, "fit_gmm")
 
 
 def _validated(model: type[_Section], values: Mapping[str, Any], source: str) -> Any:
+    # A section whose keys are all commented out reads as None.
+    values = {key: {} if value is None and _is_section(model, key) else value for key, value in values.items()}
+    problems, faulty = [], set()
     try:
-        return model.model_validate(dict(values))
+        result = model.model_validate(values)
     except ValidationError as error:
-        problems = [_problem(model, item) for item in error.errors()]
-    heading = f"{source}: {len(problems)} problem{'s' if len(problems) > 1 else ''}"
-    raise (
-        ConfigError("\n  ".join([heading, *problems])) if len(problems) > 1 else ConfigError(f"{source}: {problems[0]}")
-    )
+        items = error.errors()
+        problems = [_problem(model, item) for item in items]
+        faulty = {tuple(map(str, item["loc"])) for item in items}
+        # Go on with what is left, so that conflicts among good keys are reported in the same breath.
+        result = model.model_validate(_without(values, faulty))
+    bad_keys = {".".join(path) for path in faulty}
+    for keys, message in result.conflicts():
+        # A fault within a key (an element of a list) or above it (a whole section) is one of the key.
+        pairs = ((f"{key}.", f"{bad}.") for key in keys for bad in bad_keys)
+        if not any(key.startswith(bad) or bad.startswith(key) for key, bad in pairs):
+            problems.append(message)
+    if len(problems) > 1:
+        raise ConfigError("\n  ".join([f"{source}: {len(problems)} problems", *problems]))
+    if problems:
+        raise ConfigError(f"{source}: {problems[0]}")
+    return result
+
+
+def _is_section(model: type[BaseModel], key: str) -> bool:
+    field = model.model_fields.get(key)
+    return field is not None and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+
+
+def _without(values: Mapping[str, Any], faulty: Collection[tuple[str, ...]]) -> dict[str, Any]:
+    """The values without faulty keys; a key that is required and missing gets some text."""
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        inner = [path[1:] for path in faulty if path[0] == str(key)]
+        if not inner:
+            result[key] = value
+        elif isinstance(value, Mapping) and all(inner):
+            result[key] = _without(value, inner)
+    return result | {path[0]: "missing" for path in faulty if path in (("input",), ("patient_col",))}
 
 
 def _problem(model: type[BaseModel], item: Any) -> str:

@@ -10,8 +10,11 @@ from typing import Any
 
 from cohortgmm.errors import CohortgmmError, DataError, OutputError
 
-#: Name that stands for all patients together; escaped patient names never start with an underscore.
+#: File name of all patients together; escaped patient names never start with an underscore.
 COHORT = "_cohort"
+
+#: What all patients together are called in tables, figures and messages.
+ALL_PATIENTS = "all patients"
 
 _PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
 _MAX_NAME = 200
@@ -61,7 +64,7 @@ def describe(wildcards: Any) -> str:
     words = []
     if hasattr(wildcards, "patient"):
         name = wildcards.patient
-        words.append("all patients" if name == COHORT else f"patient {unescape_id(name)!r}")
+        words.append(ALL_PATIENTS if name == COHORT else f"patient {unescape_id(name)!r}")
     if hasattr(wildcards, "k"):
         words.append(f"k={wildcards.k}")
     return ", ".join(words)

@@ -13,7 +13,7 @@ from cohortgmm import __version__
 from cohortgmm.cohort.tables import read_rows
 from cohortgmm.config import Config, read_config
 from cohortgmm.errors import CohortgmmError, ConfigError
-from cohortgmm.files import COHORT, escape_id, unescape_id
+from cohortgmm.files import ALL_PATIENTS, COHORT, escape_id, unescape_id
 from cohortgmm.log import ERROR_PREFIX, LEVEL_VARIABLE
 
 _SILENT_TOKENS = {tokenize.COMMENT, tokenize.NL, tokenize.ENCODING}
@@ -110,7 +110,7 @@ def sheet_part_names(component_sharing: str, patients: Iterable[str]) -> list[st
 
 def patient_name(name: str) -> str:
     """Patient id of a file name, as the report shows it."""
-    return "all patients" if name == COHORT else unescape_id(name)
+    return ALL_PATIENTS if name == COHORT else unescape_id(name)
 
 
 def scaled(base: float, per_mb: float = 0.0) -> Callable[..., int]:

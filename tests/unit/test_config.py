@@ -305,3 +305,33 @@ def test_what_the_split_depends_on():
         "on_small_patient": "error",
     }
     assert read(gmm={"k_comps": 4, "train_size": 0.8}).split_options()["train_size"] == 1.0
+
+
+def test_conflicts_are_reported_with_the_other_problems():
+    config = {
+        "input": "a",
+        "use_rep": "X_scVI",
+        "gmm": {"train_size": 1, "k_selection_metric": "heldout_nll", "tol": -1},
+    }
+    with pytest.raises(ConfigError) as caught:
+        read_config(config)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "config: 4 problems"
+    assert {line.split(":")[0].strip() for line in lines[1:3]} == {"patient_col", "gmm.tol"}
+    assert lines[3].startswith("  gmm: train_size 1 holds no cells out")
+    assert lines[4].startswith("  use_rep is 'X_scVI', but preprocessing makes 'X_pca'")
+
+
+def test_a_faulty_key_hides_the_conflicts_it_takes_part_in():
+    with pytest.raises(ConfigError) as caught:
+        read_config({"input": "a", "patient_col": "p", "use_rep": "X_scVI", "preprocess": {"enabled": "nein"}})
+    assert str(caught.value) == "config: preprocess.enabled: input should be a valid boolean, got 'nein'"
+
+
+def test_a_section_with_all_keys_commented_out_has_its_defaults():
+    assert read_config({"input": "a", "patient_col": "p", "gmm": None}).gmm == GmmConfig()
+
+
+def test_numbers_of_numpy_are_numbers():
+    options = read_gmm_options({"max_iter": np.int64(3), "tol": np.float32(0.5), "verbose": np.bool_(False)})
+    assert (options.max_iter, options.tol, options.verbose) == (3, 0.5, False)

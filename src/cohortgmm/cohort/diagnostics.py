@@ -12,7 +12,7 @@ from anndata.io import read_elem
 
 from cohortgmm.cohort.cells import PatientCells
 from cohortgmm.cohort.reading import check_column, open_h5ad, read_embedding, read_obs, rows_of
-from cohortgmm.files import COHORT, atomic_path
+from cohortgmm.files import atomic_path
 from cohortgmm.mixture.em import MixtureFit
 
 logger = logging.getLogger(__name__)
@@ -22,14 +22,6 @@ _TEXT_COLUMNS = ["patient", "file", "label", "metric", "status", "reason", "cell
 #: Columns of the composition table.
 COMPOSITION_COLUMNS = ["patient", "component", "cell_type", "n_cells"]
 
-#: What a part of the pipeline is called in tables and figures.
-ALL_PATIENTS = "all patients"
-
-
-def display_name(part: str) -> str:
-    """Patient id as a reader should see it."""
-    return ALL_PATIENTS if part == COHORT else part
-
 
 def read_frame(path: str | os.PathLike) -> pd.DataFrame:
     """A table of the pipeline for a figure: texts stay texts (a patient may be called NA), the rest are numbers."""
@@ -38,8 +30,6 @@ def read_frame(path: str | os.PathLike) -> pd.DataFrame:
         flags = frame[name].isin(["True", "False"]).all() and len(frame) > 0
         missing = frame[name].isin(["", "nan"])  # texts that pandas takes for no number
         frame[name] = frame[name] == "True" if flags else pd.to_numeric(frame[name].mask(missing))
-    if "patient" in frame:
-        frame["patient"] = frame["patient"].map(display_name)
     return frame
 
 
@@ -78,10 +68,10 @@ def diagnostics_table(
     chosen = scores.merge(selection[["patient", "k"]], on=["patient", "k"]).set_index("patient")
     rows = []
     for part in parts:
-        fit, score = fits[part.patient], chosen.loc[display_name(part.patient)]
+        fit, score = fits[part.patient], chosen.loc[part.patient]
         rows.append(
             {
-                "patient": display_name(part.patient),
+                "patient": part.patient,
                 "label": labels.get(part.patient, ""),
                 "n_cells": len(part.x),
                 "n_fit": len(part.x) if refit == "full" else part.n_train,
@@ -105,7 +95,7 @@ def weights_table(fits: Mapping[str, MixtureFit]) -> pd.DataFrame:
     """Weight of every component: columns patient, component, weight."""
     return pd.DataFrame(
         [
-            {"patient": display_name(name), "component": component, "weight": weight}
+            {"patient": name, "component": component, "weight": weight}
             for name, fit in fits.items()
             for component, weight in enumerate(fit.model.weights)
         ]
@@ -125,7 +115,7 @@ def composition_table(
         types = cell_types[part.positions].astype(object)
         table = pd.DataFrame({"component": components, "cell_type": np.where(pd.isna(types), "unknown", types)})
         counts = table.value_counts().rename("n_cells").reset_index().sort_values(["component", "cell_type"])
-        tables.append(counts.assign(patient=display_name(part.patient)))
+        tables.append(counts.assign(patient=part.patient))
     return pd.concat(tables[1:] or tables, ignore_index=True)[COMPOSITION_COLUMNS]
 
 

@@ -22,7 +22,7 @@ from cohortgmm.cohort.reading import (
 )
 from cohortgmm.cohort.tables import PATIENT_COLUMNS, Row, read_sheet, write_table
 from cohortgmm.errors import DataError
-from cohortgmm.files import COHORT, escape_id
+from cohortgmm.files import ALL_PATIENTS, COHORT, escape_id
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class Split:
         positions = np.concatenate(list(self.positions.values()))
         train = np.concatenate(list(self.train.values()))
         owner = np.repeat(np.arange(len(self.positions)), [len(rows) for rows in self.positions.values()])
-        return PatientCells(COHORT, rows_of(matrix, positions), positions, train, owner, tuple(self.positions))
+        return PatientCells(ALL_PATIENTS, rows_of(matrix, positions), positions, train, owner, tuple(self.positions))
 
     def parts(self, matrix, component_sharing: str) -> Iterator[PatientCells]:
         """What is fitted: every patient for itself, or the whole cohort at once."""
@@ -147,24 +147,35 @@ def split_patients(
     return Split(rows, positions, train)
 
 
-def check_finite(matrix, ids: np.ndarray, name: str) -> None:
-    """Refuse NaN and infinite values: how many, and the first patient (by id) that has them."""
+def check_finite(matrix, ids: np.ndarray, name: str, used: np.ndarray | None = None) -> None:
+    """Refuse NaN and infinite values: how many, and the first patient (by id) that has them.
+
+    Parameters
+    ----------
+    matrix
+        (n, D) array or CSR matrix.
+    ids
+        (n,) patients.
+    name
+        What to call the matrix.
+    used
+        Rows that matter; None for all.
+    """
     values = matrix.data if hasattr(matrix, "indptr") else matrix
     # A finite sum of squares needs finite values, and costs no temporary of the size of the data.
     if values.dtype.kind in "iub" or np.isfinite(np.vdot(values, values)):
         return
     if hasattr(matrix, "indptr"):
         owner = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
-        bad_cells = owner[~np.isfinite(values)]
-        count = len(bad_cells)
+        per_cell = np.bincount(owner[~np.isfinite(values)], minlength=len(ids))
     else:
-        bad = ~np.isfinite(values)
-        bad_cells, count = np.flatnonzero(bad.any(axis=1)), int(np.count_nonzero(bad))
-    if count:
-        first = min(ids[np.unique(bad_cells)])
+        per_cell = np.count_nonzero(~np.isfinite(values), axis=1)
+    bad_cells = np.flatnonzero(per_cell)
+    bad_cells = bad_cells if used is None else np.intersect1d(bad_cells, used)
+    if len(bad_cells):
         raise DataError(
-            f"{name} has {count} NaN or infinite values in {len(np.unique(bad_cells))} cells, the first in patient "
-            f"{first!r}: remove these cells or recompute the embedding"
+            f"{name} has {per_cell[bad_cells].sum()} NaN or infinite values in {len(bad_cells)} cells, the first in "
+            f"patient {min(ids[bad_cells])!r}: remove these cells or recompute the embedding"
         )
 
 
@@ -207,8 +218,9 @@ def split_file(
         matrix = read_embedding(file, use_rep)
     if mixed:
         logger.warning("%d patients have cells of several labels, the commonest is used: %s", len(mixed), mixed[:5])
-    check_finite(matrix, ids, "X" if use_rep is None else f"obsm[{use_rep!r}]")
     split = split_patients(ids, labels=labels, wanted=read_sheet(sheet) if sheet else None, **options)
+    name = "X" if use_rep is None else f"obsm[{use_rep!r}]"
+    check_finite(matrix, ids, name, used=np.concatenate(list(split.positions.values())))
     parts = list(_file_names(split, component_sharing))
     folder = Path(folder)
     for name, part in zip(parts, split.parts(matrix, component_sharing), strict=True):

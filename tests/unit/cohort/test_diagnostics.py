@@ -12,7 +12,6 @@ from cohortgmm.cohort.fitting import fit_candidate
 from cohortgmm.cohort.tables import write_table
 from cohortgmm.config import GmmConfig
 from cohortgmm.errors import DataError
-from cohortgmm.files import COHORT
 
 
 @pytest.fixture
@@ -58,7 +57,6 @@ def test_weights_by_component(fitted):
     assert table["patient"].tolist() == ["P1", "P1", "NA", "NA"]
     assert table["component"].tolist() == [0, 1, 0, 1]
     np.testing.assert_array_equal(table["weight"], np.concatenate([fit.model.weights for fit in fits.values()]))
-    assert diagnostics.weights_table({COHORT: fits["P1"]})["patient"].unique().tolist() == ["all patients"]
 
 
 def test_cell_types_by_component(fitted):
@@ -97,7 +95,7 @@ def test_what_was_not_fitted_is_missing(tmp_path):
 def test_a_table_keeps_texts_and_numbers(tmp_path):
     frame = pd.DataFrame(
         {
-            "patient": ["NA", "007", COHORT],
+            "patient": ["NA", "007", "_cohort"],
             "label": ["", "nan", "1"],
             "score": [0.1 + 0.2, np.nan, -3.0],
             "k": [1, 2, 3],
@@ -106,7 +104,7 @@ def test_a_table_keeps_texts_and_numbers(tmp_path):
     )
     diagnostics.write_frame(frame, tmp_path / "t.tsv")
     again = diagnostics.read_frame(tmp_path / "t.tsv")
-    assert again["patient"].tolist() == ["NA", "007", "all patients"]
+    assert again["patient"].tolist() == ["NA", "007", "_cohort"]
     assert again["label"].tolist() == ["", "nan", "1"]
     np.testing.assert_allclose(again["score"], frame["score"], rtol=1e-15)
     assert again["converged"].tolist() == [True, False, True]

@@ -14,7 +14,7 @@ from cohortgmm.cohort.cells import PatientCells
 from cohortgmm.cohort.split import check_finite, split_file, split_patients
 from cohortgmm.cohort.tables import read_rows
 from cohortgmm.errors import DataError
-from cohortgmm.files import COHORT
+from cohortgmm.files import ALL_PATIENTS, COHORT
 
 
 def ids_of(**counts):
@@ -79,7 +79,7 @@ def test_the_cells_of_all_patients_together():
     x = np.arange(14).reshape(7, 2)
     result = split(np.array(list("bababab"), dtype=object))
     (cells,) = result.parts(x, "global")
-    assert cells.patient == COHORT
+    assert cells.patient == ALL_PATIENTS
     assert cells.patients == ("a", "b")
     assert cells.owner.tolist() == [0, 0, 0, 1, 1, 1, 1]
     assert cells.positions.tolist() == [1, 3, 5, 0, 2, 4, 6]
