@@ -37,3 +37,8 @@ def test_links_of_the_pages_lead_somewhere():
         folder = (REPOSITORY / page).parent
         for target in re.findall(r"\]\(([^)#]+)\)", (REPOSITORY / page).read_text()):
             assert (folder / target).exists(), f"{page}: {target}"
+
+
+def test_the_figures_of_the_readme_are_those_of_the_benchmark():
+    measured = (REPOSITORY / "benchmarks" / "pipeline.md").read_text().split("\n", 2)[2].strip()
+    assert measured in (REPOSITORY / "README.md").read_text(), "paste benchmarks/pipeline.md"
