@@ -130,7 +130,7 @@ def test_categories_as_older_files_hold_them(tmp_path):
     make_cohort().write_h5ad(tmp_path / "source.h5ad")
     with h5py.File(tmp_path / "source.h5ad", "r+") as file:
         obs = file["obs"]
-        write_elem(obs, "__categories/condition", np.array(["well", "sick"], dtype=object))
+        write_elem(obs.create_group("__categories"), "condition", np.array(["well", "sick"], dtype=object))
         del obs["condition"]
         obs["condition"] = np.array([0, 1, 0], dtype=np.int8).repeat(60)
         obs["condition"].attrs["categories"] = obs["__categories/condition"].ref

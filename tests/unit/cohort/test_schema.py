@@ -171,7 +171,7 @@ IDS = ("a/b", ".", "a=2Fb", "..", "a.b", "é 1", "NA", "x/")
 def test_a_file_gives_back_the_same(tmp_path, patients, options):
     cohort = fit(uneven(patients), **options)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # anndata warns of keys that it will refuse one day
+        warnings.filterwarnings("error", message="(?i).*slash")  # anndata warns of keys that it will refuse one day
         cohort.write_h5ad(tmp_path / "x.h5ad")
     again = ad.read_h5ad(tmp_path / "x.h5ad")
     assert equal(cohort.uns[KEY], again.uns[KEY])
