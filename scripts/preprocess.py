@@ -4,4 +4,4 @@ from cohortgmm.log import job_log
 
 with job_log(snakemake.log[0]):
     options = PreprocessConfig(**snakemake.params.options)
-    preprocess_file(snakemake.input[0], snakemake.output[0], options, snakemake.params.seed)
+    preprocess_file(snakemake.input.cohort, snakemake.output[0], options, snakemake.params.seed)

@@ -1,4 +1,4 @@
-from cohortgmm.cohort.diagnostics import read_annotation
+from cohortgmm.cohort.annotation import read_annotation
 from cohortgmm.log import job_log
 
 with job_log(snakemake.log[0]):

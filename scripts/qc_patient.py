@@ -1,5 +1,6 @@
+from cohortgmm.cohort.annotation import CellAnnotation, draw_cells, feature_names
 from cohortgmm.cohort.cells import PatientCells
-from cohortgmm.cohort.diagnostics import CellAnnotation, draw_cells, feature_names, read_frame
+from cohortgmm.cohort.diagnostics import read_frame
 from cohortgmm.files import describe
 from cohortgmm.log import job_log
 from cohortgmm.mixture.model import GaussianMixture

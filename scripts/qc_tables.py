@@ -1,4 +1,5 @@
 from cohortgmm.cohort import diagnostics as qc
+from cohortgmm.cohort.annotation import CellAnnotation
 from cohortgmm.cohort.cells import PatientCells
 from cohortgmm.cohort.fitting import load_fits
 from cohortgmm.cohort.tables import read_rows
@@ -9,7 +10,7 @@ with job_log(snakemake.log[0]):
     fits = load_fits(parts, snakemake.input.models)
     labels = {row["patient"]: row["label"] for row in read_rows(snakemake.input.table)}
     scores, selection = qc.read_frame(snakemake.input.scores), qc.read_frame(snakemake.input.selection)
-    cell_types = qc.CellAnnotation.load(snakemake.input.annotation).cell_types
+    cell_types = CellAnnotation.load(snakemake.input.annotation).cell_types
     diagnostics = qc.diagnostics_table(parts, fits, scores, selection, labels, snakemake.params.refit)
     qc.write_frame(diagnostics, snakemake.output.diagnostics)
     qc.write_frame(qc.weights_table(fits), snakemake.output.weights)

@@ -54,6 +54,8 @@ def fit_gmm(
     random_state: int = 0,
     n_jobs: int = 1,
     init: str = "kmeans",
+    min_cells: int = 1,
+    on_small_patient: str = "error",
 ):
     """Fit one Gaussian mixture per patient and choose its number of components.
 
@@ -88,6 +90,9 @@ def fit_gmm(
         Print a line per patient.
     random_state
         Seed. The mixture of a patient depends on it, the patient's id, its cells and k, not on the other patients.
+    min_cells, on_small_patient
+        What happens to a patient with fewer cells, or too few for every k: ``"error"`` stops, ``"drop"`` leaves it out
+        (its cells get component -1).
     n_jobs
         Patients fitted at the same time; -1 is one per core. It does not change the result.
 
@@ -135,13 +140,22 @@ def fit_gmm(
     )
     if not isinstance(random_state, (int, np.integer)) or random_state < 0:
         raise ConfigError(f"random_state must be an integer of at least 0, got {random_state!r}")
+    if on_small_patient not in ("error", "drop"):
+        raise ConfigError(f"on_small_patient must be 'error' or 'drop', got {on_small_patient!r}")
     is_mapping = isinstance(data, Mapping)
     matrix, ids = _from_mapping(data) if is_mapping else _from_anndata(data, patient_col, use_rep)
     sharing = gmm.component_sharing
     if sharing == "auto":
         sharing = "global" if is_mapping else "sample_specific"
     seed = int(random_state)
-    split = split_patients(ids, train_size=gmm.effective_train_size, seed=seed, smallest_k=min(gmm.candidates))
+    split = split_patients(
+        ids,
+        train_size=gmm.effective_train_size,
+        seed=seed,
+        smallest_k=min(gmm.candidates),
+        min_cells=min_cells,
+        on_small_patient=on_small_patient,
+    )
     outcomes = _fit_parts(split, matrix, sharing, gmm, seed, n_jobs)
     fits = {name: outcome.fit for name, outcome in outcomes.items()}
     components, resp, mean_resp = assign_components(fits, split.parts(matrix, sharing), len(ids))
@@ -258,4 +272,4 @@ def _fit_part(part: PatientCells, gmm: GmmConfig, seed: int) -> _Outcome:
         title = f"patient {part.patient!r}" if part.owner is None else part.patient
         error.args = (f"{title}, k={k}: {error}",)
         raise
-    return _Outcome(rows, choice, fit, len(part.x) if gmm.refit == "full" else part.n_train)
+    return _Outcome(rows, choice, fit, part.n_fit(gmm.refit))

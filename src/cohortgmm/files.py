@@ -1,6 +1,7 @@
 """File names of patients and atomic writing."""
 
 import filecmp
+import glob
 import os
 import re
 from collections.abc import Iterator
@@ -18,6 +19,9 @@ ALL_PATIENTS = "all patients"
 
 _PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
 _MAX_NAME = 200
+
+#: Snakemake refuses wildcards that end in a pattern repeated this often, as signs of an infinite recursion.
+_MAX_REPEATS = 20
 
 
 def escape_id(patient: str) -> str:
@@ -39,7 +43,7 @@ def escape_id(patient: str) -> str:
     Raises
     ------
     DataError
-        If the id is empty or its escaped name is longer than 200 characters.
+        If the id is empty, its escaped name is longer than 200 characters, or ends in a pattern repeated 20 times.
     """
     if not patient:
         raise DataError("an empty patient id: give every cell a patient")
@@ -50,6 +54,10 @@ def escape_id(patient: str) -> str:
     if len(name) > _MAX_NAME:
         raise DataError(
             f"patient id {patient[:40]!r}... needs {len(name)} characters as a file name, {_MAX_NAME} at most: shorten it"
+        )
+    if re.search(rf"(.+?)\1{{{_MAX_REPEATS - 1},}}$", name):
+        raise DataError(
+            f"patient id {patient[:40]!r} ends in a pattern repeated {_MAX_REPEATS} times or more (padding?): shorten it"
         )
     return name
 
@@ -96,12 +104,31 @@ def atomic_path(path: str | os.PathLike, *, keep_if_same: bool = False) -> Itera
     try:
         with _output_errors(path, temporary):
             path.parent.mkdir(parents=True, exist_ok=True)
+            _remove_leftovers(path)
             yield temporary
             if not (keep_if_same and path.is_file() and filecmp.cmp(temporary, path, shallow=False)):
                 os.replace(temporary, path)
     finally:
         if path.parent.is_dir():
             temporary.unlink(missing_ok=True)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove temporary files of ``path`` whose process was killed."""
+    for leftover in path.parent.glob(f".*.{glob.escape(path.name)}"):
+        process = leftover.name[1:].partition(".")[0]
+        if process.isdigit() and leftover.name == f".{process}.{path.name}" and not _is_alive(int(process)):
+            leftover.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 @contextmanager

@@ -1,10 +1,10 @@
 """What the Snakefile asks: the checked configuration, the jobs that follow from it, and what to say at start and end."""
 
+import ast
 import fcntl
+import functools
 import hashlib
-import importlib.util
 import os
-import tokenize
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,10 @@ from cohortgmm.errors import CohortgmmError, ConfigError
 from cohortgmm.files import ALL_PATIENTS, COHORT, escape_id, unescape_id
 from cohortgmm.log import ERROR_PREFIX, LEVEL_VARIABLE
 
-_SILENT_TOKENS = {tokenize.COMMENT, tokenize.NL, tokenize.ENCODING}
-# The end of a statement or a block is code, its width is not.
-_LAYOUT_TOKENS = {tokenize.NEWLINE: "newline", tokenize.INDENT: "indent", tokenize.DEDENT: "dedent"}
+PREFIX = "cohortgmm."
+
+#: Modules that say and store things but make no results.
+_WITHOUT_RESULTS = {"cohortgmm.archive", "cohortgmm.errors", "cohortgmm.files", "cohortgmm.log"}
 
 
 def load_config(config: Mapping[str, Any], source: str, workflow_dir: str | os.PathLike) -> Config:
@@ -77,35 +78,130 @@ def start_message(executor: str, planned: Mapping[str, int], has_results: bool) 
     return "\n".join(lines)
 
 
-def fingerprint(*modules: str) -> str:
-    """Hash of the code of modules or packages, blind to comments, blank lines and layout.
+def finish_message(configfiles: Iterable[str | os.PathLike], workflow_dir: str | os.PathLike) -> str:
+    """What a run says when it has succeeded: how to make the report, with the options that name the same run."""
+    options = "".join(f" --configfile {path}" for path in configfiles)
+    if Path.cwd() != Path(workflow_dir).resolve():
+        options = f" --directory {Path.cwd()}{options}"
+    return f"Finished. For the report: snakemake{options} --report results/report.html"
 
-    As a parameter of a rule it reruns the rule's jobs when the code that makes their results changes, wherever the
-    package is installed, and only then.
+
+@functools.cache
+def code_of(script: str) -> str:
+    """Hash of the code that a script's results come from: its own, and that of every module of ours it imports.
+
+    As a parameter of a rule it reruns the rule's jobs when that code changes, wherever the package is installed, and only
+    then: comments, docstrings and layout do not count, and the hash is the same for all versions of Python.
+
+    Parameters
+    ----------
+    script
+        Path of the script.
     """
     digest = hashlib.sha256()
-    for module in modules:
-        spec = importlib.util.find_spec(module)
-        origin = Path(spec.origin)
-        for path in sorted(origin.parent.glob("*.py")) if origin.name == "__init__.py" else [origin]:
-            digest.update(path.name.encode())
-            with tokenize.open(path) as file:
-                for token in tokenize.generate_tokens(file.readline):
-                    if token.type not in _SILENT_TOKENS:
-                        digest.update(_LAYOUT_TOKENS.get(token.type, token.string).encode() + b"\0")
+    for path in _imported_files(Path(script)):
+        digest.update(_code_digest(path))
     return digest.hexdigest()[:16]
 
 
-def part_names(component_sharing: str, table: str | os.PathLike) -> list[str]:
-    """File names of what is fitted: every kept patient of the table, or the whole cohort as one."""
+def _imported_files(script: Path) -> list[Path]:
+    """The script and, transitively, the files of the modules of ours it imports, in order of their names."""
+    found, waiting = {"": script}, [script]
+    while waiting:
+        for name, path in _imported_modules(waiting.pop()).items():
+            if name not in found and name not in _WITHOUT_RESULTS:
+                found[name] = path
+                waiting.append(path)
+    return [found[name] for name in sorted(found)]
+
+
+@functools.cache
+def _imported_modules(path: Path) -> dict[str, Path]:
+    """Modules of ours that a file imports; found by their files, as importing them here would cost seconds."""
+    names = set()
+    for node in ast.walk(_syntax_tree(path)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            # `from package import module` imports a module, `from module import name` does not: both are tried.
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    root = Path(__file__).parent
+    files = {name: root.joinpath(*name.split(".")[1:]).with_suffix(".py") for name in names if name.startswith(PREFIX)}
+    return {name: file for name, file in files.items() if file.is_file()}
+
+
+@functools.cache
+def _syntax_tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_bytes())
+
+
+@functools.cache
+def _code_digest(path: Path) -> bytes:
+    digest = hashlib.sha256()
+
+    def visit(node: Any) -> None:
+        # ast.dump differs between versions of Python: fields that are empty come and go. Here they do not count.
+        if isinstance(node, ast.AST):
+            digest.update(type(node).__name__.encode() + b"(")
+            for name, value in ast.iter_fields(node):
+                if value not in (None, []) and name not in ("kind", "type_comment"):
+                    digest.update(name.encode() + b"=")
+                    visit(_without_docstring(node, value) if name == "body" else value)
+            digest.update(b")")
+        elif isinstance(node, list):
+            for item in node:
+                visit(item)
+        else:
+            digest.update(repr(node).encode() + b";")
+
+    visit(_syntax_tree(path))
+    return digest.digest()
+
+
+def _without_docstring(node: ast.AST, body: Any) -> Any:
+    documented = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
+    return body[1:] if documented and ast.get_docstring(node, clean=False) is not None else body
+
+
+def part_names(component_sharing: str, table: str | os.PathLike) -> dict[str, None]:
+    """File names of what is fitted, in order: every kept patient of the table, or the whole cohort as one.
+
+    Returns
+    -------
+    dict
+        The names as keys, as every job asks whether its own is one of them.
+
+    Raises
+    ------
+    CohortgmmError
+        If an array file of the table is not beside it any more.
+    """
+    stat = os.stat(table)
+    return _part_names(component_sharing, str(table), stat.st_mtime_ns, stat.st_size)
+
+
+@functools.lru_cache(maxsize=1)
+def _part_names(component_sharing: str, table: str, *version: int) -> dict[str, None]:
+    # Cached for as long as the table stays the same: every job's input function asks.
+    kept = [row["file"] for row in read_rows(table) if row["status"] == "ok"]
+    names = [COHORT] if component_sharing == "global" else kept
+    folder = Path(table).with_suffix("")
+    there = {path.stem for path in folder.glob("*.npz")} if folder.is_dir() else set()
+    lost = [name for name in names if name not in there]
+    if lost:
+        raise CohortgmmError(
+            f"{len(lost)} array files are gone, the first is {folder / lost[0]}.npz: run once with -R split"
+        )
+    return dict.fromkeys(names)
+
+
+def sheet_part_names(component_sharing: str, patients: Iterable[str], table: str | os.PathLike = "") -> dict[str, None]:
+    """As :func:`part_names`, from the patients of a sample sheet, but those the table, if there, says were left out."""
     if component_sharing == "global":
-        return [COHORT]
-    return [row["file"] for row in read_rows(table) if row["status"] == "ok"]
-
-
-def sheet_part_names(component_sharing: str, patients: Iterable[str]) -> list[str]:
-    """As :func:`part_names`, from the patients of a sample sheet."""
-    return [COHORT] if component_sharing == "global" else [escape_id(patient) for patient in patients]
+        return {COHORT: None}
+    rows = read_rows(table) if table and os.path.exists(table) else []
+    dropped = {row["patient"] for row in rows if row["status"] == "dropped"}
+    return dict.fromkeys(escape_id(patient) for patient in patients if patient not in dropped)
 
 
 def patient_name(name: str) -> str:
@@ -155,8 +251,11 @@ def lock_results(folder: str | os.PathLike) -> int:
         If another run holds it, naming the process.
     """
     path = Path(folder) / ".lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise CohortgmmError(f"cannot lock {path}: {error.strerror}; it may be another user's run") from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -60,12 +60,14 @@ def test_an_empty_id_is_refused():
 
 
 def test_200_characters_are_the_most():
-    assert escape_id("x" * 200) == "x" * 200
+    longest = "".join(map(str, range(92)))[:172] + "abcdefghijklmnopqrstuvwxyz.."
+    assert len(longest) == 200
+    assert escape_id(longest) == longest
     with pytest.raises(DataError, match=r"patient id 'x{40}'\.\.\. needs 201 characters as a file name, 200 at most"):
-        escape_id("x" * 201)
-    assert len(escape_id("é" * 33)) == 198  # six characters each
+        escape_id("x" * 40 + longest[:161])
+    assert len(escape_id("éà" * 16 + "ê")) == 198  # six characters each
     with pytest.raises(DataError, match="needs 204 characters"):
-        escape_id("é" * 34)
+        escape_id("éà" * 17)
 
 
 def test_a_job_is_described_by_patient_and_k():
@@ -244,3 +246,22 @@ def test_a_full_disk(tmp_path):
         assert (small / "array.npz").read_text() == "before"
     finally:
         subprocess.run(["umount", str(small)], check=True)
+
+
+@pytest.mark.parametrize("patient", ["P1" + " " * 22, "x" * 20, "ab" * 25])
+def test_padding_that_snakemake_would_take_for_an_endless_recursion_is_refused(patient):
+    with pytest.raises(DataError, match="ends in a pattern repeated 20 times or more"):
+        escape_id(patient)
+    assert escape_id(patient.strip()[:19]) == patient.strip()[:19]
+
+
+def test_temporary_files_of_killed_processes_are_removed(tmp_path):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    (tmp_path / f".{dead.pid}.x.npz").touch()
+    others = [tmp_path / name for name in (f".{os.getppid()}.x.npz", ".notes.x.npz", f".{dead.pid}.y.npz")]
+    for path in others:
+        path.touch()
+    with atomic_path(tmp_path / "x.npz") as temporary:
+        temporary.write_text("new")
+    assert sorted(tmp_path.iterdir()) == sorted([*others, tmp_path / "x.npz"])

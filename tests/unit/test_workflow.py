@@ -1,6 +1,7 @@
 """What the Snakefile asks: files of the configuration, fingerprints, parts, the lock, the summary of failures."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import types
 from pathlib import Path
 
 import pytest
+from projects import REPOSITORY
 
 from cohortgmm import workflow as helpers
 from cohortgmm.cohort.tables import PATIENT_COLUMNS, write_table
@@ -73,36 +75,41 @@ def f(a):
 """
 
 
+def fresh_code_of(script) -> str:
+    """The hash as a new process would find it."""
+    for cached in (helpers.code_of, helpers._imported_modules, helpers._syntax_tree, helpers._code_digest):
+        cached.cache_clear()
+    return helpers.code_of(str(script))
+
+
 @pytest.fixture
-def module(tmp_path, monkeypatch):
-    """Factory: the fingerprint of a module of this text."""
-    monkeypatch.syspath_prepend(tmp_path)
-    path = tmp_path / "fingerprinted_module.py"
+def hash_of(tmp_path):
+    """Factory: the hash of a script of this text."""
 
-    def fingerprint(text):
-        path.write_text(text)
-        return helpers.fingerprint("fingerprinted_module")
+    def write(text):
+        (tmp_path / "script.py").write_text(text)
+        return fresh_code_of(tmp_path / "script.py")
 
-    fingerprint.path = path
-    return fingerprint
+    return write
 
 
-def test_a_fingerprint_is_blind_to_what_is_no_code(module):
-    first = module(CODE)
+def test_the_hash_is_blind_to_what_is_no_code(hash_of, tmp_path):
+    first = hash_of(CODE)
     assert len(first) == 16
     assert int(first, 16) >= 0
-    os.utime(module.path, (0, 0))
-    assert helpers.fingerprint("fingerprinted_module") == first
+    os.utime(tmp_path / "script.py", (0, 0))
+    assert fresh_code_of(tmp_path / "script.py") == first
     for remark in (
         "# about the module\n" + CODE,
+        '"""About the module."""\n' + CODE,
         CODE + "\n\n# the end\n",
         CODE.replace("if a:", "if a:  # why\n\n        # how"),
+        CODE.replace("def f(a):", 'def f(a):\n    """What it does."""'),
         CODE.replace("\n    ", "\n  ").replace("\n      ", "\n    "),
         CODE.rstrip("\n"),
-        CODE.replace("import os\n", "import os\n\n\n"),
         CODE.replace("def f(a)", "def f(\n    a\n)"),
     ):
-        assert module(remark) == first
+        assert hash_of(remark) == first
 
 
 @pytest.mark.parametrize(
@@ -116,26 +123,38 @@ def test_a_fingerprint_is_blind_to_what_is_no_code(module):
         ('b = "text"\n        a = b', 'b = "text"; a = b; c = a'),
     ],
 )
-def test_a_fingerprint_sees_code(module, old, new):
+def test_the_hash_sees_code(hash_of, old, new):
     assert CODE.count(old) == 1
-    assert module(CODE.replace(old, new)) != module(CODE)
+    assert hash_of(CODE.replace(old, new)) != hash_of(CODE)
 
 
-def test_a_fingerprint_of_a_package_covers_its_modules(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(tmp_path)
-    package = tmp_path / "fingerprinted_package"
-    package.mkdir()
-    (package / "__init__.py").write_text("")
-    (package / "a.py").write_text("x = 1\n")
-    seen = [helpers.fingerprint("fingerprinted_package")]
-    (package / "a.py").write_text("x = 2\n")
-    seen.append(helpers.fingerprint("fingerprinted_package"))
-    (package / "b.py").write_text("")
-    seen.append(helpers.fingerprint("fingerprinted_package"))
-    (package / "b.py").rename(package / "c.py")
-    seen.append(helpers.fingerprint("fingerprinted_package"))
-    seen.append(helpers.fingerprint("fingerprinted_package.a"))
+@pytest.mark.parametrize("script", sorted((REPOSITORY / "scripts").glob("*.py")), ids=lambda path: path.stem)
+def test_the_hash_covers_every_module_that_a_job_imports(script, tmp_path):
+    """What Python itself loads for the script's imports is what the hash reads, but for modules that make no results."""
+    imports = "\n".join(line for line in script.read_text().split("\nwith ")[0].splitlines())
+    listing = "\nimport sys\nprint(*sorted(name for name in sys.modules if name.startswith('cohortgmm.')))"
+    loaded = subprocess.run(
+        [sys.executable, "-c", imports + listing], capture_output=True, text=True, check=True
+    ).stdout
+    source = REPOSITORY / "src"
+    files = {source.joinpath(*name.split(".")).with_suffix(".py") for name in loaded.split()}
+    silent = {source / "cohortgmm" / f"{name}.py" for name in ("archive", "errors", "files", "log")}
+    assert {path for path in files if path.is_file()} - silent == set(helpers._imported_files(script)) - {script}
+
+
+def test_a_change_in_an_imported_module_changes_the_hash(monkeypatch, tmp_path):
+    package = tmp_path / "cohortgmm"
+    shutil.copytree(REPOSITORY / "src" / "cohortgmm", package)
+    monkeypatch.setattr(helpers, "__file__", str(package / "workflow.py"))
+    script = REPOSITORY / "scripts" / "fit.py"
+    seen = [fresh_code_of(script)]
+    for name in ("cohort/cells.py", "cohort/tables.py", "mixture/start.py", "mixture/tiles.py"):
+        (package / name).write_text((package / name).read_text() + "\nchanged = 1\n")
+        seen.append(fresh_code_of(script))
     assert len(set(seen)) == 5
+    (package / "plots" / "style.py").write_text("")
+    (package / "files.py").write_text("")
+    assert fresh_code_of(script) == seen[-1]
 
 
 def test_parts_are_the_kept_patients_or_the_cohort(tmp_path):
@@ -145,10 +164,18 @@ def test_parts_are_the_kept_patients_or_the_cohort(tmp_path):
         {"patient": "NA", "file": "NA", "status": "ok"},
     ]
     write_table(tmp_path / "patients.tsv", PATIENT_COLUMNS, rows)
-    assert helpers.part_names("sample_specific", tmp_path / "patients.tsv") == ["a=2Fb", "NA"]
-    assert helpers.part_names("global", tmp_path / "patients.tsv") == [COHORT]
-    assert helpers.sheet_part_names("sample_specific", ["a/b", "NA"]) == ["a=2Fb", "NA"]
-    assert helpers.sheet_part_names("global", ["a/b", "NA"]) == [COHORT]
+    with pytest.raises(
+        CohortgmmError, match=r"^2 array files are gone, the first is .*/a=2Fb\.npz: run once with -R split$"
+    ):
+        helpers.part_names("sample_specific", tmp_path / "patients.tsv")
+    (tmp_path / "patients").mkdir()
+    for name in ("a=2Fb", "NA", COHORT):
+        (tmp_path / "patients" / f"{name}.npz").touch()
+    assert list(helpers.part_names("sample_specific", tmp_path / "patients.tsv")) == ["a=2Fb", "NA"]
+    assert list(helpers.part_names("global", tmp_path / "patients.tsv")) == [COHORT]
+    assert list(helpers.sheet_part_names("sample_specific", ["a/b", "NA"])) == ["a=2Fb", "NA"]
+    assert list(helpers.sheet_part_names("sample_specific", ["a/b", "c"], tmp_path / "patients.tsv")) == ["a=2Fb"]
+    assert list(helpers.sheet_part_names("global", ["a/b", "NA"])) == [COHORT]
 
 
 def test_names_as_the_report_shows_them():

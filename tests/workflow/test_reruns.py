@@ -87,6 +87,19 @@ def test_a_change_of_the_em_code_fits_everything(finished):
     assert set(finished.run()) == jobs(fits=[1, 2])
 
 
+def test_a_change_of_a_script_reruns_its_rule(finished):
+    file = finished.workflow / "scripts" / "select.py"
+    file.write_text(file.read_text().replace('"selected": row["k"] == chosen', '"selected": chosen == row["k"]'))
+    assert set(finished.run()) == jobs(stages=["select"], others=[])
+
+
+def test_a_change_of_the_figures_code_fits_nothing(finished):
+    assert finished.call().returncode == 0
+    file = finished.workflow / "src" / "cohortgmm" / "plots" / "overview.py"
+    file.write_text(file.read_text() + "\nchanged = 1\n")
+    assert set(finished.run("all")) == {"qc_criteria", "qc_overview", "qc_composition"}
+
+
 def test_one_patient_can_be_forced(finished):
     before = finished.results()
     assert set(finished.run("-F", "results/models/P2.npz")) == jobs(["P2"], fits=[1, 2], others=["split"])
@@ -99,6 +112,17 @@ def test_a_lost_model_is_made_again(finished):
     (finished.directory / "results" / "models" / "P3.npz").unlink()
     assert not finished.run()  # the merged file has it
     assert set(finished.run("results/models/P3.npz")) == {"refit/P3"}
+    finished.run()
+    assert finished.results() == before
+
+
+def test_lost_cells_are_named_with_the_remedy(finished):
+    before = finished.results()
+    (finished.directory / "results" / "patients" / "P1.npz").unlink()
+    result = finished.call(*TARGETS)
+    assert result.returncode != 0
+    assert "1 array files are gone, the first is results/patients/P1.npz: run once with -R split" in result.stderr
+    assert set(finished.run("-R", "split", "--", *TARGETS)) == {"split"}
     finished.run()
     assert finished.results() == before
 

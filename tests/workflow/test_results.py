@@ -24,6 +24,15 @@ def test_one_and_two_cores_give_the_same_bytes(tmp_path):
     assert runs[0].results() == runs[1].results()
 
 
+def assert_same(ours, theirs):
+    if isinstance(ours, dict):
+        assert ours.keys() == theirs.keys()
+        for key, value in ours.items():
+            assert_same(value, theirs[key])
+    else:
+        np.testing.assert_array_equal(ours, theirs)
+
+
 @pytest.mark.parametrize(
     "gmm",
     [
@@ -49,6 +58,8 @@ def test_pipeline_and_api_agree_bit_by_bit(project, gmm):
     np.testing.assert_array_equal(written.obsm["gmm_X_pca_resp"], direct.obsm["gmm_X_pca_resp"])
     assert ("selection" in ours) == ("selection" in theirs)
     assert ours.keys() == theirs.keys()
+    for name in ours.keys() - {"provenance"}:
+        assert_same(ours[name], theirs[name])
 
 
 def test_the_tables_hold_what_they_say(project):
@@ -119,6 +130,7 @@ def test_a_sample_sheet_shows_every_job_and_names_the_patients(project):
     assert {job for job in ran if job.startswith("fit")} == {f"fit/{p}/k{k}" for p in ("P1", "P3") for k in (1, 2)}
     assert list(cohortgmm.read_gmm(project.directory / "results" / "cohort_gmm.h5ad")) == ["P1", "P3"]
     (project.directory / "sheet.tsv").write_text("patient\nP1\nP3\nP2\n")
+    assert re.search(r"^fit +2$", project.call("--dry-run", "results/cohort_gmm.h5ad").stdout, re.MULTILINE)
     assert {job for job in project.run() if job.startswith("fit")} == {"fit/P2/k1", "fit/P2/k2"}
 
 

@@ -34,16 +34,26 @@ wildcard_constraints:
     k=r"[0-9]+",
 
 
-def parts(wildcards=None):
-    """File names of what is fitted: known from the sample sheet, or once the cohort has been split."""
-    if SHEET is not None and workflow.dryrun and not os.path.exists("results/patients.tsv"):
-        return helpers.sheet_part_names(CONFIG.component_sharing, SHEET)
-    return helpers.part_names(CONFIG.component_sharing, checkpoints.split.get().output.table)
+def code_of(script):
+    """Stands for the code of a rule among its parameters."""
+    return helpers.code_of(os.path.join(workflow.basedir, script))
+
+
+def parts():
+    """File names of what is fitted: in a dry run from the sample sheet, else once the cohort has been split."""
+    table = "results/patients.tsv"
+    if SHEET is not None and workflow.dryrun:
+        return helpers.sheet_part_names(CONFIG.component_sharing, SHEET, table)
+    try:
+        return helpers.part_names(CONFIG.component_sharing, checkpoints.split.get().output.table)
+    except CohortgmmError as error:
+        raise WorkflowError(str(error)) from None
 
 
 def cells_of(wildcards):
-    """The array file of one patient; asking for the parts first makes the job wait for the split."""
-    parts()
+    """The array file of one patient, which is there once the cohort has been split."""
+    if wildcards.patient not in parts():
+        raise WorkflowError(f"no patient {helpers.patient_name(wildcards.patient)!r}; results/patients.tsv lists them")
     return f"results/patients/{wildcards.patient}.npz"
 
 
@@ -77,7 +87,7 @@ onstart:
 
 onsuccess:
     if os.path.exists("results/cohort_gmm.h5ad"):
-        say("Finished: results/cohort_gmm.h5ad. For the report: snakemake --report results/report.html")
+        say(helpers.finish_message(workflow.overwrite_configfiles, workflow.basedir))
 
 
 onerror:

@@ -22,7 +22,7 @@ rule fit:
         options=CONFIG.gmm.fit_options(),
         seed=CONFIG.seed,
         default_range=CONFIG.gmm.k_comps is None,
-        code=helpers.fingerprint("cohortgmm.mixture", "cohortgmm.cohort.fitting"),
+        code=code_of("scripts/fit.py"),
     message:
         "Fitting {wildcards.k} components to {wildcards.patient}"
     script:

@@ -29,7 +29,7 @@ rule merge:
         gmm_key=CONFIG.gmm_key,
         seed=CONFIG.seed,
         config=CONFIG.model_dump_json(exclude={"qc": True, "gmm": {"verbose"}}),
-        code=helpers.fingerprint("cohortgmm.cohort.merge", "cohortgmm.cohort.schema"),
+        code=code_of("scripts/merge.py"),
     message:
         "Writing all mixtures to {output}"
     script:

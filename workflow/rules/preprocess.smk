@@ -3,9 +3,34 @@
 # OUTPUTS: results/preprocessed/cohort.h5ad, results/patients.tsv, results/patients/{patient}.npz
 
 
-rule preprocess:
+# A wrong column must be found before the preprocessing, not after it.
+rule check_input:
     input:
         CONFIG.input,
+    output:
+        touch("results/preprocessed/input.checked"),
+    log:
+        "results/logs/check_input.log",
+    benchmark:
+        "results/benchmarks/check_input.tsv"
+    conda:
+        ENVIRONMENT
+    resources:
+        mem_mb=helpers.scaled(500, 2),
+        runtime=helpers.scaled(5),
+    params:
+        columns={key: getattr(CONFIG, key) for key in ("patient_col", "label_col", "celltype_col")},
+        code=code_of("scripts/check_input.py"),
+    message:
+        "Looking for the columns in {input}"
+    script:
+        "../../scripts/check_input.py"
+
+
+rule preprocess:
+    input:
+        cohort=CONFIG.input,
+        checked=ancient("results/preprocessed/input.checked"),
     output:
         "results/preprocessed/cohort.h5ad",
     log:
@@ -21,9 +46,9 @@ rule preprocess:
     params:
         options=CONFIG.preprocess.model_dump(),
         seed=CONFIG.seed,
-        code=helpers.fingerprint("cohortgmm.cohort.preprocess"),
+        code=code_of("scripts/preprocess.py"),
     message:
-        "Normalising the counts and computing the embedding of {input}"
+        "Normalising the counts and computing the embedding of {input.cohort}"
     script:
         "../../scripts/preprocess.py"
 
@@ -55,7 +80,7 @@ checkpoint split:
     params:
         folder=lambda wildcards, output: os.path.join(os.path.dirname(output.table), "patients"),
         options=CONFIG.split_options(),
-        code=helpers.fingerprint("cohortgmm.cohort.split", "cohortgmm.cohort.cells", "cohortgmm.cohort.reading"),
+        code=code_of("scripts/split.py"),
     message:
         "Splitting {input.cohort} by patient"
     script:

@@ -8,6 +8,7 @@ rule qc_cells:
         COHORT_FILE,
     output:
         "results/qc/cells.npz",
+        code=code_of("scripts/qc_cells.py"),
     log:
         "results/logs/qc_cells.log",
     benchmark:
@@ -60,7 +61,7 @@ rule qc_tables:
         runtime=helpers.scaled(10, 0.1),
     params:
         refit=CONFIG.gmm.refit,
-        code=helpers.fingerprint("cohortgmm.cohort.diagnostics"),
+        code=code_of("scripts/qc_tables.py"),
     message:
         "Gathering the diagnostics of all mixtures"
     script:
@@ -98,7 +99,7 @@ for figure in FIGURES:
         params:
             figure=figure,
             metric=CONFIG.gmm.k_selection_metric,
-            code=helpers.fingerprint("cohortgmm.plots"),
+            code=code_of("scripts/qc_cohort.py"),
         message:
             "Drawing {params.figure} of the cohort"
         script:
@@ -133,7 +134,7 @@ rule qc_patient:
         use_rep=CONFIG.use_rep,
         max_cells=CONFIG.qc.max_cells,
         seed=CONFIG.seed,
-        code=helpers.fingerprint("cohortgmm.plots"),
+        code=code_of("scripts/qc_patient.py"),
     message:
         "Drawing {wildcards.patient}"
     script:

@@ -24,7 +24,7 @@ rule refit:
         refit=CONFIG.gmm.refit,
         options=CONFIG.gmm.fit_options(),
         seed=CONFIG.seed,
-        code=helpers.fingerprint("cohortgmm.mixture", "cohortgmm.cohort.fitting"),
+        code=code_of("scripts/refit.py"),
     message:
         "Final mixture of {wildcards.patient}"
     script:

@@ -19,7 +19,7 @@ rule select:
         runtime=helpers.scaled(5),
     params:
         metric=CONFIG.gmm.k_selection_metric,
-        code=helpers.fingerprint("cohortgmm.cohort.selection"),
+        code=code_of("scripts/select.py"),
     message:
         "Choosing k for {wildcards.patient} by {params.metric}"
     script:
@@ -43,7 +43,7 @@ rule select_cohort:
         runtime=helpers.scaled(10),
     params:
         metric=CONFIG.gmm.k_selection_metric,
-        code=helpers.fingerprint("cohortgmm.cohort.selection"),
+        code=code_of("scripts/select_cohort.py"),
     message:
         "Gathering the scores of all patients"
     script:

@@ -6,7 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cohortgmm.archive import read_arrays
 from cohortgmm.files import atomic_path
+
+#: A covariance needs two cells.
+MIN_CELLS_PER_COMPONENT = 2
 
 
 def derived_seed(seed: int, patient: str, k: int = 0) -> np.random.SeedSequence:
@@ -58,6 +62,10 @@ class PatientCells:
     def n_train(self) -> int:
         return int(np.count_nonzero(self.train))
 
+    def n_fit(self, refit: str) -> int:
+        """Number of cells the final mixture is fitted to."""
+        return len(self.x) if refit == "full" else self.n_train
+
     def save(self, path: str | os.PathLike) -> None:
         """Write to ``.npz``; a file that already has this content is left untouched."""
         arrays = {"patient": np.array(self.patient), "x": self.x, "positions": self.positions, "train": self.train}
@@ -69,8 +77,8 @@ class PatientCells:
     @classmethod
     def load(cls, path: str | os.PathLike) -> "PatientCells":
         """Read what :meth:`save` wrote."""
-        with np.load(path) as file:
-            arrays = {name: file[name] for name in file.files}
+        names = ("patient", "x", "positions", "train")
+        arrays = read_arrays(path, names, "cells of a patient", optional=("owner", "patients"))
         patients = tuple(arrays["patients"].tolist()) if "patients" in arrays else None
         return cls(
             str(arrays["patient"]), arrays["x"], arrays["positions"], arrays["train"], arrays.get("owner"), patients

@@ -9,16 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from cohortgmm.cohort.cells import PatientCells, derived_seed
+from cohortgmm.cohort.cells import MIN_CELLS_PER_COMPONENT, PatientCells, derived_seed
 from cohortgmm.cohort.tables import SCORE_COLUMNS, Row
 from cohortgmm.files import atomic_path
 from cohortgmm.mixture.criteria import aic, bic, n_free_parameters
 from cohortgmm.mixture.em import MixtureFit, fit_mixture
 
 logger = logging.getLogger(__name__)
-
-#: A covariance needs two cells.
-MIN_CELLS_PER_COMPONENT = 2
 
 
 def missing_cells(n_train: int, n_features: int, k: int, covariance_type: str, *, default_range: bool) -> str:

@@ -75,7 +75,7 @@ def merge_models(
         gmm=options,
         component_sharing=component_sharing,
         use_rep=use_rep,
-        n_fit={part.patient: len(part.x) if options.refit == "full" else part.n_train for part in parts},
+        n_fit={part.patient: part.n_fit(options.refit) for part in parts},
         n_cells=n_cells,
         provenance={
             "cohortgmm": __version__,

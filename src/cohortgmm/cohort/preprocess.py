@@ -7,6 +7,7 @@ from typing import Any
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 
 from cohortgmm.cohort.reading import check_cell_names, check_column, open_h5ad
 from cohortgmm.config import PreprocessConfig
@@ -65,6 +66,7 @@ def preprocess(adata: ad.AnnData, options: PreprocessConfig, seed: int) -> ad.An
     for key in ("hvg_batch_col", "harmony_col"):
         if getattr(options, key):
             check_column(adata.obs, getattr(options, key), f"preprocess.{key}")
+            _check_batches(adata.obs[getattr(options, key)], f"preprocess.{key}")
     n_cells, n_genes = adata.shape
     adata = _filter(adata, options)
     logger.info("%d of %d cells and %d of %d genes pass the filter", adata.n_obs, n_cells, adata.n_vars, n_genes)
@@ -79,7 +81,7 @@ def preprocess(adata: ad.AnnData, options: PreprocessConfig, seed: int) -> ad.An
     n_top_genes = min(options.n_top_genes, adata.n_vars)
     if n_top_genes <= options.n_pcs:
         raise ConfigError(f"preprocess.n_top_genes ({n_top_genes}) must be more than n_pcs ({options.n_pcs})")
-    sc.pp.highly_variable_genes(adata, n_top_genes=n_top_genes, batch_key=options.hvg_batch_col)
+    _choose_genes(adata, n_top_genes, options.hvg_batch_col)
     sc.pp.pca(adata, n_comps=options.n_pcs, mask_var="highly_variable", svd_solver="arpack", random_state=seed)
     share = 100 * float(np.sum(adata.uns["pca"]["variance_ratio"]))
     logger.info("%d components of %d genes hold %.1f %% of the variance", options.n_pcs, n_top_genes, share)
@@ -94,6 +96,12 @@ def preprocess(adata: ad.AnnData, options: PreprocessConfig, seed: int) -> ad.An
     }
     adata.uns = _without_none(adata.uns)
     return adata
+
+
+def _check_batches(column: pd.Series, key: str) -> None:
+    missing = int(column.isna().sum())
+    if missing:
+        raise DataError(f"{key}: {missing} cells have no value in obs column {column.name!r}: fill them")
 
 
 def _without_none(mapping: Mapping[str, Any]) -> dict[str, Any]:
@@ -135,13 +143,23 @@ def _filter(adata: ad.AnnData, options: PreprocessConfig) -> ad.AnnData:
     return adata[:, detected].copy()
 
 
+def _choose_genes(adata: ad.AnnData, n_top_genes: int, batch_col: str | None) -> None:
+    import scanpy as sc
+
+    if batch_col is None:
+        sc.pp.highly_variable_genes(adata, n_top_genes=n_top_genes)
+        return
+    own = adata.obs[batch_col]
+    adata.obs[batch_col] = own.astype(str).astype("category")  # scanpy takes batches as categories only
+    sc.pp.highly_variable_genes(adata, n_top_genes=n_top_genes, batch_key=batch_col)
+    adata.obs[batch_col] = own
+
+
 def _harmony(adata: ad.AnnData, column: str, seed: int) -> np.ndarray:
     try:
         import harmonypy
     except ImportError:
-        raise ConfigError(
-            "preprocess.harmony_col needs the package harmonypy: pip install 'cohortgmm[harmony]'"
-        ) from None
+        raise ConfigError("preprocess.harmony_col needs the package harmonypy: pip install harmonypy") from None
     components = np.asarray(adata.obsm["X_pca"], dtype=np.float64)
     table = adata.obs[[column]].astype(str)
     corrected = np.asarray(harmonypy.run_harmony(components, table, [column], random_state=seed).Z_corr)

@@ -2,7 +2,7 @@
 
 import difflib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def open_h5ad(path: str | os.PathLike) -> Iterator[h5py.File]:
     """
     path = Path(path)
     if not path.is_file():
-        raise DataError(f"{path}: no such file; set `input` to an .h5ad file")
+        raise DataError(f"{path}: no such file")
     try:
         file = h5py.File(path, "r")
     except OSError as error:
@@ -59,6 +59,23 @@ def check_column(obs: pd.DataFrame, column: str, key: str) -> None:
     """Refuse a column that ``obs`` does not have; ``key`` is the configuration key it came from."""
     if column not in obs.columns:
         raise unknown_name(f"{key}: obs column", column, obs.columns)
+
+
+def check_input(path: str | os.PathLike, columns: Mapping[str, str | None]) -> None:
+    """Refuse an ``.h5ad`` that lacks a column, before anything costly is done with it.
+
+    Parameters
+    ----------
+    path
+        The file, of which only the names in ``obs`` are read.
+    columns
+        Configuration key to column of ``obs``; None is not looked for.
+    """
+    with open_h5ad(path) as file:
+        known = read_obs(file).columns
+    for key, column in columns.items():
+        if column is not None and column not in known:
+            raise unknown_name(f"{key}: obs column", column, known)
 
 
 def patient_ids(obs: pd.DataFrame, patient_col: str) -> np.ndarray:

@@ -68,8 +68,9 @@ def assign_components(
         if part.owner is None:
             mean_resp[part.patient] = own.mean(axis=0)
         else:
-            for i, patient in enumerate(part.patients):
-                mean_resp[patient] = own[part.owner == i].mean(axis=0)
+            counts = np.bincount(part.owner)
+            sums = np.add.reduceat(own, np.r_[0, np.cumsum(counts)[:-1]])  # the owners are in order
+            mean_resp |= dict(zip(part.patients, sums / counts[:, None], strict=True))
     return components, resp, mean_resp
 
 

@@ -23,7 +23,8 @@ def select_k(rows: Sequence[Row], metric: str) -> Row:
     -------
     dict
         The columns of :data:`SELECTION_COLUMNS`; ``at_edge`` says that the largest candidate fitted was chosen from
-        several, so that the range may be too narrow; ``margin`` is the score's distance to the runner-up.
+        several, or the smallest if it is more than 1, so that the range may be too narrow; ``n_floored`` counts the
+        chosen fit's components at the covariance floor; ``margin`` is the score's distance to the runner-up.
 
     Raises
     ------
@@ -46,7 +47,8 @@ def select_k(rows: Sequence[Row], metric: str) -> Row:
         "metric": metric,
         "score": best[metric],
         "n_candidates": len(fitted),
-        "at_edge": len(fitted) > 1 and best["k"] == fitted[-1]["k"],
+        "at_edge": len(fitted) > 1 and (best["k"] == fitted[-1]["k"] or best["k"] == fitted[0]["k"] > 1),
+        "n_floored": best["n_floored"],
         "runner_up_k": runner_up["k"] if runner_up else "",
         "margin": runner_up[metric] - best[metric] if runner_up else math.nan,
     } | {f"k_{name}": _best_k(fitted, name) for name in METRICS}

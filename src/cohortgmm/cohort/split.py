@@ -8,8 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cohortgmm.cohort.cells import PatientCells, derived_seed, draw_train_mask
-from cohortgmm.cohort.fitting import MIN_CELLS_PER_COMPONENT
+from cohortgmm.cohort.cells import MIN_CELLS_PER_COMPONENT, PatientCells, derived_seed, draw_train_mask
 from cohortgmm.cohort.reading import (
     check_cell_names,
     open_h5ad,
@@ -114,8 +113,9 @@ def split_patients(
         raise DataError("the data has no cells")
     names, codes = np.unique(ids.astype(str), return_inverse=True)
     if wanted is not None:
+        known, wanted = set(names.tolist()), dict.fromkeys(wanted)
         for patient in wanted:
-            if patient not in names:
+            if patient not in known:
                 raise unknown_name("sample sheet: patient", patient, names)
     order = np.argsort(codes, kind="stable")
     groups = np.split(order, np.cumsum(np.bincount(codes))[:-1])
@@ -140,7 +140,7 @@ def split_patients(
         shown = "; ".join(f"{row['patient']!r} ({row['reason']})" for row in small[:5])
         raise DataError(
             f"{len(small)} of {len(rows)} patients have too few cells: {shown}{'; ...' if len(small) > 5 else ''}. "
-            "Set on_small_patient to drop to leave them out"
+            "Ask for a smaller k or fewer min_cells, or set on_small_patient to drop to leave them out"
         )
     if not positions:
         raise DataError(f"none of {len(rows)} patients has enough cells ({rows[0]['reason']})")

@@ -42,6 +42,7 @@ SELECTION_COLUMNS = (
     "score",
     "n_candidates",
     "at_edge",
+    "n_floored",
     "runner_up_k",
     "margin",
     "k_aic",
@@ -113,9 +114,11 @@ def read_sheet(path: str | os.PathLike) -> list[str]:
     if not rows or "patient" not in rows[0]:
         raise DataError(f"patients: {path} needs tab-separated rows under a heading with the column `patient`")
     patients = [row["patient"] for row in rows]
+    seen = set()
     for line, patient in enumerate(patients, start=2):
         if not patient:
             raise DataError(f"patients: {path} line {line} names no patient")
-        if patients.index(patient) < line - 2:
+        if patient in seen:
             raise DataError(f"patients: {path} line {line} repeats patient {patient!r}")
+        seen.add(patient)
     return patients

@@ -7,9 +7,10 @@ from typing import BinaryIO
 
 import numpy as np
 
-from cohortgmm.errors import ConfigError, DataError, FitError
+from cohortgmm.archive import read_arrays
+from cohortgmm.errors import ConfigError, DataError, FitError, SingularCovarianceError
 from cohortgmm.mixture.gaussian import covariance_floor, floor_covariances
-from cohortgmm.mixture.model import GaussianMixture, read_arrays
+from cohortgmm.mixture.model import GaussianMixture
 from cohortgmm.mixture.start import STARTS
 from cohortgmm.mixture.steps import expect, maximize
 
@@ -17,7 +18,7 @@ COVARIANCE_TYPES = ("full", "diag")
 SINGULARITY_HANDLING = ("guarded", "robust", "strict")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class MixtureFit:
     """A fitted mixture and how it was reached.
 
@@ -43,6 +44,10 @@ class MixtureFit:
     converged: bool
     history: np.ndarray
     floored: np.ndarray
+
+    def __repr__(self) -> str:
+        state = "converged" if self.converged else "not converged"
+        return f"MixtureFit({self.model!r}, log_likelihood={self.log_likelihood:.6g}, n_iter={self.n_iter}, {state})"
 
     def save(self, file: str | os.PathLike | BinaryIO) -> None:
         """Write to an ``.npz`` file, which :meth:`GaussianMixture.load` reads too."""
@@ -105,7 +110,8 @@ def fit_mixture(
         Floor under the eigenvalues of the covariances, in squared units of x.
     singularity_handling
         What happens to an eigenvalue below the floor: ``"guarded"`` raises it to ``eps``; ``"robust"`` raises it to
-        1 % of the mean variance of the features (or ``eps`` if that is more); ``"strict"`` is an error.
+        1 % of the mean variance of the features (or ``eps`` if that is more); ``"strict"`` makes it the end of that
+        start, and an error if every start ends so. The start itself may be singular.
     init
         ``"kmeans"`` or ``"random"`` (cells as means, the data's covariance).
     initial
@@ -149,12 +155,18 @@ def fit_mixture(
         # From a start below the floor the first iteration would lose likelihood and pass for converged.
         initial = replace(initial, covariances=floor_covariances(initial.covariances, floor, strict=strict)[0])
     rng = np.random.default_rng(random_state)
-    best = None
+    best, singular = None, None
     for _ in range(1 if initial is not None else n_init):
-        start = initial or STARTS[init](x, n_components, covariance_type, floor, strict, rng)
-        fit = _run(x, start, max_iter, tol, floor, strict)
+        start = initial or STARTS[init](x, n_components, covariance_type, floor, rng)
+        try:
+            fit = _run(x, start, max_iter, tol, floor, strict)
+        except SingularCovarianceError as error:  # another start may do better
+            singular = error
+            continue
         if best is None or fit.log_likelihood > best.log_likelihood:
             best = fit
+    if best is None:
+        raise singular
     return best
 
 

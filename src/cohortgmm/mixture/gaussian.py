@@ -114,7 +114,8 @@ def floor_covariances(covariances: np.ndarray, floor: float, *, strict: bool) ->
     n_components, n_features = covariances.shape[:2]
     if covariances.ndim == 2:
         smallest = covariances.min(axis=1)
-        floored = ~(smallest >= floor)
+        floors = np.full(n_components, floor)
+        floored = ~(smallest >= floors)
         result = np.maximum(covariances, floor)
     else:
         try:
@@ -136,5 +137,5 @@ def floor_covariances(covariances: np.ndarray, floor: float, *, strict: bool) ->
         result[floored] = 0.5 * (rebuilt + rebuilt.transpose(0, 2, 1))
     if strict and floored.any():
         worst = int(np.argmax(floored))
-        raise SingularCovarianceError(worst, n_components, float(smallest[worst]), floor)
+        raise SingularCovarianceError(worst, n_components, float(smallest[worst]), float(floors[worst]))
     return result, floored

@@ -1,20 +1,19 @@
 """A Gaussian mixture: its parameters, its densities, its file."""
 
 import os
-import zipfile
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import BinaryIO
 
 import numpy as np
 
+from cohortgmm.archive import read_arrays
 from cohortgmm.errors import DataError
 from cohortgmm.mixture.gaussian import Factors, factorize, log_gaussian, whiten
 from cohortgmm.mixture.tiles import tile_slices
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class GaussianMixture:
     """A mixture of K Gaussians in D dimensions.
 
@@ -58,6 +57,11 @@ class GaussianMixture:
             )
         if np.any(self.weights < 0):
             raise DataError("weights of the mixture must not be negative")
+
+    def __repr__(self) -> str:
+        return (
+            f"GaussianMixture(n_components={self.n_components}, n_features={self.n_features}, {self.covariance_type})"
+        )
 
     @property
     def n_components(self) -> int:
@@ -190,23 +194,3 @@ class GaussianMixture:
         if x.ndim != 2 or x.shape[1] != self.n_features:
             raise DataError(f"cells must have shape (n, {self.n_features}), got {x.shape}")
         return x
-
-
-def read_arrays(file: str | os.PathLike, names: Iterable[str], content: str = "mixture") -> dict[str, np.ndarray]:
-    """Arrays of an ``.npz`` file by name.
-
-    Raises
-    ------
-    DataError
-        If the file is of another kind, damaged, or without one of them.
-    """
-    try:
-        # np.load leaves a damaged file open that it opened itself.
-        with open(file, "rb") as stream, np.load(stream) as archive:
-            arrays = {name: archive[name] for name in names if name in archive.files}
-    except (TypeError, ValueError, EOFError, zipfile.BadZipFile):
-        raise DataError(f"{file} holds no {content}: not a readable .npz file") from None
-    missing = [name for name in names if name not in arrays]
-    if missing:
-        raise DataError(f"{file} holds no {content}: {', '.join(sorted(missing))} missing")
-    return arrays

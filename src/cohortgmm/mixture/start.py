@@ -80,7 +80,7 @@ def _fill_empty_clusters(labels: np.ndarray, distances: np.ndarray) -> None:
 
 
 def kmeans_start(
-    x: np.ndarray, n_components: int, covariance_type: str, floor: float, strict: bool, rng: np.random.Generator
+    x: np.ndarray, n_components: int, covariance_type: str, floor: float, rng: np.random.Generator
 ) -> GaussianMixture:
     """Mixture of the k-means clusters: their shares, means and covariances."""
     labels = kmeans_labels(x, n_components, rng)
@@ -95,20 +95,20 @@ def kmeans_start(
         means[k] = cells.mean(axis=0)
         deviation = cells - means[k]
         second[k] = (deviation**2).sum(axis=0) if covariance_type == "diag" else deviation.T @ deviation
-    return maximize(Moments(nk, first, second, np.nan, len(x)), means, floor, strict=strict)[0]
+    return maximize(Moments(nk, first, second, np.nan, len(x)), means, floor, strict=False)[0]
 
 
 def random_start(
-    x: np.ndarray, n_components: int, covariance_type: str, floor: float, strict: bool, rng: np.random.Generator
+    x: np.ndarray, n_components: int, covariance_type: str, floor: float, rng: np.random.Generator
 ) -> GaussianMixture:
     """Mixture of equal weights around randomly chosen cells, all with the covariance of the data."""
     means = x[rng.choice(len(x), size=n_components, replace=False)]
     covariance = x.var(axis=0) if covariance_type == "diag" else np.atleast_2d(np.cov(x, rowvar=False, bias=True))
-    covariances, _ = floor_covariances(np.repeat(covariance[None], n_components, axis=0), floor, strict=strict)
+    covariances, _ = floor_covariances(np.repeat(covariance[None], n_components, axis=0), floor, strict=False)
     return GaussianMixture(np.full(n_components, 1.0 / n_components), means, covariances)
 
 
-Start = Callable[[np.ndarray, int, str, float, bool, np.random.Generator], GaussianMixture]
+Start = Callable[[np.ndarray, int, str, float, np.random.Generator], GaussianMixture]
 
 #: Values of ``init``.
 STARTS: dict[str, Start] = {"kmeans": kmeans_start, "random": random_start}

@@ -64,7 +64,8 @@ def plot_patient(
     umap
         (n, 2) embedding, NaN for cells not embedded; None leaves the panel out.
     cell_types
-        n cell types; None leaves the composition out.
+        n cell types; None leaves the composition out. With the categories of the whole cohort, frequent ones first, a
+        type has one colour on all patients' pages.
     shown
         Positions of the cells that are drawn as points; None draws all. The numbers are always of all cells.
 
@@ -192,10 +193,11 @@ def _draw_composition(ax: Axes, components: np.ndarray, cell_types: pd.Categoric
     size = counts.sum(axis=1)
     share = counts.div(size.where(size > 0, 1), axis=0)
     dress(ax, title="cell types of the components", xlabel="share of the component's cells", ylabel="component")
-    colors = [*CELL_TYPES[: counts.shape[1]], UNASSIGNED]
+    # By the place among the categories, so that a type has one colour on the pages of all patients.
+    palette = dict(zip(map(str, cell_types.categories), CELL_TYPES, strict=False))
+    colors = [palette.get(name, UNASSIGNED) for name in share]
     start = np.zeros(len(share))
-    for column, color in zip(share, colors, strict=False):
-        color = UNASSIGNED if column == "other" else color
+    for column, color in zip(share, colors, strict=True):
         ax.barh(share.index, share[column], left=start, color=color, height=0.82, edgecolor="white", linewidth=0.5)
         for k in np.flatnonzero(share[column] >= 0.12):
             ax.text(
@@ -212,19 +214,16 @@ def _draw_composition(ax: Axes, components: np.ndarray, cell_types: pd.Categoric
         label.set_fontweight("bold")
     ax.set(xlim=(0, 1), ylim=(len(weights) - 0.5, -0.5))
     ax.tick_params(axis="y", length=0)
-    handles = [
-        Patch(color=UNASSIGNED if name == "other" else color, label=short_label(name, 22))
-        for name, color in zip(share, colors, strict=False)
-    ]
+    handles = [Patch(color=color, label=short_label(name, 22)) for name, color in zip(share, colors, strict=True)]
     ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, fontsize=SMALL)
 
 
 def type_counts(components: np.ndarray, cell_types: pd.Categorical, n_components: int) -> pd.DataFrame:
-    """Cells per component and cell type, frequent types first; from the thirteenth on, and unnamed, "other"."""
+    """Cells per component and cell type in the order of the categories; from the thirteenth on, and unnamed, "other"."""
     names = pd.Series(cell_types.astype(object)).where(~pd.isna(cell_types), "other").map(str)
-    frequent = names[names != "other"].value_counts(sort=False).sort_index().sort_values(ascending=False, kind="stable")
-    kept = frequent.index[:_MAX_NAMED_TYPES].tolist()
-    names = names.where(names.isin(kept), "other")
+    named = [name for name in map(str, cell_types.categories[:_MAX_NAMED_TYPES]) if name != "other"]
+    names = names.where(names.isin(named), "other")
+    kept = [name for name in named if (names == name).any()]
     counts = pd.crosstab(np.asarray(components), names.to_numpy())
     columns = kept + (["other"] if "other" in counts.columns else [])
     return counts.reindex(index=range(n_components), columns=columns, fill_value=0)

@@ -17,6 +17,7 @@ from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox
 
 from cohortgmm.errors import ConfigError
+from cohortgmm.files import atomic_path
 
 SMALL, NORMAL, LARGE = 7.0, 8.0, 11.0  # points
 DPI = 160  # of PNG files and of the rasterized points inside SVG files
@@ -256,5 +257,6 @@ def save_figure(figure: Figure, path: str | os.PathLike) -> None:
     metadata = {".svg": {"Date": None, "Creator": None}, ".png": {"Software": None}}
     if path.suffix.lower() not in metadata:
         raise ConfigError(f"figures are written as .svg or .png, not {path.name!r}: change the suffix")
-    with matplotlib.rc_context({"svg.hashsalt": "cohortgmm", "svg.fonttype": "path"}):
-        figure.savefig(path, dpi=DPI, metadata=metadata[path.suffix.lower()])
+    settings = {"svg.hashsalt": "cohortgmm", "svg.fonttype": "path"}
+    with matplotlib.rc_context(settings), atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=DPI, metadata=metadata[path.suffix.lower()])

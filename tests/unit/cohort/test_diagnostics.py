@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from projects import make_cohort
 
+from cohortgmm.cohort import annotation as annotation_module
 from cohortgmm.cohort import diagnostics
 from cohortgmm.cohort.fitting import fit_candidate
 from cohortgmm.cohort.tables import write_table
@@ -41,7 +42,7 @@ def test_one_row_per_mixture(fitted):
     chosen = scores[(scores["patient"] == "P1") & (scores["k"] == 2)].iloc[0]
     for name in ("train_nll", "heldout_nll", "nll_gap"):
         assert row[name] == chosen[name]
-    assert row["log_likelihood"] == fit.log_likelihood == -chosen["train_nll"]
+    assert row["log_likelihood_per_cell"] == fit.log_likelihood == -chosen["train_nll"]
     spectra = np.linalg.eigvalsh(fit.model.covariances)
     assert row["max_condition"] == pytest.approx((spectra[:, -1] / spectra[:, 0]).max(), rel=1e-12)
     assert row["min_weight"] + row["max_weight"] == pytest.approx(1)
@@ -116,7 +117,7 @@ def test_a_table_keeps_texts_and_numbers(tmp_path):
 
 def annotate(path, **options):
     options = {"use_rep": "X_pca", "celltype_col": None, "umap": False, "max_cells": 100, "seed": 0} | options
-    return diagnostics.read_annotation(path, **options)
+    return annotation_module.read_annotation(path, **options)
 
 
 def test_cell_types_of_a_file(tmp_path):
@@ -130,13 +131,13 @@ def test_cell_types_of_a_file(tmp_path):
     assert nothing.cell_types is None
     annotation = annotate(tmp_path / "x.h5ad", celltype_col="cell_type", umap=True)
     annotation.save(tmp_path / "cells.npz")
-    for read in (annotation, diagnostics.CellAnnotation.load(tmp_path / "cells.npz")):
+    for read in (annotation, annotation_module.CellAnnotation.load(tmp_path / "cells.npz")):
         assert read.cell_types.categories.tolist() == ["B", "T"]
         assert read.cell_types.codes.tolist() == [1, -1, 0, 1]
         np.testing.assert_array_equal(read.umap, [[0, 1], [3, 4], [6, 7], [9, 10]])  # what is there is not computed
     assert annotate(tmp_path / "x.h5ad", celltype_col="n").cell_types.tolist() == ["2", "1", "2", "2"]
     nothing.save(tmp_path / "nothing.npz")
-    assert diagnostics.CellAnnotation.load(tmp_path / "nothing.npz").umap is None
+    assert annotation_module.CellAnnotation.load(tmp_path / "nothing.npz").umap is None
     with pytest.raises(DataError, match=r"celltype_col: obs column 'celltype' is not .* did you mean 'cell_type'\?"):
         annotate(tmp_path / "x.h5ad", celltype_col="celltype")
 
@@ -149,13 +150,13 @@ def test_too_few_cells_for_a_umap(tmp_path):
 
 
 def test_draws_of_cells():
-    assert diagnostics.draw_cells(5, 5, 0).tolist() == [0, 1, 2, 3, 4]
-    drawn = diagnostics.draw_cells(1000, 100, 0)
+    assert annotation_module.draw_cells(5, 5, 0).tolist() == [0, 1, 2, 3, 4]
+    drawn = annotation_module.draw_cells(1000, 100, 0)
     assert len(drawn) == len(set(drawn)) == 100
     assert (np.diff(drawn) > 0).all()
     assert drawn.max() < 1000
-    np.testing.assert_array_equal(diagnostics.draw_cells(1000, 100, 0), drawn)
-    assert not np.array_equal(diagnostics.draw_cells(1000, 100, 1), drawn)
+    np.testing.assert_array_equal(annotation_module.draw_cells(1000, 100, 0), drawn)
+    assert not np.array_equal(annotation_module.draw_cells(1000, 100, 1), drawn)
 
 
 @pytest.mark.parametrize(
@@ -169,4 +170,4 @@ def test_draws_of_cells():
     ],
 )
 def test_names_of_features(use_rep, names):
-    assert diagnostics.feature_names(use_rep, 2) == names
+    assert annotation_module.feature_names(use_rep, 2) == names

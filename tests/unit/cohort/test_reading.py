@@ -24,7 +24,7 @@ def enter(path):
 
 
 def test_files_that_are_no_h5ad(tmp_path):
-    assert refusal(enter, tmp_path / "no.h5ad") == f"{tmp_path}/no.h5ad: no such file; set `input` to an .h5ad file"
+    assert refusal(enter, tmp_path / "no.h5ad") == f"{tmp_path}/no.h5ad: no such file"
     assert "no such file" in refusal(enter, tmp_path)
     (tmp_path / "text.h5ad").write_text("patient\tcell\n")
     assert refusal(enter, tmp_path / "text.h5ad").startswith(f"{tmp_path}/text.h5ad: not an .h5ad file (")

@@ -22,6 +22,7 @@ def rows(aic, *, bic=None, heldout=None, skipped=()):
             "bic": (bic or [0.0] * n)[k - 1],
             "heldout_nll": (heldout or [NAN] * n)[k - 1],
             "status": "skipped" if k in skipped else "ok",
+            "n_floored": k,
             "reason": f"3 training cells are fewer than 2 per component ({k})" if k in skipped else "",
         }
         for k in range(1, n + 1)
@@ -38,6 +39,7 @@ def test_the_row_of_a_choice():
         "score": 2.0,
         "n_candidates": 3,
         "at_edge": False,
+        "n_floored": 2,
         "runner_up_k": 3,
         "margin": 1.5,
         "k_aic": 2,

@@ -91,11 +91,11 @@ def test_the_cells_of_all_patients_together():
 def test_small_patients_stop_the_run():
     assert refusal(ids_of(P1=30, P2=19), min_cells=20) == (
         "1 of 2 patients have too few cells: 'P2' (19 cells, min_cells is 20). "
-        "Set on_small_patient to drop to leave them out"
+        "Ask for a smaller k or fewer min_cells, or set on_small_patient to drop to leave them out"
     )
     assert refusal(ids_of(P1=30, P2=9), smallest_k=3) == (
         "1 of 2 patients have too few cells: 'P2' (4 training cells, the smallest k (3) needs 6). "
-        "Set on_small_patient to drop to leave them out"
+        "Ask for a smaller k or fewer min_cells, or set on_small_patient to drop to leave them out"
     )
     many = refusal(ids_of(**{f"P{i}": 3 for i in range(7)}), min_cells=20)
     assert many.startswith("7 of 7 patients have too few cells: 'P0' (3 cells, min_cells is 20); 'P1'")
