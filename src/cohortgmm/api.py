@@ -72,8 +72,9 @@ def fit_gmm(
         patient's weights being the mean responsibilities of its cells. ``"auto"``: the first for AnnData, the second
         for a mapping.
     k_comps
-        int: fixed, fitted on all cells. Sequence: candidates to select from. None: 1 to 10, each patient up to what
-        its cells can carry. A candidate that a patient has too few cells for is left out for that patient.
+        int, or a sequence of one: fixed, fitted on all cells. Longer sequence: candidates to select from. None: 1 to
+        10, each patient up to what its cells can carry. A candidate that a patient has too few cells for is left out
+        for that patient.
     k_selection_metric
         ``"aic"``, ``"bic"`` (both in-sample on the training cells) or ``"heldout_nll"`` (nats per held-out cell).
     refit

@@ -54,7 +54,7 @@ class GmmConfig(_Section):
     k_comps: int | list[int] | None = Field(
         None,
         description="Number of components: an integer fixes it (fitted on all cells, no selection); a list gives the "
-        "candidates to select from; null is 1 to 10, each patient up to what its cells can carry.",
+        "candidates to select from (a list of one fixes it); null is 1 to 10, each patient up to what its cells can carry.",
     )
     k_selection_metric: Literal["aic", "bic", "heldout_nll"] = Field(
         "aic", description="Criterion that chooses k. All three are tabulated whatever is chosen here."

@@ -347,3 +347,15 @@ def test_the_default_range_follows_the_size_of_the_patient():
     uns = fit(make_cohort(n_cells=100), k_comps=None).uns[KEY]  # 50 training cells carry up to 5
     assert uns["selection"]["k_comps"].tolist() == list(range(1, 11))
     assert uns["selection"]["scores"]["k"].tolist() == [1, 2, 3, 4, 5]
+
+
+def test_small_patients_are_left_out_where_asked():
+    cohort = make_cohort()
+    cohort = cohort[(cohort.obs["patient"] != "P2") | (np.arange(cohort.n_obs) % 60 < 5)].copy()
+    with pytest.raises(DataError, match=r"1 of 3 patients have too few cells: 'P2' \(5 cells, min_cells is 20\)"):
+        fit(cohort, min_cells=20)
+    fit(cohort, min_cells=20, on_small_patient="drop")
+    assert list(cohortgmm.read_gmm(cohort)) == ["P1", "P3"]
+    assert (cohort.obs[f"{KEY}_comp"][cohort.obs["patient"] == "P2"] == -1).all()
+    with pytest.raises(ConfigError, match="on_small_patient must be 'error' or 'drop', got 'skip'"):
+        fit(cohort, on_small_patient="skip")

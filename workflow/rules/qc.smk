@@ -8,7 +8,6 @@ rule qc_cells:
         COHORT_FILE,
     output:
         "results/qc/cells.npz",
-        code=code_of("scripts/qc_cells.py"),
     log:
         "results/logs/qc_cells.log",
     benchmark:
@@ -27,6 +26,7 @@ rule qc_cells:
             "max_cells": CONFIG.qc.max_cells,
             "seed": CONFIG.seed,
         },
+        code=code_of("scripts/qc_cells.py"),
     message:
         "Computing the UMAP for the figures"
     script:

@@ -132,8 +132,8 @@ def test_cell_types_of_a_file(tmp_path):
     annotation = annotate(tmp_path / "x.h5ad", celltype_col="cell_type", umap=True)
     annotation.save(tmp_path / "cells.npz")
     for read in (annotation, annotation_module.CellAnnotation.load(tmp_path / "cells.npz")):
-        assert read.cell_types.categories.tolist() == ["B", "T"]
-        assert read.cell_types.codes.tolist() == [1, -1, 0, 1]
+        assert read.cell_types.categories.tolist() == ["T", "B"]
+        assert read.cell_types.codes.tolist() == [0, -1, 1, 0]
         np.testing.assert_array_equal(read.umap, [[0, 1], [3, 4], [6, 7], [9, 10]])  # what is there is not computed
     assert annotate(tmp_path / "x.h5ad", celltype_col="n").cell_types.tolist() == ["2", "1", "2", "2"]
     nothing.save(tmp_path / "nothing.npz")
