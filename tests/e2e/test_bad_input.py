@@ -116,7 +116,7 @@ def test_cells_that_cannot_be_used_keep_the_results(finished):
     refused(
         finished,
         "1 of 3 patients have too few cells: 'P3' (19 cells, min_cells is 20). "
-        "Set on_small_patient to drop to leave them out",
+        "Ask for a smaller k or fewer min_cells, or set on_small_patient to drop to leave them out",
     )
     assert snapshot(finished) == before
     make_cohort().write_h5ad(finished.directory / "cohort.h5ad")
