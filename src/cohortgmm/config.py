@@ -207,7 +207,7 @@ class Config(_Section):
     patients: str | None = Field(
         None,
         description="Sample sheet (TSV with a column `patient`): only these patients are modelled, and a dry run shows "
-        "every job. null: all patients of the input.",
+        "every job that may run. null: all patients of the input.",
     )
     min_cells: int = Field(20, ge=2, description="Fewest cells a patient must have.")
     on_small_patient: Literal["error", "drop"] = Field(
