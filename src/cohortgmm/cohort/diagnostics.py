@@ -1,6 +1,5 @@
 """Tables from which the quality of the mixtures is judged."""
 
-import logging
 import os
 from collections.abc import Iterable, Mapping
 
@@ -10,8 +9,6 @@ import pandas as pd
 from cohortgmm.cohort.cells import PatientCells
 from cohortgmm.files import atomic_path
 from cohortgmm.mixture.em import MixtureFit
-
-logger = logging.getLogger(__name__)
 
 _TEXT_COLUMNS = ["patient", "file", "label", "metric", "status", "reason", "cell_type"]
 

@@ -221,10 +221,10 @@ def split_file(
     split = split_patients(ids, labels=labels, wanted=read_sheet(sheet) if sheet else None, **options)
     name = "X" if use_rep is None else f"obsm[{use_rep!r}]"
     check_finite(matrix, ids, name, used=np.concatenate(list(split.positions.values())))
-    parts = list(_file_names(split, component_sharing))
-    folder = Path(folder)
-    for name, part in zip(parts, split.parts(matrix, component_sharing), strict=True):
-        part.save(folder / name)
+    folder, parts = Path(folder), []
+    for part in split.parts(matrix, component_sharing):
+        parts.append(f"{COHORT if part.owner is not None else escape_id(part.patient)}.npz")
+        part.save(folder / parts[-1])
     dropped = [row for row in split.rows if row["status"] == "dropped"]
     if sheet and component_sharing != "global":
         nobody = np.empty(0, dtype=np.int64)
@@ -240,8 +240,3 @@ def split_file(
     logger.info("%d patients with %d cells of %d features", len(split.patients), n_cells, matrix.shape[1])
     for row in dropped:
         logger.warning("patient %r left out: %s", row["patient"], row["reason"])
-
-
-def _file_names(split: Split, component_sharing: str) -> Iterator[str]:
-    names = [COHORT] if component_sharing == "global" else [escape_id(patient) for patient in split.patients]
-    yield from (f"{name}.npz" for name in names)
