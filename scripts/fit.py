@@ -11,6 +11,7 @@ with job_log(snakemake.log[0], describe(snakemake.wildcards)):
         snakemake.params.options,
         seed=snakemake.params.seed,
         default_range=snakemake.params.default_range,
+        n_threads=snakemake.threads,
     )
     write_fit(snakemake.output.model, fit)
     write_score(snakemake.output.score, row)

@@ -10,4 +10,5 @@ with job_log(snakemake.log[0], describe(snakemake.wildcards)):
     selected = MixtureFit.load(snakemake.input.fits[snakemake.params.candidates.index(k)])
     cells = PatientCells.load(snakemake.input.cells)
     params = snakemake.params
-    write_fit(snakemake.output.model, final_fit(cells, k, selected, params.refit, params.options, seed=params.seed))
+    fit = final_fit(cells, k, selected, params.refit, params.options, seed=params.seed, n_threads=snakemake.threads)
+    write_fit(snakemake.output.model, fit)

@@ -54,6 +54,7 @@ def fit_gmm(
     random_state: int = 0,
     n_jobs: int = 1,
     init: str = "kmeans",
+    split_merge: int = 0,
     min_cells: int = 1,
     on_small_patient: str = "error",
 ):
@@ -83,7 +84,7 @@ def fit_gmm(
         ``"full"`` or ``"diag"``.
     train_size
         Share of every patient's cells that candidates are fitted on, in (0, 1]; 1 not with ``"heldout_nll"``.
-    max_iter, tol, n_init, eps, singularity_handling, init
+    max_iter, tol, n_init, eps, singularity_handling, init, split_merge
         See :func:`cohortgmm.fit_mixture`.
     gmm_key
         Key in ``uns``; None is ``gmm_<use_rep>`` (``gmm_X`` for X).
@@ -95,7 +96,8 @@ def fit_gmm(
         What happens to a patient with fewer cells, or too few for every k: ``"error"`` stops, ``"drop"`` leaves it out
         (its cells get component -1).
     n_jobs
-        Patients fitted at the same time; -1 is one per core. It does not change the result.
+        Patients fitted at the same time, or threads of the one fit of ``"global"`` sharing; -1 is one per core. It
+        does not change the result.
 
     Returns
     -------
@@ -137,6 +139,7 @@ def fit_gmm(
             "gmm_key": gmm_key,
             "verbose": verbose,
             "init": init,
+            "split_merge": split_merge,
         }
     )
     if not isinstance(random_state, (int, np.integer)) or random_state < 0:
@@ -223,11 +226,14 @@ def _from_mapping(arrays: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
 def _fit_parts(split: Split, matrix, sharing: str, gmm: GmmConfig, seed: int, n_jobs: int) -> dict[str, _Outcome]:
     """Fit every part; on several threads, as numpy releases the interpreter lock in its products."""
 
+    workers, n_threads = _n_workers(n_jobs), 1
+    if sharing == "global":
+        workers, n_threads = 1, workers
+
     def fit(part: PatientCells) -> tuple[str, _Outcome]:
-        return part.patient, _fit_part(part, gmm, seed)
+        return part.patient, _fit_part(part, gmm, seed, n_threads)
 
     parts = split.parts(matrix, sharing)
-    workers = _n_workers(n_jobs)
     # One BLAS thread per fit: patients are independent, and the result does not depend on the machine.
     with threadpool_limits(limits=1, user_api="blas"):
         if workers == 1:
@@ -259,16 +265,18 @@ def _report(outcomes: Iterator[tuple[str, _Outcome]], sharing: str, verbose: boo
         yield name, outcome
 
 
-def _fit_part(part: PatientCells, gmm: GmmConfig, seed: int) -> _Outcome:
+def _fit_part(part: PatientCells, gmm: GmmConfig, seed: int, n_threads: int) -> _Outcome:
     options = gmm.fit_options()
     rows, fits, k = [], {}, None
     try:
         for k in gmm.candidates:
-            row, fits[k] = fit_candidate(part, k, options, seed=seed, default_range=gmm.k_comps is None)
+            row, fits[k] = fit_candidate(
+                part, k, options, seed=seed, default_range=gmm.k_comps is None, n_threads=n_threads
+            )
             rows.append(row)
         choice = select_k(rows, gmm.k_selection_metric)
         k = choice["k"]
-        fit = final_fit(part, k, fits[k], gmm.refit, options, seed=seed)
+        fit = final_fit(part, k, fits[k], gmm.refit, options, seed=seed, n_threads=n_threads)
     except CohortgmmError as error:
         title = f"patient {part.patient!r}" if part.owner is None else part.patient
         error.args = (f"{title}, k={k}: {error}",)

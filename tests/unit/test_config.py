@@ -270,6 +270,7 @@ def test_the_defaults_of_the_contract():
         "eps": 1e-4,
         "singularity_handling": "guarded",
         "init": "kmeans",
+        "split_merge": 0,
         "gmm_key": None,
         "verbose": True,
     }

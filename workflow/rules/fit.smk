@@ -15,6 +15,7 @@ rule fit:
         "results/benchmarks/fit/{patient}/k{k}.tsv"
     conda:
         ENVIRONMENT
+    threads: CONFIG.threads
     resources:
         mem_mb=helpers.scaled(400, 8),
         runtime=helpers.scaled(10, 1),

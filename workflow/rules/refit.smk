@@ -16,6 +16,7 @@ rule refit:
         "results/benchmarks/refit/{patient}.tsv"
     conda:
         ENVIRONMENT
+    threads: CONFIG.threads
     resources:
         mem_mb=helpers.scaled(400, 8),
         runtime=helpers.scaled(10, 1),

@@ -33,7 +33,13 @@ def missing_cells(n_train: int, n_features: int, k: int, covariance_type: str, *
 
 
 def fit_candidate(
-    cells: PatientCells, k: int, options: Mapping[str, Any], *, seed: int, default_range: bool = False
+    cells: PatientCells,
+    k: int,
+    options: Mapping[str, Any],
+    *,
+    seed: int,
+    default_range: bool = False,
+    n_threads: int = 1,
 ) -> tuple[Row, MixtureFit | None]:
     """Fit k components to a patient's training cells and score them.
 
@@ -49,6 +55,8 @@ def fit_candidate(
         Seed of the run; the fit's own follows from it, the patient and k.
     default_range
         Whether k comes from the default range (see :func:`missing_cells`).
+    n_threads
+        Threads of the fit.
 
     Returns
     -------
@@ -66,7 +74,8 @@ def fit_candidate(
         logger.info("patient %s, k=%d: skipped, %s", cells.patient, k, reason)
         return row | {"n_iter": 0, "converged": False, "n_floored": 0, "status": "skipped", "reason": reason}, None
     started = time.perf_counter()
-    fit = fit_mixture(cells.x[cells.train], k, random_state=derived_seed(seed, cells.patient, k), **options)
+    seed_of_fit = derived_seed(seed, cells.patient, k)
+    fit = fit_mixture(cells.x[cells.train], k, random_state=seed_of_fit, n_threads=n_threads, **options)
     total = fit.log_likelihood * n_train
     p = n_free_parameters(k, d, options["covariance_type"])
     heldout = -float(np.mean(fit.model.log_prob(cells.x[~cells.train]))) if n_train < n else math.nan
@@ -90,13 +99,20 @@ def fit_candidate(
 
 
 def final_fit(
-    cells: PatientCells, k: int, selected: MixtureFit, refit: str, options: Mapping[str, Any], *, seed: int
+    cells: PatientCells,
+    k: int,
+    selected: MixtureFit,
+    refit: str,
+    options: Mapping[str, Any],
+    *,
+    seed: int,
+    n_threads: int = 1,
 ) -> MixtureFit:
     """The mixture of the chosen k: the selection's own, or with ``refit="full"`` one fitted to all cells."""
     if refit == "none" or cells.train.all():
         return selected
     logger.info("patient %s, k=%d: refit on all %d cells", cells.patient, k, len(cells.x))
-    return fit_mixture(cells.x, k, random_state=derived_seed(seed, cells.patient, k), **options)
+    return fit_mixture(cells.x, k, random_state=derived_seed(seed, cells.patient, k), n_threads=n_threads, **options)
 
 
 def write_fit(path: str | os.PathLike, fit: MixtureFit | None) -> None:

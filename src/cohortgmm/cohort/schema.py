@@ -136,6 +136,7 @@ def build_uns(
             "eps": float(gmm.eps),
             "singularity_handling": gmm.singularity_handling,
             "init": gmm.init,
+            "split_merge": gmm.split_merge,
         },
         "backend": "cohortgmm",
         "model_family": "gmm",

@@ -9,10 +9,21 @@ import numpy as np
 
 from cohortgmm.archive import read_arrays
 from cohortgmm.errors import ConfigError, DataError, FitError, SingularCovarianceError
+from cohortgmm.mixture.data import CellData
+from cohortgmm.mixture.expectation import DenseExpectation, Expectation, QuadraticExpectation
 from cohortgmm.mixture.gaussian import covariance_floor, floor_covariances
 from cohortgmm.mixture.model import GaussianMixture
+from cohortgmm.mixture.moves import move, moves
+from cohortgmm.mixture.screened import ScreenedExpectation
 from cohortgmm.mixture.start import STARTS
-from cohortgmm.mixture.steps import expect, maximize
+from cohortgmm.mixture.steps import Moments, maximize
+from cohortgmm.mixture.tiles import one_blas_thread
+
+#: Up to this many features two products of quadratic features cost less than looking for what can be left out.
+_FEW_FEATURES = 18
+
+#: Up to this many products (n D² K) every component is evaluated for every cell.
+_SMALL_WORK = 6_000_000
 
 COVARIANCE_TYPES = ("full", "diag")
 SINGULARITY_HANDLING = ("guarded", "robust", "strict")
@@ -33,7 +44,8 @@ class MixtureFit:
     converged
         Whether the last iteration gained less than ``tol``.
     history
-        (n_iter + 1,) mean log-likelihood per cell of the start and after every iteration.
+        (n_iter + 1,) mean log-likelihood per cell of the start and after every iteration; of the iterations that left
+        settled cells alone a lower bound, of the last one always exact.
     floored
         (K,) components whose covariance sits at the floor in ``model``: too few distinct cells for their features.
     """
@@ -87,15 +99,18 @@ def fit_mixture(
     eps: float = 1e-4,
     singularity_handling: str = "guarded",
     init: str = "kmeans",
+    split_merge: int = 0,
     initial: GaussianMixture | None = None,
     random_state: int | np.random.SeedSequence | np.random.Generator | None = 0,
+    n_threads: int = 1,
 ) -> MixtureFit:
     """Fit a Gaussian mixture to cells by EM (Dempster, Laird & Rubin 1977).
 
     Parameters
     ----------
     x
-        (n, D) cells, finite, n ≥ ``n_components``; computed in float64 whatever the type.
+        (n, D) cells, finite, n ≥ ``n_components``; computed in float64 whatever the type. Float32 and float64 arrays
+        are never copied whole, so they may be mapped from a file (``numpy.load(..., mmap_mode="r")``).
     n_components
         Number of components K.
     covariance_type
@@ -113,11 +128,18 @@ def fit_mixture(
         1 % of the mean variance of the features (or ``eps`` if that is more); ``"strict"`` makes it the end of that
         start, and an error if every start ends so. The start itself may be singular.
     init
-        ``"kmeans"`` or ``"random"`` (cells as means, the data's covariance).
+        ``"kmeans"``: clusters of k-means; ``"kmeans++"``: those around its seeds; ``"random"``: cells as means, the
+        data's covariance; ``"minmax"``: means drawn from the box that holds the cells, round covariances.
+    split_merge
+        Rounds of split-and-merge moves after every start (Ueda et al. 2000), with three components or more. A round
+        tries up to six moves, each an EM of its own, and keeps the first that ends at a higher likelihood; without
+        one, the rounds end.
     initial
         Start from this mixture instead (one start), with its covariances brought above the floor.
     random_state
         Seed of the starts, or a generator.
+    n_threads
+        Threads that share the cells, each with one BLAS thread. The result is the same for every number.
 
     Returns
     -------
@@ -140,92 +162,116 @@ def fit_mixture(
     >>> np.allclose(fit.model.means[0], x.mean(axis=0))
     True
     """
-    _check_arguments(n_components, covariance_type, max_iter, tol, n_init, eps, singularity_handling, init)
-    x = check_cells(x, n_components)
+    _check_arguments(
+        (
+            ("covariance_type", covariance_type, COVARIANCE_TYPES),
+            ("init", init, tuple(STARTS)),
+            ("singularity_handling", singularity_handling, SINGULARITY_HANDLING),
+        ),
+        (
+            ("n_components", n_components, 1),
+            ("max_iter", max_iter, 1),
+            ("n_init", n_init, 1),
+            ("split_merge", split_merge, 0),
+            ("n_threads", n_threads, 1),
+        ),
+        (("tol", tol, tol >= 0), ("eps", eps, 0 < eps < np.inf)),
+    )
+    cells = CellData(x, n_threads)
+    if len(cells) < n_components:
+        raise DataError(f"{len(cells)} cells are too few for {n_components} components")
     if initial is not None and (
-        initial.means.shape != (n_components, x.shape[1]) or initial.covariance_type != covariance_type
+        initial.means.shape != (n_components, cells.n_features) or initial.covariance_type != covariance_type
     ):
         raise ConfigError(
             f"initial has {initial.n_components} {initial.covariance_type} components in {initial.n_features} features; "
-            f"the fit asks for {n_components} {covariance_type} components in {x.shape[1]}"
+            f"the fit asks for {n_components} {covariance_type} components in {cells.n_features}"
         )
-    floor = covariance_floor(x, eps, singularity_handling)
+    floor = covariance_floor(cells, eps, singularity_handling)
     strict = singularity_handling == "strict"
     if initial is not None:
         # From a start below the floor the first iteration would lose likelihood and pass for converged.
         initial = replace(initial, covariances=floor_covariances(initial.covariances, floor, strict=strict)[0])
     rng = np.random.default_rng(random_state)
+    expectation = _expectation(cells, n_components, covariance_type)
     best, singular = None, None
-    for _ in range(1 if initial is not None else n_init):
-        start = initial or STARTS[init](x, n_components, covariance_type, floor, rng)
-        try:
-            fit = _run(x, start, max_iter, tol, floor, strict)
-        except SingularCovarianceError as error:  # another start may do better
-            singular = error
-            continue
-        if best is None or fit.log_likelihood > best.log_likelihood:
-            best = fit
+    with one_blas_thread():
+        for _ in range(1 if initial is not None else n_init):
+            start = initial or STARTS[init](cells, n_components, covariance_type, floor, rng)
+            try:
+                fit = _run(expectation.begin(), start, max_iter, tol, floor, strict)
+                fit = _move(expectation, fit, split_merge, max_iter, tol, floor, strict)
+            except SingularCovarianceError as error:  # another start may do better
+                singular = error
+                continue
+            if best is None or fit.log_likelihood > best.log_likelihood:
+                best = fit
     if best is None:
         raise singular
     return best
 
 
-def _run(x: np.ndarray, model: GaussianMixture, max_iter: int, tol: float, floor: float, strict: bool) -> MixtureFit:
+def _expectation(cells: CellData, n_components: int, covariance_type: str) -> Expectation:
+    """The fastest way to the same moments, for this shape of data."""
+    n, d = len(cells), cells.n_features
+    if covariance_type == "diag" or d <= _FEW_FEATURES:
+        return QuadraticExpectation(cells, covariance_type)
+    if n_components == 1 or n * d * d * n_components <= _SMALL_WORK:
+        return DenseExpectation(cells)
+    return ScreenedExpectation(cells, n_components)
+
+
+def _run(
+    expect: Expectation, model: GaussianMixture, max_iter: int, tol: float, floor: float, strict: bool
+) -> MixtureFit:
     """EM from one start; the model returned is the one its last log-likelihood was computed with."""
-    history: list[float] = []
     floored = np.zeros(model.n_components, dtype=bool)
-    while True:
-        moments = expect(x, model)
-        history.append(moments.log_likelihood / moments.n)
-        if not np.isfinite(history[-1]):
-            raise FitError(
-                f"the log-likelihood became {history[-1]} after {len(history) - 1} iterations; rescale the data"
-            )
-        converged = len(history) > 1 and history[-1] - history[-2] < tol
-        if converged or len(history) > max_iter:
-            return MixtureFit(model, history[-1], len(history) - 1, converged, np.array(history), floored)
-        model, floored = maximize(moments, model.means, floor, strict=strict)
+    moments = expect(model)
+    history = [_mean_log_likelihood(moments, 0)]
+    for n_iter in range(1, max_iter + 1):
+        model, floored = maximize(moments, model.means, floor, strict=strict, suspected=floored)
+        moments = expect(model, exact=n_iter == max_iter)
+        history.append(_mean_log_likelihood(moments, n_iter))
+        if moments.is_bound and history[-1] - history[-2] < tol:
+            moments = expect(model)
+            history[-1] = _mean_log_likelihood(moments, n_iter)
+        if history[-1] - history[-2] < tol:
+            return MixtureFit(model, history[-1], n_iter, True, np.array(history), floored)
+    return MixtureFit(model, history[-1], max_iter, False, np.array(history), floored)
 
 
-def check_cells(x: np.ndarray, n_components: int = 1) -> np.ndarray:
-    """Cells as a float64 array (n, D), refused if they cannot be fitted.
-
-    Raises
-    ------
-    DataError
-        If x is not two-dimensional and numeric, has NaN or infinite values, or fewer cells than components.
-    """
-    try:
-        x = np.asarray(x, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"cells must be a numeric array (n, D): {error}") from None
-    if x.ndim != 2 or x.shape[1] == 0:
-        raise DataError(f"cells must be an array of shape (n, D), got {x.shape}")
-    if len(x) < n_components:
-        raise DataError(f"{len(x)} cells are too few for {n_components} components")
-    bad = ~np.isfinite(x)
-    if bad.any():
-        raise DataError(
-            f"{np.count_nonzero(bad)} NaN or infinite values, the first in cell {int(bad.any(axis=1).argmax())}: "
-            "remove or impute them"
-        )
-    return x
+def _move(
+    expectation: Expectation, fit: MixtureFit, n_rounds: int, max_iter: int, tol: float, floor: float, strict: bool
+) -> MixtureFit:
+    """Rounds of split-and-merge moves from a fit."""
+    for _ in range(n_rounds if fit.model.n_components > 2 else 0):
+        for i, j, k in moves(expectation.cells, fit.model):
+            start = move(fit.model, (i, j), k, floor)
+            try:
+                moved = _run(expectation.begin(), start, max_iter, tol, floor, strict)
+            except SingularCovarianceError:
+                continue
+            if moved.log_likelihood > fit.log_likelihood:
+                fit = moved
+                break
+        else:
+            break
+    return fit
 
 
-def _check_arguments(n_components, covariance_type, max_iter, tol, n_init, eps, singularity_handling, init) -> None:
-    for name, value, allowed in (
-        ("covariance_type", covariance_type, COVARIANCE_TYPES),
-        ("singularity_handling", singularity_handling, SINGULARITY_HANDLING),
-        ("init", init, tuple(STARTS)),
-    ):
+def _mean_log_likelihood(moments: Moments, n_iter: int) -> float:
+    value = moments.log_likelihood / moments.n
+    if not np.isfinite(value):
+        raise FitError(f"the log-likelihood became {value} after {n_iter} iterations; rescale the data")
+    return value
+
+
+def _check_arguments(names, counts, numbers) -> None:
+    """Raise for a name that is not among those allowed, a count below its least, or a number out of its range."""
+    for name, value, allowed in names:
         if value not in allowed:
             raise ConfigError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
-    for name, value, good in (
-        ("n_components", n_components, isinstance(n_components, Integral) and n_components >= 1),
-        ("max_iter", max_iter, isinstance(max_iter, Integral) and max_iter >= 1),
-        ("n_init", n_init, isinstance(n_init, Integral) and n_init >= 1),
-        ("tol", tol, tol >= 0),
-        ("eps", eps, 0 < eps < np.inf),
-    ):
+    good_counts = ((name, value, isinstance(value, Integral) and value >= least) for name, value, least in counts)
+    for name, value, good in (*good_counts, *numbers):
         if not good:
             raise ConfigError(f"{name} is out of range: {value!r}")

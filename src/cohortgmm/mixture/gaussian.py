@@ -5,11 +5,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from cohortgmm.errors import SingularCovarianceError
+from cohortgmm.mixture.data import CellData
 
 LOG_2PI = float(np.log(2.0 * np.pi))
 
 #: Smallest ratio of eigenvalues that a double-precision Cholesky factor still resolves with some digits.
 _RELATIVE_FLOOR = 1e-13
+
+#: Matrices up to this size are inverted at once.
+_DIRECT_INVERSE = 24
 
 #: ``singularity_handling="robust"`` floors the spectrum at this fraction of the mean variance of the features.
 _ROBUST_FRACTION = 1e-2
@@ -17,25 +21,25 @@ _ROBUST_FRACTION = 1e-2
 
 @dataclass(frozen=True)
 class Factors:
-    """Cholesky factors of the covariances and of their inverses.
+    """Square roots of the covariances and of their inverses.
 
     Attributes
     ----------
-    lower
-        L with L Lᵀ = Σ: lower triangular (K, D, D), or standard deviations (K, D).
+    root
+        A with A Aᵀ = Σ (K, D, D), or standard deviations (K, D).
     whitener
-        W with W Wᵀ = Σ⁻¹, so that (x − μ) W is white: upper triangular (K, D, D), or (K, D).
+        W with W Wᵀ = Σ⁻¹, so that (x − μ) W is white (K, D, D), or (K, D).
     half_log_det
         ½ log det Σ, shape (K,).
     """
 
-    lower: np.ndarray
+    root: np.ndarray
     whitener: np.ndarray
     half_log_det: np.ndarray
 
     @property
     def is_diagonal(self) -> bool:
-        return self.lower.ndim == 2
+        return self.root.ndim == 2
 
 
 def factorize(covariances: np.ndarray) -> Factors:
@@ -52,39 +56,46 @@ def factorize(covariances: np.ndarray) -> Factors:
         scale = np.sqrt(covariances)
         return Factors(scale, 1.0 / scale, np.log(scale).sum(axis=1))
     lower = np.linalg.cholesky(covariances)
-    whitener = np.linalg.inv(lower).transpose(0, 2, 1)
+    whitener = np.ascontiguousarray(_inverse_of_lower(lower).transpose(0, 2, 1))
     return Factors(lower, whitener, np.log(np.diagonal(lower, axis1=1, axis2=2)).sum(axis=1))
 
 
-def whiten(x: np.ndarray, means: np.ndarray, factors: Factors) -> np.ndarray:
-    """Deviations of x (n, D) from every mean in units of its covariance, shape (K, n, D)."""
-    # The mean is subtracted before the product: x W − μ W would lose the digits that far outliers need.
-    deviation = x[None, :, :] - means[:, None, :]
+def _inverse_of_lower(lower: np.ndarray) -> np.ndarray:
+    """Inverses of lower triangular matrices (K, D, D), by halves: three times faster than a general inverse."""
+    d = lower.shape[1]
+    if d <= _DIRECT_INVERSE:
+        return np.linalg.inv(lower)
+    half = d // 2
+    top, bottom = _inverse_of_lower(lower[:, :half, :half]), _inverse_of_lower(lower[:, half:, half:])
+    inverse = np.zeros_like(lower)
+    inverse[:, :half, :half] = top
+    inverse[:, half:, half:] = bottom
+    inverse[:, half:, :half] = -(bottom @ lower[:, half:, :half]) @ top
+    return inverse
+
+
+def whiten(deviation: np.ndarray, factors: Factors) -> np.ndarray:
+    """Deviations (K, n, D) from the means in units of their covariances, same shape."""
+    # Deviations, not cells: x W − μ W would lose the digits that far outliers need.
     if factors.is_diagonal:
-        deviation *= factors.whitener[:, None, :]
-        return deviation
+        return deviation * factors.whitener[:, None, :]
     return deviation @ factors.whitener
 
 
-def log_gaussian(white: np.ndarray, factors: Factors) -> np.ndarray:
-    """Log-density of every component at whitened deviations (K, n, D), shape (K, n), in nats."""
-    squared_distance = np.einsum("knd,knd->kn", white, white)
-    constant = factors.half_log_det + 0.5 * white.shape[2] * LOG_2PI
-    return -0.5 * squared_distance - constant[:, None]
-
-
-def covariance_floor(x: np.ndarray, eps: float, singularity_handling: str) -> float:
+def covariance_floor(cells: CellData, eps: float, singularity_handling: str) -> float:
     """Smallest eigenvalue a fitted covariance may have.
 
-    ``eps`` itself, except with ``"robust"``: then at least 1 % of the mean variance of the features of x (n, D).
+    ``eps`` itself, except with ``"robust"``: then at least 1 % of the mean variance of the features of the cells.
     """
     if singularity_handling == "robust":
-        return max(eps, _ROBUST_FRACTION * float(np.mean(np.var(x, axis=0, dtype=np.float64))))
+        return max(eps, _ROBUST_FRACTION * float(np.trace(cells.covariance)) / cells.n_features)
     return eps
 
 
-def floor_covariances(covariances: np.ndarray, floor: float, *, strict: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Raise the eigenvalues of covariances to at least ``floor``.
+def floor_covariances(
+    covariances: np.ndarray, floor: float, *, strict: bool, suspected: np.ndarray | None = None
+) -> tuple[np.ndarray, Factors, np.ndarray]:
+    """Raise the eigenvalues of covariances to at least ``floor``, and factor the result.
 
     Clamping the spectrum is the maximum of the likelihood under the constraint Σ ≥ floor·I, so EM stays monotone,
     which adding ``floor`` to the diagonal does not guarantee (a floor relative to the largest eigenvalue, see below,
@@ -98,11 +109,15 @@ def floor_covariances(covariances: np.ndarray, floor: float, *, strict: bool) ->
         Smallest eigenvalue allowed; 1e-13 of a covariance's largest eigenvalue is used where that is more.
     strict
         Raise instead of clamping.
+    suspected
+        (K,) components that are probably below the floor; knowing them saves time and changes nothing.
 
     Returns
     -------
     covariances : ndarray
         Positive definite, same shape; rows that needed no clamping are returned as they were.
+    factors : Factors
+        Of the covariances returned.
     floored : ndarray of bool
         (K,) which components were clamped.
 
@@ -111,31 +126,72 @@ def floor_covariances(covariances: np.ndarray, floor: float, *, strict: bool) ->
     SingularCovarianceError
         With ``strict``, naming the first component below the floor.
     """
-    n_components, n_features = covariances.shape[:2]
+    n_components = len(covariances)
     if covariances.ndim == 2:
-        smallest = covariances.min(axis=1)
-        floors = np.full(n_components, floor)
-        floored = ~(smallest >= floors)
-        result = np.maximum(covariances, floor)
-    else:
-        try:
-            # Positive definite after subtracting the floor: every eigenvalue is above it, and no spectrum is needed.
-            # The trace bounds the largest eigenvalue.
-            bounds = np.maximum(floor, _RELATIVE_FLOOR * np.trace(covariances, axis1=1, axis2=2))
-            np.linalg.cholesky(covariances - bounds[:, None, None] * np.eye(n_features))
-            return covariances, np.zeros(n_components, dtype=bool)
-        except np.linalg.LinAlgError:
-            pass
-        values, vectors = np.linalg.eigh(covariances)
-        smallest = values[:, 0]
-        floors = np.maximum(floor, _RELATIVE_FLOOR * values[:, -1])
-        floored = ~(smallest >= floors)
-        clamped = np.maximum(values, floors[:, None])
-        result = covariances.copy()
-        vectors = vectors[floored]
-        rebuilt = (vectors * clamped[floored][:, None, :]) @ vectors.transpose(0, 2, 1)
-        result[floored] = 0.5 * (rebuilt + rebuilt.transpose(0, 2, 1))
-    if strict and floored.any():
-        worst = int(np.argmax(floored))
-        raise SingularCovarianceError(worst, n_components, float(smallest[worst]), float(floors[worst]))
-    return result, floored
+        floored = ~(covariances.min(axis=1) >= floor)
+        if strict and floored.any():
+            raise _singular(floored, covariances.min(axis=1), np.full(n_components, floor))
+        covariances = np.maximum(covariances, floor)
+        return covariances, factorize(covariances), floored
+    floored = np.zeros(n_components, dtype=bool)
+    factors, suspects = _factors_above(covariances, _floors(covariances, floor), suspected)
+    if not len(suspects):
+        return covariances, factors, floored
+    values, vectors = np.linalg.eigh(covariances[suspects])
+    floors = np.maximum(floor, _RELATIVE_FLOOR * values[:, -1])
+    below = ~(values[:, 0] >= floors)
+    floored[suspects] = below
+    if strict and below.any():
+        smallest, limits = np.full((2, n_components), floor)
+        smallest[suspects], limits[suspects] = values[:, 0], floors
+        raise _singular(floored, smallest, limits)
+    values = np.maximum(values, floors[:, None])
+    scale = np.sqrt(values)[:, None, :]
+    factors.root[suspects] = vectors * scale
+    factors.whitener[suspects] = vectors / scale
+    factors.half_log_det[suspects] = 0.5 * np.log(values).sum(axis=1)
+    covariances = covariances.copy()
+    rebuilt = (vectors[below] * values[below][:, None, :]) @ vectors[below].transpose(0, 2, 1)
+    covariances[floored] = 0.5 * (rebuilt + rebuilt.transpose(0, 2, 1))
+    return covariances, factors, floored
+
+
+def _factors_above(
+    covariances: np.ndarray, floors: np.ndarray, suspected: np.ndarray | None
+) -> tuple[Factors, np.ndarray]:
+    """Factors, and the components of which they do not show that λ_min ≥ 1 / tr Σ⁻¹ = 1 / ‖W‖² is above the floor.
+
+    The factors of suspected components are those of the unit matrix.
+    """
+    suspected = np.zeros(len(floors), dtype=bool) if suspected is None else suspected
+    try:
+        factors = factorize(_without(covariances, suspected))
+    except np.linalg.LinAlgError:
+        suspected = suspected | ~np.array([_is_definite(matrix) for matrix in covariances])
+        factors = factorize(_without(covariances, suspected))
+    inverse_bound = np.einsum("kij,kij->k", factors.whitener, factors.whitener)
+    return factors, np.flatnonzero(suspected | ~(inverse_bound <= 1.0 / floors))
+
+
+def _without(covariances: np.ndarray, suspected: np.ndarray) -> np.ndarray:
+    if not suspected.any():
+        return covariances
+    return np.where(suspected[:, None, None], np.eye(covariances.shape[1]), covariances)
+
+
+def _is_definite(matrix: np.ndarray) -> bool:
+    try:
+        np.linalg.cholesky(matrix)
+    except np.linalg.LinAlgError:
+        return False
+    return True
+
+
+def _floors(covariances: np.ndarray, floor: float) -> np.ndarray:
+    """(K,) floors, at least relative to the trace, which bounds the largest eigenvalue."""
+    return np.maximum(floor, _RELATIVE_FLOOR * np.trace(covariances, axis1=1, axis2=2))
+
+
+def _singular(floored: np.ndarray, smallest: np.ndarray, floors: np.ndarray) -> SingularCovarianceError:
+    worst = int(np.argmax(floored))
+    return SingularCovarianceError(worst, len(floored), float(smallest[worst]), float(floors[worst]))

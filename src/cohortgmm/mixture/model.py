@@ -9,7 +9,7 @@ import numpy as np
 
 from cohortgmm.archive import read_arrays
 from cohortgmm.errors import DataError
-from cohortgmm.mixture.gaussian import Factors, factorize, log_gaussian, whiten
+from cohortgmm.mixture.gaussian import LOG_2PI, Factors, factorize, whiten
 from cohortgmm.mixture.tiles import tile_slices
 
 
@@ -63,6 +63,15 @@ class GaussianMixture:
             f"GaussianMixture(n_components={self.n_components}, n_features={self.n_features}, {self.covariance_type})"
         )
 
+    @classmethod
+    def from_factors(
+        cls, weights: np.ndarray, means: np.ndarray, covariances: np.ndarray, factors: Factors
+    ) -> "GaussianMixture":
+        """A mixture whose covariances have been factored already."""
+        model = cls(weights, means, covariances)
+        model.__dict__["factors"] = factors  # where cached_property keeps it
+        return model
+
     @property
     def n_components(self) -> int:
         """Number of components K."""
@@ -80,8 +89,14 @@ class GaussianMixture:
 
     @cached_property
     def factors(self) -> Factors:
-        """Cholesky and whitening factors of the covariances."""
+        """Square roots of the covariances and of their inverses."""
         return factorize(self.covariances)
+
+    @cached_property
+    def log_peaks(self) -> np.ndarray:
+        """(K,) log(weight × density) of every component at its own mean, in nats; −inf for a weight of zero."""
+        with np.errstate(divide="ignore"):
+            return np.log(self.weights) - self.factors.half_log_det - 0.5 * self.n_features * LOG_2PI
 
     @property
     def full_covariances(self) -> np.ndarray:
@@ -96,12 +111,10 @@ class GaussianMixture:
         values = self.covariances if self.covariance_type == "diag" else np.linalg.eigvalsh(self.covariances)
         return values.max(axis=1) / np.maximum(values.min(axis=1), np.finfo(float).tiny)
 
-    def joint_log_prob(self, x: np.ndarray) -> np.ndarray:
-        """log(weight × density) of every component, shape (K, n), in nats, for cells x (n, D)."""
-        with np.errstate(divide="ignore"):
-            log_weights = np.log(self.weights)
-        white = whiten(np.asarray(x, dtype=np.float64), self.means, self.factors)
-        return log_gaussian(white, self.factors) + log_weights[:, None]
+    def joint_log_prob(self, deviation: np.ndarray) -> np.ndarray:
+        """log(weight × density) of every component, shape (K, n), in nats, at deviations (K, n, D) from the means."""
+        white = whiten(deviation, self.factors)
+        return self.log_peaks[:, None] - 0.5 * np.einsum("knd,knd->kn", white, white)
 
     def log_prob(self, x: np.ndarray) -> np.ndarray:
         """Log-density of the mixture.
@@ -119,7 +132,7 @@ class GaussianMixture:
         x = self._check(x)
         result = np.empty(len(x))
         for rows in tile_slices(len(x), self.n_components * self.n_features):
-            result[rows] = np.logaddexp.reduce(self.joint_log_prob(x[rows]), axis=0)
+            result[rows] = np.logaddexp.reduce(self._joint(x[rows]), axis=0)
         return result
 
     def responsibilities(self, x: np.ndarray) -> np.ndarray:
@@ -138,7 +151,7 @@ class GaussianMixture:
         x = self._check(x)
         result = np.empty((len(x), self.n_components))
         for rows in tile_slices(len(x), self.n_components * self.n_features):
-            joint = self.joint_log_prob(x[rows])
+            joint = self._joint(x[rows])
             result[rows] = np.exp(joint - np.logaddexp.reduce(joint, axis=0)).T
         return result
 
@@ -165,8 +178,8 @@ class GaussianMixture:
         x = np.empty_like(noise)
         for k in range(self.n_components):
             chosen = components == k
-            lower = self.factors.lower[k]
-            shift = noise[chosen] * lower if self.covariance_type == "diag" else noise[chosen] @ lower.T
+            root = self.factors.root[k]
+            shift = noise[chosen] * root if self.covariance_type == "diag" else noise[chosen] @ root.T
             x[chosen] = self.means[k] + shift
         return x, components
 
@@ -188,6 +201,9 @@ class GaussianMixture:
             If the file holds something else.
         """
         return cls(**read_arrays(file, ("weights", "means", "covariances")))
+
+    def _joint(self, x: np.ndarray) -> np.ndarray:
+        return self.joint_log_prob(np.asarray(x, dtype=np.float64) - self.means[:, None, :])
 
     def _check(self, x: np.ndarray) -> np.ndarray:
         x = np.asarray(x)

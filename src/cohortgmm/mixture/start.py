@@ -4,61 +4,112 @@ from collections.abc import Callable
 
 import numpy as np
 
+from cohortgmm.mixture.data import CellData
 from cohortgmm.mixture.gaussian import floor_covariances
 from cohortgmm.mixture.model import GaussianMixture
 from cohortgmm.mixture.steps import Moments, maximize
 
 _MAX_LLOYD = 50
 
+#: Lloyd's iterations end when no more than this share of the cells changes its cluster: EM moves them on.
+_STILL_MOVING = 0.005
 
-def kmeans_labels(x: np.ndarray, n_components: int, rng: np.random.Generator) -> np.ndarray:
+#: The centres are looked for among this many cells per cluster, at least among `_SAMPLE`.
+_SAMPLE_PER_CLUSTER = 128
+_SAMPLE = 2048
+
+#: Seedings that compete over a few iterations, unless there are so few cells that EM costs less than they do.
+_SEEDINGS = 5
+_TRIAL_LLOYD = 2
+_FEW_CELLS = 2000
+
+
+def kmeans_labels(
+    cells: CellData, n_components: int, rng: np.random.Generator, *, max_iter: int = _MAX_LLOYD
+) -> tuple[np.ndarray, np.ndarray]:
     """Cluster cells by k-means: greedy k-means++ seeding (Arthur & Vassilvitskii 2007), then Lloyd's iterations.
+
+    The centres come from a sample of 128 cells per cluster (2,048 at least) where there are more. Where there are more
+    than 2,000 cells, the best of five seedings after two iterations goes on.
 
     Parameters
     ----------
-    x
-        (n, D) cells, n ≥ n_components.
+    cells
+        At least ``n_components`` cells.
     n_components
-        Number of clusters.
+        Number of clusters K.
     rng
         Source of the seeding.
+    max_iter
+        Largest number of Lloyd's iterations.
 
     Returns
     -------
-    ndarray of int
+    labels : ndarray of int
         (n,) cluster of every cell; no cluster is empty unless there are fewer distinct cells than clusters.
+    centres : ndarray
+        (K, D) centres the cells were assigned to.
     """
-    centred = x - x.mean(axis=0)
-    norms = np.einsum("nd,nd->n", centred, centred)
-    centres = _seed_centres(centred, norms, n_components, rng)
+    n, size = len(cells), max(_SAMPLE, _SAMPLE_PER_CLUSTER * n_components)
+    sample = np.sort(rng.choice(n, size=size, replace=False, shuffle=False)) if n > size else slice(None)
+    x = cells.rows(sample) - cells.mean
+    norms = np.einsum("nd,nd->n", x, x)
+    n_seedings = _SEEDINGS if len(x) > _FEW_CELLS else 1
+    seedings = (_seed_centres(x, norms, n_components, rng) for _ in range(n_seedings))
+    if n_seedings > 1:
+        trials = [_lloyd(x, norms, centres, min(max_iter, _TRIAL_LLOYD)) for centres in seedings]
+        centres = min(trials, key=lambda trial: trial[2])[1]
+    else:
+        (centres,) = seedings
+    labels, centres, _ = _lloyd(x, norms, centres, max_iter)
+    if n > size:
+        labels = _nearest(cells, centres)
+    return labels, centres + cells.mean
+
+
+def _nearest(cells: CellData, centres: np.ndarray) -> np.ndarray:
+    def assign(tile: slice) -> np.ndarray:
+        return _squared_distances(cells.rows(tile) - cells.mean, centres).argmin(axis=0).astype(np.int32)
+
+    return np.concatenate(list(cells.map(assign, cells.tiles(max(cells.n_features, len(centres))))))
+
+
+def _lloyd(
+    x: np.ndarray, norms: np.ndarray, centres: np.ndarray, max_iter: int
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Labels, the centres they belong to, and the sum of squared distances to them."""
+    clusters = np.arange(len(centres))[:, None]
     labels = np.full(len(x), -1)
-    for _ in range(_MAX_LLOYD):
-        distances = _squared_distances(centred, norms, centres)
+    for iteration in range(max_iter + 1):
+        distances = _squared_distances(x, centres, norms)
         previous, labels = labels, distances.argmin(axis=0)
         _fill_empty_clusters(labels, distances)
-        if np.array_equal(labels, previous):
+        if iteration == max_iter or np.count_nonzero(labels != previous) <= _STILL_MOVING * len(x):
             break
-        members = labels == np.arange(n_components)[:, None]
-        counts = members.sum(axis=1)
-        centres = np.where(counts[:, None] > 0, members @ centred / np.maximum(counts, 1)[:, None], centres)
-    return labels
+        members = (labels == clusters).astype(float)
+        counts = members.sum(axis=1)[:, None]
+        centres = np.where(counts > 0, members @ x / np.maximum(counts, 1), centres)
+    return labels, centres, float(distances[labels, np.arange(len(x))].sum())
 
 
-def _squared_distances(x: np.ndarray, norms: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    distances = norms - 2.0 * (centres @ x.T) + np.einsum("kd,kd->k", centres, centres)[:, None]
-    return np.maximum(distances, 0.0, out=distances)
+def _squared_distances(x: np.ndarray, centres: np.ndarray, norms: np.ndarray | float = 0.0) -> np.ndarray:
+    """(K, n) squared distances, less the squared norms of the cells where these are not given."""
+    distances = (-2.0 * centres) @ x.T
+    distances += np.einsum("kd,kd->k", centres, centres)[:, None]
+    distances += norms
+    return distances
 
 
 def _seed_centres(x: np.ndarray, norms: np.ndarray, n_components: int, rng: np.random.Generator) -> np.ndarray:
     n_trials = 2 + int(np.log(n_components))
     centres = np.empty((n_components, x.shape[1]))
     centres[0] = x[rng.integers(len(x))]
-    closest = _squared_distances(x, norms, centres[:1])[0]
+    closest = np.maximum(_squared_distances(x, centres[:1], norms)[0], 0.0)
     for k in range(1, n_components):
         cumulative = np.cumsum(closest)
         picks = np.searchsorted(cumulative, rng.random(n_trials) * cumulative[-1])
         candidates = x[np.minimum(picks, len(x) - 1)]
-        reduced = np.minimum(closest, _squared_distances(x, norms, candidates))
+        reduced = np.minimum(closest, np.maximum(_squared_distances(x, candidates, norms), 0.0))
         best = int(reduced.sum(axis=1).argmin())
         centres[k], closest = candidates[best], reduced[best]
     return centres
@@ -80,35 +131,71 @@ def _fill_empty_clusters(labels: np.ndarray, distances: np.ndarray) -> None:
 
 
 def kmeans_start(
-    x: np.ndarray, n_components: int, covariance_type: str, floor: float, rng: np.random.Generator
+    cells: CellData, n_components: int, covariance_type: str, floor: float, rng: np.random.Generator
 ) -> GaussianMixture:
     """Mixture of the k-means clusters: their shares, means and covariances."""
-    labels = kmeans_labels(x, n_components, rng)
-    d = x.shape[1]
-    origin = x.mean(axis=0)
-    nk = np.bincount(labels, minlength=n_components).astype(float)
-    first = np.zeros((n_components, d))
-    second = np.zeros((n_components, d) if covariance_type == "diag" else (n_components, d, d))
-    means = np.repeat(origin[None], n_components, axis=0)
-    for k in np.flatnonzero(nk):
-        cells = x[labels == k]
-        means[k] = cells.mean(axis=0)
-        deviation = cells - means[k]
-        second[k] = (deviation**2).sum(axis=0) if covariance_type == "diag" else deviation.T @ deviation
-    return maximize(Moments(nk, first, second, np.nan, len(x)), means, floor, strict=False)[0]
+    labels, centres = kmeans_labels(cells, n_components, rng)
+    return _mixture_of_clusters(cells, labels, centres, covariance_type, floor)
+
+
+def seeded_start(
+    cells: CellData, n_components: int, covariance_type: str, floor: float, rng: np.random.Generator
+) -> GaussianMixture:
+    """Mixture of the cells that are nearest to the same seed of k-means++."""
+    labels, centres = kmeans_labels(cells, n_components, rng, max_iter=0)
+    return _mixture_of_clusters(cells, labels, centres, covariance_type, floor)
+
+
+def _mixture_of_clusters(
+    cells: CellData, labels: np.ndarray, centres: np.ndarray, covariance_type: str, floor: float
+) -> GaussianMixture:
+    n_components = len(centres)
+
+    def expect(tile: slice) -> Moments:
+        x, own = cells.rows(tile), labels[tile]
+        moments = Moments.zeros(n_components, cells.n_features, covariance_type)
+        moments.nk[:], moments.n = np.bincount(own, minlength=n_components), len(x)
+        for k in np.flatnonzero(moments.nk):
+            moments.add_cells(k, x[own == k] - centres[k])
+        return moments
+
+    moments = Moments.sum(cells.map(expect, cells.tiles(cells.n_features)))
+    return maximize(moments, centres, floor, strict=False)[0]
 
 
 def random_start(
-    x: np.ndarray, n_components: int, covariance_type: str, floor: float, rng: np.random.Generator
+    cells: CellData, n_components: int, covariance_type: str, floor: float, rng: np.random.Generator
 ) -> GaussianMixture:
     """Mixture of equal weights around randomly chosen cells, all with the covariance of the data."""
-    means = x[rng.choice(len(x), size=n_components, replace=False)]
-    covariance = x.var(axis=0) if covariance_type == "diag" else np.atleast_2d(np.cov(x, rowvar=False, bias=True))
-    covariances, _ = floor_covariances(np.repeat(covariance[None], n_components, axis=0), floor, strict=False)
-    return GaussianMixture(np.full(n_components, 1.0 / n_components), means, covariances)
+    means = cells.rows(np.sort(rng.choice(len(cells), size=n_components, replace=False)))
+    covariance = np.diag(cells.covariance) if covariance_type == "diag" else cells.covariance
+    covariances = np.repeat(covariance[None], n_components, axis=0)
+    covariances, factors, _ = floor_covariances(covariances, floor, strict=False)
+    return GaussianMixture.from_factors(np.full(n_components, 1.0 / n_components), means, covariances, factors)
 
 
-Start = Callable[[np.ndarray, int, str, float, np.random.Generator], GaussianMixture]
+def minmax_start(
+    cells: CellData, n_components: int, covariance_type: str, floor: float, rng: np.random.Generator
+) -> GaussianMixture:
+    """Mixture of equal weights with means drawn evenly from the box that holds the cells.
+
+    Its covariances are round, with the volume of the box shared between the components.
+    """
+    low, high = cells.bounds
+    means = low + rng.random((n_components, cells.n_features)) * (high - low)
+    width = np.exp(np.mean(np.log(np.maximum(high - low, np.sqrt(floor))))) / n_components ** (1 / cells.n_features)
+    variances = np.full((n_components, cells.n_features), (width / 2) ** 2)
+    covariances = variances if covariance_type == "diag" else variances[:, :, None] * np.eye(cells.n_features)
+    covariances, factors, _ = floor_covariances(covariances, floor, strict=False)
+    return GaussianMixture.from_factors(np.full(n_components, 1.0 / n_components), means, covariances, factors)
+
+
+Start = Callable[[CellData, int, str, float, np.random.Generator], GaussianMixture]
 
 #: Values of ``init``.
-STARTS: dict[str, Start] = {"kmeans": kmeans_start, "random": random_start}
+STARTS: dict[str, Start] = {
+    "kmeans": kmeans_start,
+    "kmeans++": seeded_start,
+    "random": random_start,
+    "minmax": minmax_start,
+}

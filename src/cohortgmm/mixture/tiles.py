@@ -1,13 +1,70 @@
-"""Cutting the rows of the data into pieces whose intermediate results stay in the cache."""
+"""Working through the rows of the data in pieces whose intermediate results stay in the cache, on several threads."""
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from functools import cache
+from typing import TypeVar
+
+import numpy as np
+from threadpoolctl import ThreadpoolController
 
 #: Values per intermediate array of a tile: 2 MB of doubles.
 _TILE_VALUES = 1 << 18
 
+#: Just below the largest size up to which glibc raises its threshold.
+_KEPT_BLOCK = 31 << 20
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
 
 def tile_slices(n: int, values_per_row: int) -> Iterator[slice]:
     """Slices that cover ``range(n)``, each of as many rows as keep ``values_per_row`` times them in the cache."""
-    step = max(64, _TILE_VALUES // max(1, values_per_row))
+    return range_slices(n, max(64, _TILE_VALUES // max(1, values_per_row)))
+
+
+def range_slices(n: int, step: int) -> Iterator[slice]:
+    """Slices of ``step`` rows, the last one maybe shorter, that cover ``range(n)``."""
     for start in range(0, n, step):
         yield slice(start, min(start + step, n))
+
+
+def ordered_map(function: Callable[[_Item], _Result], items: Iterable[_Item], n_threads: int = 1) -> Iterator[_Result]:
+    """Results of ``function`` in the order of ``items``, computed on ``n_threads`` threads.
+
+    Sums over the results are the same bits for every number of threads. No more than two results per thread wait to
+    be taken.
+    """
+    if n_threads == 1:
+        yield from map(function, items)
+        return
+    with ThreadPoolExecutor(n_threads) as pool:
+        waiting = deque()
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > 2 * n_threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep freed blocks of up to 32 MB for the next array of that size.
+
+    glibc gives the memory of large arrays back to the system and pays a page fault for every 4 KB of the next one,
+    which costs more than the arithmetic of a tile, until a large block has been freed once: then it keeps blocks of
+    that size. The block here is never touched. Elsewhere this does nothing.
+    """
+    np.empty(_KEPT_BLOCK, dtype=np.uint8)
+
+
+@cache
+def _controller() -> ThreadpoolController:
+    return ThreadpoolController()
+
+
+def one_blas_thread() -> AbstractContextManager:
+    """Keep BLAS to one thread meanwhile: the threads of a fit share tiles, and more would only wait for each other."""
+    return _controller().limit(limits=1, user_api="blas")

@@ -148,7 +148,7 @@ def _draw_one_feature(
     share = [np.full(len(part), 1 / (finite.sum() * (edges[1] - edges[0]))) for part in parts]
     ax.hist(parts, bins=edges, weights=share, stacked=True, color=list(component_colors(numbers)), alpha=0.6)
     grid = np.linspace(edges[0], edges[-1], 400)
-    density = np.exp(model.joint_log_prob(grid[:, None]))
+    density = np.exp(model.joint_log_prob(grid[:, None] - model.means[:, None, :]))
     for k, color in enumerate(component_colors(np.arange(model.n_components))):
         ax.plot(grid, density[k], color=color, linewidth=1.2, gid=f"component-{k}")
 
@@ -177,7 +177,7 @@ def _label_components(ax: Axes, model: GaussianMixture) -> None:
     one_feature = model.n_features == 1
     means = model.means[:, :2]
     if one_feature:
-        means = np.column_stack([means[:, 0], np.exp(model.joint_log_prob(model.means)).diagonal()])
+        means = np.column_stack([means[:, 0], np.exp(model.joint_log_prob(np.zeros((model.n_components, 1, 1)))[:, 0])])
     low, high = np.transpose([ax.get_xlim(), ax.get_ylim()])
     seen = ((means >= low) & (means <= high)).all(axis=1)
     order = order[(model.weights[order] >= _MIN_LABELLED_WEIGHT) & seen[order]]

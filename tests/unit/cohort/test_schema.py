@@ -88,6 +88,7 @@ def test_the_layout_of_mixtures_of_their_own(kind):
         "eps": 1e-4,
         "singularity_handling": "guarded",
         "init": "kmeans",
+        "split_merge": 0,
     }
     diagnostics = uns["diagnostics"]
     assert diagnostics["n_cells"].tolist() == [60, 60, 60]

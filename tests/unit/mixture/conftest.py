@@ -1,9 +1,14 @@
-"""Mixtures and cells of known truth."""
+"""Mixtures and cells of known truth, what moments and fits are compared by, and the sizes where the ways part."""
+
+from dataclasses import fields
 
 import numpy as np
 import pytest
 
+from cohortgmm.mixture import em, expectation, partial, screened, tiles
+from cohortgmm.mixture.em import MixtureFit
 from cohortgmm.mixture.model import GaussianMixture
+from cohortgmm.mixture.steps import Moments
 
 
 @pytest.fixture(scope="session")
@@ -47,3 +52,85 @@ def start_at_cells():
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def moments_by_definition():
+    """Factory of moments by their definition, with (n, K, D) temporaries, from responsibilities (n, K)."""
+
+    def make(x, resp, means, covariance_type="full", log_likelihood=0.0):
+        deviation = x[:, None, :] - means
+        second = np.einsum("nk,nki,nkj->kij", resp, deviation, deviation, optimize=True)
+        if covariance_type == "diag":
+            second = np.diagonal(second, axis1=1, axis2=2)
+        return Moments(resp.sum(axis=0), np.einsum("nk,nkd->kd", resp, deviation), second, log_likelihood, len(x))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def assert_same_moments():
+    """Check of moments, each component by its own scale: one of small variances is not lost among the others."""
+
+    def check(left, right, rtol):
+        np.testing.assert_allclose(left.nk, right.nk, rtol=rtol, atol=rtol)
+        variances = right.second if right.second.ndim == 2 else np.diagonal(right.second, axis1=1, axis2=2)
+        # What a component of less than a tenth of a cell is made of may be left out with good reason.
+        for k in np.flatnonzero(right.nk > 0.1):
+            largest = variances[k].max()
+            np.testing.assert_allclose(left.second[k], right.second[k], rtol=rtol, atol=rtol * largest)
+            np.testing.assert_allclose(
+                left.first[k], right.first[k], rtol=rtol, atol=rtol * np.sqrt(right.nk[k] * largest)
+            )
+        assert left.log_likelihood == pytest.approx(right.log_likelihood, rel=rtol)
+        assert left.n == right.n
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def assert_bit_identical():
+    """Check that two fits are the same in every bit."""
+
+    def check(left, right):
+        for name, array in left.model.arrays().items():
+            assert np.array_equal(array, getattr(right.model, name)), name
+        for field in fields(MixtureFit):
+            if field.name != "model":
+                assert np.array_equal(getattr(left, field.name), getattr(right, field.name)), field.name
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def assert_sound():
+    """Check that a fit is finite, of mass one, positive definite, and has the likelihood of its history."""
+
+    def check(fit, x):
+        model, x = fit.model, np.asarray(x, dtype=float)
+        assert all(np.isfinite(array).all() for array in (*model.arrays().values(), fit.history))
+        assert model.weights.min() >= 0
+        assert model.weights.sum() == pytest.approx(1, rel=1e-12)
+        assert np.linalg.eigvalsh(model.full_covariances).min() > 0
+        assert fit.log_likelihood == fit.history[-1]
+        assert len(fit.history) == fit.n_iter + 1
+        assert np.isfinite(model.log_prob(x)).all()
+        assert np.isfinite(model.responsibilities(x)).all()
+
+    return check
+
+
+@pytest.fixture
+def small_tiles(monkeypatch):
+    """Tiles of so few rows that some hundred cells take several of them, whatever works through them."""
+    monkeypatch.setattr(tiles, "_TILE_VALUES", 1)
+    monkeypatch.setattr(expectation, "_QUADRATIC_VALUES", 1)
+    monkeypatch.setattr(screened, "_TILE_VALUES", (1, 1))
+    monkeypatch.setattr(partial, "range_slices", lambda n, step: tiles.range_slices(n, 100))
+
+
+@pytest.fixture
+def screen_everything(monkeypatch):
+    """Fits of full covariances leave out pairs and settled cells, however small they are."""
+    monkeypatch.setattr(em, "_FEW_FEATURES", 0)
+    monkeypatch.setattr(em, "_SMALL_WORK", 0)
