@@ -47,6 +47,7 @@ docs: env  ## the schema and the table of keys, from the models in src/cohortgmm
 
 bench: env  ## the figures of the README
 	$(VENV)/bin/python benchmarks/pipeline.py
+	$(VENV)/bin/python benchmarks/engine.py
 
 clean:  ## remove the results (not the environments)
 	git clean -qfdX results .snakemake

@@ -9,7 +9,6 @@ without it that row says so. Everything else runs in temporary directories with 
 import argparse
 import json
 import os
-import platform
 import resource
 import shutil
 import statistics
@@ -17,14 +16,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+from reporting import DEMO, ROOT, Line, circumstances, lines_table, peer_python, spread
 
-ROOT = Path(__file__).resolve().parents[1]
-DEMO = ROOT / "resources" / "demo" / "liu2021_covid_pbmc.h5ad"
 CONFIG = ROOT / "config" / "config.yaml"
 KS = tuple(range(2, 9))
 FIXED_K = 5
@@ -75,22 +72,6 @@ with open("/proc/self/status") as status, open(snakemake.output.model + ".kb", "
 """
 
 
-@dataclass(frozen=True)
-class Line:
-    """A row of the table."""
-
-    what: str
-    ours: str
-    other: str
-    ratio: str
-    target: str
-    met: bool | None
-
-    def cells(self) -> list[str]:
-        met = {True: "yes", False: "no", None: "not measured"}[self.met]
-        return [self.what, self.ours, self.other, self.ratio, self.target, met]
-
-
 def snakemake(directory: Path, *arguments: str | Path, cwd: Path = ROOT) -> float:
     """Run Snakemake and return its wall time in seconds."""
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
@@ -103,11 +84,6 @@ def snakemake(directory: Path, *arguments: str | Path, cwd: Path = ROOT) -> floa
     if done.returncode:
         raise SystemExit(f"snakemake failed in {directory}:\n{done.stderr[-3000:]}")
     return seconds
-
-
-def spread(values: list[float], digits: int) -> str:
-    """The range of repeated measurements: on a busy machine it says how far to trust the median."""
-    return f"({min(values):.{digits}f}–{max(values):.{digits}f})"
 
 
 def split_demo(directory: Path) -> list[str]:
@@ -190,11 +166,6 @@ def children_cpu() -> float:
     """Processor seconds of all processes that this one has started and that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
-
-
-def peer_python() -> Path:
-    """The interpreter of ggml-ot's environment, whether it is there or not."""
-    return Path(os.environ.get("COHORTGMM_GGML_PYTHON") or ROOT / ".venv-ggml" / "bin" / "python")
 
 
 def against_peer(repeats: int) -> tuple[list[Line], str]:
@@ -301,18 +272,14 @@ def quality(adata) -> dict[str, float]:
 
 def report(lines: list[Line], peer_version: str, repeats: int, load: float) -> str:
     """The Markdown page."""
-    versions = f"Python {platform.python_version()}, numpy {version('numpy')}, scipy {version('scipy')}"
-    heading = ["What", "Measured", "Compared with", "Ratio", "Target", "Met"]
-    rows = [heading, ["---"] * len(heading), *(line.cells() for line in lines)]
     return "\n".join(
         [
             "# Cost of the pipeline",
             "",
             f"`python benchmarks/pipeline.py --repeats {repeats}`: medians of {repeats} (and ranges), in turns.",
-            f"{versions}, snakemake {version('snakemake')}, ggml-ot {peer_version}; "
-            f"{len(os.sched_getaffinity(0))} cores ({platform.machine()}), load {load:.1f} at the start.",
+            circumstances(["numpy", "scipy", "snakemake"], load, ggml_ot=peer_version),
             "",
-            *(f"| {' | '.join(row)} |" for row in rows),
+            lines_table(lines),
             "",
         ]
     )

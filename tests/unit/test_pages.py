@@ -42,3 +42,12 @@ def test_links_of_the_pages_lead_somewhere():
 def test_the_figures_of_the_readme_are_those_of_the_benchmark():
     measured = (REPOSITORY / "benchmarks" / "pipeline.md").read_text().split("\n", 2)[2].strip()
     assert measured in (REPOSITORY / "README.md").read_text(), "paste benchmarks/pipeline.md"
+
+
+def test_the_engines_figures_in_the_readme_are_those_of_the_benchmark():
+    measured = (
+        (REPOSITORY / "benchmarks" / "engine.md").read_text().split("\n## All points")[0].split("\n", 2)[2].strip()
+    )
+    pasted = (REPOSITORY / "README.md").read_text()
+    for part in measured.split("\n\n"):
+        assert part.startswith("## ") or part in pasted, "paste benchmarks/engine.md"

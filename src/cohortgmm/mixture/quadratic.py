@@ -12,7 +12,6 @@ import numpy as np
 from cohortgmm.mixture.model import GaussianMixture
 from cohortgmm.mixture.steps import Moments
 
-
 #: Stands for the logarithm of nothing: −inf times zero, which a matrix product may make, is not a number.
 _NOTHING = -1e300
 
