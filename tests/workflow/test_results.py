@@ -44,7 +44,7 @@ def assert_same(ours, theirs):
     ids=["selected", "global", "fixed", "default range"],
 )
 def test_pipeline_and_api_agree_bit_by_bit(project, gmm):
-    project.configure(gmm=gmm)
+    project.configure(gmm=gmm, threads=2)
     project.run()
     written = ad.read_h5ad(project.directory / "results" / "cohort_gmm.h5ad")
     direct = make_cohort()

@@ -22,7 +22,7 @@ class CellData:
     Raises
     ------
     DataError
-        If x is not two-dimensional and numeric, is empty, or has NaN or infinite values.
+        If x is not two-dimensional and numeric, or has NaN or infinite values.
     """
 
     def __init__(self, x: np.ndarray, n_threads: int = 1) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from functools import cache
+from threading import Lock
 from typing import TypeVar
 
 import numpy as np
@@ -60,11 +61,33 @@ def keep_freed_memory() -> None:
     np.empty(_KEPT_BLOCK, dtype=np.uint8)
 
 
+class _OneBlasThread(AbstractContextManager):
+    """Limits BLAS for all who are inside: the first who enters sets the limit, the last who leaves lifts it."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside = Lock(), 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._limit = _controller().limit(limits=1, user_api="blas")
+            self._inside += 1
+
+    def __exit__(self, *exception) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._limit.restore_original_limits()
+
+
 @cache
 def _controller() -> ThreadpoolController:
     return ThreadpoolController()
 
 
+_SHARED = _OneBlasThread()
+
+
 def one_blas_thread() -> AbstractContextManager:
     """Keep BLAS to one thread meanwhile: the threads of a fit share tiles, and more would only wait for each other."""
-    return _controller().limit(limits=1, user_api="blas")
+    return _SHARED
