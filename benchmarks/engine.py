@@ -145,6 +145,12 @@ def million_lines(found: dict) -> list[Line]:
     ]  # fmt: skip
 
 
+def million_point(found: dict) -> dict:
+    """The large fit as a point of the comparison of threads."""
+    sizes = {"n": parts.N_LARGE, "d": parts.D_LARGE, "k": parts.K_LARGE, "covariance_type": "full, mapped from a file"}
+    return {"data": "simulated", "one_s": found["single"]["s"], "two_s": found["mapped"]["s"]} | sizes
+
+
 def growth_lines(found: dict) -> list[Line]:
     """Exponents of the growth, from the plot's points."""
     lines = []
@@ -198,7 +204,7 @@ def page(results: dict, seeds: int, load: float) -> str:
         *ggml_lines(results["ggml"]),
         *iteration_lines(results["iteration"]),
         *million_lines(results["million"]),
-        *thread_lines(results["threads"]["points"]),
+        *thread_lines([*results["threads"]["points"], million_point(results["million"])]),
         *growth_lines(results["growth"]),
     ]
     peers = {"ggml_ot": results["ggml"].get("version", "not installed")}
@@ -268,6 +274,8 @@ def main() -> None:
     if args.helper:
         print(json.dumps(parts.HELPERS[args.helper[0]](*args.helper[1:])))
         return
+    import sklearn.mixture  # noqa: F401  before the limit on threads, which binds only the libraries that are loaded
+
     store = args.output.with_suffix(".json")
     results = json.loads(store.read_text()) if args.only and store.exists() else {}
     load = os.getloadavg()[0]

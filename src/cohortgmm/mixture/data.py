@@ -7,6 +7,9 @@ import numpy as np
 from cohortgmm.errors import DataError
 from cohortgmm.mixture.tiles import keep_freed_memory, ordered_map, tile_slices
 
+#: A thread is started for no fewer tiles than this.
+_TILES_PER_THREAD = 3
+
 
 class CellData:
     """Cells of a fit, read by tiles so that arrays mapped from a file are never held whole.
@@ -51,7 +54,8 @@ class CellData:
 
     def map(self, function, items):
         """Ordered results of ``function`` on tiles; see :func:`cohortgmm.mixture.tiles.ordered_map`."""
-        return ordered_map(function, items, min(self.n_threads, max(1, len(items))))
+        # With few tiles the threads wait for the interpreter longer than they work.
+        return ordered_map(function, items, self.n_threads if len(items) >= _TILES_PER_THREAD * self.n_threads else 1)
 
     @cached_property
     def mean(self) -> np.ndarray:

@@ -22,7 +22,7 @@ from cohortgmm.mixture.steps import Moments
 from cohortgmm.mixture.tiles import range_slices
 
 #: Values in a tile of quadratic features.
-_QUADRATIC_VALUES = 1 << 17
+_QUADRATIC_VALUES = 1 << 18
 
 #: Quadratic features are kept between the iterations if they take no more bytes than this.
 _KEPT_BYTES = 1 << 26

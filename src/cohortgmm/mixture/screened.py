@@ -27,7 +27,7 @@ _DIRECTIONS = (8, 16)
 
 #: Fewest and most values in a tile: threads spend their time waiting for the interpreter if tiles are small, and
 #: single ones wait for memory if they are large.
-_TILE_VALUES = (1 << 18, 1 << 19)
+_TILE_VALUES = (1 << 18, 1 << 20)
 
 _Seen = TypeVar("_Seen")
 
@@ -51,7 +51,7 @@ class ScreenedExpectation(Expectation):
         super().__init__(cells)
         n, d = len(cells), cells.n_features
         fewest, most = (values // d for values in _TILE_VALUES)
-        self._tiles = list(range_slices(n, max(64 * n_components, min(max(fewest, n // 8), most))))
+        self._tiles = list(range_slices(n, max(64 * n_components, min(max(fewest, n // 6), most))))
         self._best: dict[int, np.ndarray] = {}
 
     def begin(self):

@@ -12,7 +12,7 @@ from cohortgmm.mixture.steps import Moments, maximize
 _MAX_LLOYD = 50
 
 #: Lloyd's iterations end when no more than this share of the cells changes its cluster: EM moves them on.
-_STILL_MOVING = 0.005
+_STILL_MOVING = 0.01
 
 #: The centres are looked for among this many cells per cluster, at least among `_SAMPLE`.
 _SAMPLE_PER_CLUSTER = 128
@@ -21,6 +21,8 @@ _SAMPLE = 2048
 #: Seedings that compete over a few iterations, unless there are so few cells that EM costs less than they do.
 _SEEDINGS = 5
 _TRIAL_LLOYD = 2
+_TRIAL_PER_CLUSTER = 64
+_TRIAL_SAMPLE = 512
 _FEW_CELLS = 2000
 
 
@@ -30,7 +32,7 @@ def kmeans_labels(
     """Cluster cells by k-means: greedy k-means++ seeding (Arthur & Vassilvitskii 2007), then Lloyd's iterations.
 
     The centres come from a sample of 128 cells per cluster (2,048 at least) where there are more. Where there are more
-    than 2,000 cells, the best of five seedings after two iterations goes on.
+    than 2,000 cells, five seedings compete over two iterations among 64 cells per cluster (512 at least).
 
     Parameters
     ----------
@@ -53,15 +55,15 @@ def kmeans_labels(
     n, size = len(cells), max(_SAMPLE, _SAMPLE_PER_CLUSTER * n_components)
     sample = np.sort(rng.choice(n, size=size, replace=False, shuffle=False)) if n > size else slice(None)
     x = cells.rows(sample) - cells.mean
-    norms = np.einsum("nd,nd->n", x, x)
-    n_seedings = _SEEDINGS if len(x) > _FEW_CELLS else 1
-    seedings = (_seed_centres(x, norms, n_components, rng) for _ in range(n_seedings))
-    if n_seedings > 1:
-        trials = [_lloyd(x, norms, centres, min(max_iter, _TRIAL_LLOYD)) for centres in seedings]
+    if len(x) > _FEW_CELLS:
+        n_few = min(len(x), max(_TRIAL_SAMPLE, _TRIAL_PER_CLUSTER * n_components))
+        few = x[rng.choice(len(x), size=n_few, replace=False)]
+        seedings = _seed_centres(few, n_components, _SEEDINGS, rng)
+        trials = [_lloyd(few, centres, min(max_iter, _TRIAL_LLOYD)) for centres in seedings]
         centres = min(trials, key=lambda trial: trial[2])[1]
     else:
-        (centres,) = seedings
-    labels, centres, _ = _lloyd(x, norms, centres, max_iter)
+        (centres,) = _seed_centres(x, n_components, 1, rng)
+    labels, centres, _ = _lloyd(x, centres, max_iter)
     if n > size:
         labels = _nearest(cells, centres)
     return labels, centres + cells.mean
@@ -74,10 +76,9 @@ def _nearest(cells: CellData, centres: np.ndarray) -> np.ndarray:
     return np.concatenate(list(cells.map(assign, cells.tiles(max(cells.n_features, len(centres))))))
 
 
-def _lloyd(
-    x: np.ndarray, norms: np.ndarray, centres: np.ndarray, max_iter: int
-) -> tuple[np.ndarray, np.ndarray, float]:
+def _lloyd(x: np.ndarray, centres: np.ndarray, max_iter: int) -> tuple[np.ndarray, np.ndarray, float]:
     """Labels, the centres they belong to, and the sum of squared distances to them."""
+    norms = np.einsum("nd,nd->n", x, x)
     clusters = np.arange(len(centres))[:, None]
     labels = np.full(len(x), -1)
     for iteration in range(max_iter + 1):
@@ -100,18 +101,23 @@ def _squared_distances(x: np.ndarray, centres: np.ndarray, norms: np.ndarray | f
     return distances
 
 
-def _seed_centres(x: np.ndarray, norms: np.ndarray, n_components: int, rng: np.random.Generator) -> np.ndarray:
-    n_trials = 2 + int(np.log(n_components))
-    centres = np.empty((n_components, x.shape[1]))
-    centres[0] = x[rng.integers(len(x))]
-    closest = np.maximum(_squared_distances(x, centres[:1], norms)[0], 0.0)
+def _seed_centres(x: np.ndarray, n_components: int, n_seedings: int, rng: np.random.Generator) -> np.ndarray:
+    """(S, K, D) seeds of greedy k-means++, S times over."""
+    n_trials, n = 2 + int(np.log(n_components)), len(x)
+    norms = np.einsum("nd,nd->n", x, x)
+    seedings = np.arange(n_seedings)
+    centres = np.empty((n_seedings, n_components, x.shape[1]))
+    centres[:, 0] = x[rng.integers(n, size=n_seedings)]
+    closest = np.maximum(_squared_distances(x, centres[:, 0], norms), 0.0)
     for k in range(1, n_components):
-        cumulative = np.cumsum(closest)
-        picks = np.searchsorted(cumulative, rng.random(n_trials) * cumulative[-1])
-        candidates = x[np.minimum(picks, len(x) - 1)]
-        reduced = np.minimum(closest, np.maximum(_squared_distances(x, candidates, norms), 0.0))
-        best = int(reduced.sum(axis=1).argmin())
-        centres[k], closest = candidates[best], reduced[best]
+        cumulative = np.cumsum(closest, axis=1)
+        draws = rng.random((n_seedings, n_trials)) * cumulative[:, -1:]
+        picks = np.stack([np.searchsorted(*pair) for pair in zip(cumulative, draws, strict=True)])
+        candidates = x[np.minimum(picks, n - 1)]
+        distances = _squared_distances(x, candidates.reshape(-1, x.shape[1]), norms).reshape(n_seedings, n_trials, n)
+        reduced = np.minimum(closest[:, None], np.maximum(distances, 0.0, out=distances))
+        best = reduced.sum(axis=2).argmin(axis=1)
+        centres[:, k], closest = candidates[seedings, best], reduced[seedings, best]
     return centres
 
 
@@ -159,7 +165,7 @@ def _mixture_of_clusters(
             moments.add_cells(k, x[own == k] - centres[k])
         return moments
 
-    moments = Moments.sum(cells.map(expect, cells.tiles(cells.n_features)))
+    moments = Moments.sum(cells.map(expect, cells.tiles(max(1, cells.n_features // 4))))
     return maximize(moments, centres, floor, strict=False)[0]
 
 

@@ -60,7 +60,7 @@ def test_kmeans_refills_clusters_that_lose_their_cells(monkeypatch):
     """Seeds far from every cell attract none: the cells farthest from their own seed take those clusters over."""
     x = np.concatenate([np.zeros((5, 1)), np.full((5, 1), 10.0), np.full((5, 1), 30.0)])
     seeds = np.array([[0.0], [1e6], [2e6]]) - x.mean()
-    monkeypatch.setattr(start_module, "_seed_centres", lambda *_: seeds)
+    monkeypatch.setattr(start_module, "_seed_centres", lambda *_: seeds[None])
     labels, _ = clusters(x, 3, 0)
     assert sorted(set(labels.tolist())) == [0, 1, 2]
     assert inertia(x, labels) < ((x - x.mean()) ** 2).sum() / 5
@@ -92,7 +92,7 @@ def test_kmeans_gives_every_cell_to_the_nearest_centre(make_cells, n, max_iter, 
     if max_iter == 0:
         assert (np.abs(x[:, None, :] - centres).max(axis=-1).min(axis=0) < 1e-9).all(), "seeds are cells"
     else:
-        # Half a percent of the cells may still move, and a mean over a sample of 2,048 differs by 1/√400 deviations.
+        # One percent of the cells may still move, and a mean over a sample of 2,048 differs by 1/√400 deviations.
         np.testing.assert_allclose(centres, means, atol=1.0 if n > 2048 else 0.2)
 
 
