@@ -241,6 +241,7 @@ def plot(growth: dict, path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import NullLocator
 
     fig, axes = plt.subplots(1, 3, figsize=(10, 3.4), layout="constrained", sharey=True)
     for ax, (name, slope) in zip(axes, (("N", 1), ("K", 1), ("D", 2)), strict=True):
@@ -253,6 +254,8 @@ def plot(growth: dict, path: Path) -> None:
         order = {1: "linear", 2: "quadratic"}[slope]
         ax.loglog(x, guide, ":", color="black", linewidth=1, label=order)
         ax.set(xlabel=f"{name}   ({curve['fixed']})")
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.set_xticks(x, [f"{value:g}" if value < 1000 else f"{value / 1000:g}k" for value in x])
         ax.legend(frameon=False, fontsize=8)
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("ten iterations (s), one thread")

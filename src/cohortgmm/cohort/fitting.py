@@ -14,6 +14,7 @@ from cohortgmm.cohort.tables import SCORE_COLUMNS, Row
 from cohortgmm.files import atomic_path
 from cohortgmm.mixture.criteria import aic, bic, n_free_parameters
 from cohortgmm.mixture.em import MixtureFit, fit_mixture
+from cohortgmm.mixture.tiles import one_blas_thread
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +79,8 @@ def fit_candidate(
     fit = fit_mixture(cells.x[cells.train], k, random_state=seed_of_fit, n_threads=n_threads, **options)
     total = fit.log_likelihood * n_train
     p = n_free_parameters(k, d, options["covariance_type"])
-    heldout = -float(np.mean(fit.model.log_prob(cells.x[~cells.train]))) if n_train < n else math.nan
+    with one_blas_thread():  # as the fit: the same digits however many threads the job has
+        heldout = -float(np.mean(fit.model.log_prob(cells.x[~cells.train]))) if n_train < n else math.nan
     row |= {
         "log_likelihood": total,
         "aic": aic(total, p),

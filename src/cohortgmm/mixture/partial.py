@@ -94,6 +94,7 @@ class PartialExpectation(Expectation):
                 settled.log_likelihood, settled.is_bound = self._entropy + log_density, True
                 settled += self._unsettled(model)
                 return settled
+        self._unsettled = None  # its memory is needed now
         found: list[Unsettled] = []
         moments = Moments.sum(self._looked_at(model, found))
         self._unsettled, self._left = self._bring_together(found, model), 0

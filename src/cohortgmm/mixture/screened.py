@@ -27,7 +27,10 @@ _DIRECTIONS = (8, 16)
 
 #: Fewest and most values in a tile: threads spend their time waiting for the interpreter if tiles are small, and
 #: single ones wait for memory if they are large.
-_TILE_VALUES = (1 << 18, 1 << 20)
+_TILE_VALUES = (1 << 18, 1 << 19)
+
+#: Rows of a tile that are bounded at a time.
+_BOUND_ROWS = 2048
 
 _Seen = TypeVar("_Seen")
 
@@ -70,7 +73,9 @@ class ScreenedExpectation(Expectation):
         def expect_tile(tile: slice) -> tuple[Moments, _Seen]:
             x = self.cells.rows(tile)
             pairs = Pairs(x, model)
-            bound = parameters @ quadratic_features((x - self.cells.mean) @ directions, "full")
+            bound = np.empty(pairs.joint.shape)
+            for few in range_slices(len(x), _BOUND_ROWS):
+                bound[:, few] = parameters @ quadratic_features((x[few] - self.cells.mean) @ directions, "full")
             best = self._best.get(tile.start)
             if best is None:
                 best = bound.argmax(axis=0)
