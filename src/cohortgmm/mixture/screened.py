@@ -27,7 +27,7 @@ _DIRECTIONS = (8, 16)
 
 #: Fewest and most values in a tile: threads spend their time waiting for the interpreter if tiles are small, and
 #: single ones wait for memory if they are large.
-_TILE_VALUES = (1 << 18, 1 << 19)
+_TILE_VALUES = (1 << 18, 3 << 18)
 
 #: Rows of a tile that are bounded at a time.
 _BOUND_ROWS = 2048
