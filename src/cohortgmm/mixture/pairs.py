@@ -40,7 +40,8 @@ class Pairs:
         """Moments of the cells, and the responsibilities (K, n), zero for what was not evaluated."""
         resp, log_likelihood = responsibilities(self.joint)
         moments = Moments.zeros(*self._model.means.shape, "full")
-        for k, rows, deviation in self._deviations:
+        while self._deviations:  # each is freed when it has been added
+            k, rows, deviation = self._deviations.pop()
             weights = resp[k, rows]
             used = weights > _ROUNDING
             if not used.all():

@@ -27,7 +27,7 @@ _DIRECTIONS = (8, 16)
 
 #: Fewest and most values in a tile: threads spend their time waiting for the interpreter if tiles are small, and
 #: single ones wait for memory if they are large.
-_TILE_VALUES = (1 << 18, 3 << 18)
+_TILE_VALUES = (1 << 18, 7 << 17)
 
 #: Rows of a tile that are bounded at a time.
 _BOUND_ROWS = 2048
@@ -84,6 +84,7 @@ class ScreenedExpectation(Expectation):
                 pairs.evaluate(k, np.flatnonzero(best == k))
             candidates = bound > pairs.joint[best, everyone] - _BEYOND_ROUNDING
             candidates[best, everyone] = False
+            del bound  # the pairs need its memory
             for k in range(model.n_components):
                 pairs.evaluate(k, np.flatnonzero(candidates[k]))
             moments, resp = pairs.moments()
