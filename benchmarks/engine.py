@@ -1,6 +1,6 @@
 """How fast and how good the fits are, beside scikit-learn and ggml-ot: tables and a plot for the README.
 
-    python benchmarks/engine.py [--seeds 5] [--only grid demo ...] [--output benchmarks/engine.md]
+    python benchmarks/engine.py [--seeds 5] [--only grid ggml ...] [--output benchmarks/engine.md]
 
 Everything that is compared runs in turns in one process, on one thread unless it says otherwise. About 20 minutes on
 two cores. The parts are kept in `benchmarks/engine.json`, so that `--only` measures some of them again and the page

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from cohortgmm import __version__
 from cohortgmm.cohort.cells import PatientCells
@@ -21,6 +20,7 @@ from cohortgmm.config import GmmConfig, default_gmm_key, read_gmm_options
 from cohortgmm.errors import CohortgmmError, ConfigError, DataError
 from cohortgmm.mixture.em import MixtureFit
 from cohortgmm.mixture.model import GaussianMixture
+from cohortgmm.mixture.tiles import one_blas_thread
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,7 +235,7 @@ def _fit_parts(split: Split, matrix, sharing: str, gmm: GmmConfig, seed: int, n_
 
     parts = split.parts(matrix, sharing)
     # One BLAS thread per fit: patients are independent, and the result does not depend on the machine.
-    with threadpool_limits(limits=1, user_api="blas"):
+    with one_blas_thread():
         if workers == 1:
             return dict(_report(map(fit, parts), sharing, gmm.verbose))
         with ThreadPoolExecutor(workers) as pool:

@@ -1,7 +1,7 @@
 """Fitting a Gaussian mixture by expectation-maximisation."""
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from numbers import Integral
 from typing import BinaryIO
 
@@ -191,7 +191,8 @@ def fit_mixture(
     strict = singularity_handling == "strict"
     if initial is not None:
         # From a start below the floor the first iteration would lose likelihood and pass for converged.
-        initial = replace(initial, covariances=floor_covariances(initial.covariances, floor, strict=strict)[0])
+        covariances, factors, _ = floor_covariances(initial.covariances, floor, strict=strict)
+        initial = GaussianMixture.from_factors(initial.weights, initial.means, covariances, factors)
     rng = np.random.default_rng(random_state)
     expectation = _expectation(cells, n_components, covariance_type)
     best, singular = None, None

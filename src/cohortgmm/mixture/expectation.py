@@ -7,6 +7,8 @@ On top of it, settled cells are left alone for
 some iterations (see :mod:`partial`).
 """
 
+from abc import ABC, abstractmethod
+
 import numpy as np
 
 from cohortgmm.mixture.data import CellData
@@ -32,7 +34,7 @@ _KEPT_BYTES = 1 << 26
 _ROUNDING = 2e-9
 
 
-class Expectation:
+class Expectation(ABC):
     """An E-step: called with a mixture, it returns the moments of the cells about its means.
 
     Parameters
@@ -48,13 +50,13 @@ class Expectation:
         """The E-step for one run of EM, which may remember what the run has seen."""
         return self
 
+    @abstractmethod
     def __call__(self, model: GaussianMixture, *, exact: bool = True) -> Moments:
         """Moments of all cells.
 
         With ``exact=False`` their log-likelihood may be a lower bound, which never falls from one iteration of the
         run to the next; see :attr:`Moments.is_bound`.
         """
-        raise NotImplementedError
 
 
 class DenseExpectation(Expectation):

@@ -112,7 +112,8 @@ class ScreenedExpectation(Expectation):
 def separating_directions(model: GaussianMixture) -> np.ndarray:
     """(D, q) linear discriminants: directions in which the means differ most for the covariance within components."""
     n = min(max(_DIRECTIONS[0], model.n_components - 1), _DIRECTIONS[1], model.n_features)
-    within = np.linalg.inv(np.linalg.cholesky(np.tensordot(model.weights, model.covariances, 1)))
-    means = (model.means - model.weights @ model.means) @ within.T
+    within = np.tensordot(model.weights, model.covariances, 1)
+    whitener = factorize(within[None]).whitener[0]
+    means = (model.means - model.weights @ model.means) @ whitener
     _, vectors = np.linalg.eigh(means.T @ (model.weights[:, None] * means))
-    return within.T @ vectors[:, -n:]
+    return whitener @ vectors[:, -n:]
