@@ -48,6 +48,7 @@ docs: env  ## the schema and the table of keys, from the models in src/cohortgmm
 bench: env  ## the figures of the README
 	$(VENV)/bin/python benchmarks/pipeline.py
 	$(VENV)/bin/python benchmarks/engine.py
+	$(VENV)/bin/python benchmarks/density.py
 
 clean:  ## remove the results (not the environments)
 	git clean -qfdX results .snakemake

@@ -1,4 +1,4 @@
-from cohortgmm.cohort.annotation import CellAnnotation, draw_cells, feature_names
+from cohortgmm.cohort.annotation import CellAnnotation, draw_cells
 from cohortgmm.cohort.cells import PatientCells
 from cohortgmm.cohort.diagnostics import read_frame
 from cohortgmm.files import describe
@@ -13,12 +13,12 @@ with job_log(snakemake.log[0], describe(snakemake.wildcards)):
     figure = plot_patient(
         patient=cells.patient,
         x=cells.x,
-        components=model.responsibilities(cells.x).argmax(axis=1),
+        components=model.responsibilities(cells.x, cells.noise_of()).argmax(axis=1),
         model=model,
         scores=read_frame(snakemake.input.scores),
         metric=params.metric,
         best_k=model.n_components,
-        feature_names=feature_names(params.use_rep, model.n_features),
+        feature_names=list(cells.feature_names),
         umap=None if annotation.umap is None else annotation.umap[cells.positions],
         cell_types=None if annotation.cell_types is None else annotation.cell_types[cells.positions],
         shown=draw_cells(len(cells.x), params.max_cells, params.seed),

@@ -3,7 +3,7 @@ from cohortgmm.cohort.fitting import final_fit, write_fit
 from cohortgmm.cohort.tables import read_rows
 from cohortgmm.files import describe
 from cohortgmm.log import job_log
-from cohortgmm.mixture.em import MixtureFit
+from cohortgmm.mixture.result import MixtureFit
 
 with job_log(snakemake.log[0], describe(snakemake.wildcards)):
     (k,) = (int(row["k"]) for row in read_rows(snakemake.input.selection) if row["selected"] == "True")

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from projects import REPOSITORY, WORKFLOW_PARTS, Project, make_cohort, new_project
+from projects import REPOSITORY, Project, copy_workflow, make_cohort, new_project
 
 #: Run by another environment; importing it here would fail.
 collect_ignore = ["e2e/ggml_client.py"]
@@ -14,10 +14,7 @@ collect_ignore = ["e2e/ggml_client.py"]
 def finished_run(tmp_path_factory) -> Path:
     """A folder with a copy of the workflow and a project that has been run."""
     root = tmp_path_factory.mktemp("finished")
-    for part in WORKFLOW_PARTS:
-        shutil.copytree(REPOSITORY / part, root / "workflow_copy" / part)
-    shutil.copy2(REPOSITORY / "Snakefile", root / "workflow_copy")
-    new_project(root / "project", root / "workflow_copy", make_cohort()).run()
+    new_project(root / "project", copy_workflow(root / "workflow_copy"), make_cohort()).run()
     return root
 
 

@@ -1,6 +1,7 @@
 """A small cohort, and the pipeline run on it as a user would."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -89,6 +90,14 @@ class Project:
         contents = {path.name: path.read_bytes() for path in [*paths, *sorted((folder / "models").glob("*.npz"))]}
         scores = pd.read_csv(folder / "scores.tsv", sep="\t", dtype=str).drop(columns="seconds")
         return contents | {"scores.tsv": scores.to_csv().encode()}
+
+
+def copy_workflow(target: Path) -> Path:
+    """A copy of the workflow that nobody else edits."""
+    for part in WORKFLOW_PARTS:
+        shutil.copytree(REPOSITORY / part, target / part)
+    shutil.copy2(REPOSITORY / "Snakefile", target)
+    return target
 
 
 def new_project(directory: Path, workflow: Path, cohort: ad.AnnData) -> Project:

@@ -8,8 +8,12 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "fit_gmm": "cohortgmm.api",
     "fit_mixture": "cohortgmm.mixture.em",
-    "MixtureFit": "cohortgmm.mixture.em",
+    "MixtureFit": "cohortgmm.mixture.result",
+    "Background": "cohortgmm.mixture.background",
     "GaussianMixture": "cohortgmm.mixture.model",
+    "cross_validate": "cohortgmm.mixture.stacking",
+    "stack": "cohortgmm.mixture.stacking",
+    "stacking_weights": "cohortgmm.mixture.stacking",
     "read_gmm": "cohortgmm.cohort.schema",
     "CohortgmmError": "cohortgmm.errors",
 }

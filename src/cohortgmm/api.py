@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,15 +11,25 @@ import numpy as np
 from cohortgmm import __version__
 from cohortgmm.cohort.cells import PatientCells
 from cohortgmm.cohort.fitting import final_fit, fit_candidate
-from cohortgmm.cohort.reading import as_matrix, check_cell_names, patient_ids, unknown_name
+from cohortgmm.cohort.hidden import describe_arguments
+from cohortgmm.cohort.reading import (
+    Embedding,
+    as_matrix,
+    as_noise,
+    check_cell_names,
+    named_embedding,
+    patient_ids,
+    unknown_name,
+)
 from cohortgmm.cohort.schema import assign_components, build_uns
 from cohortgmm.cohort.selection import select_k
 from cohortgmm.cohort.split import Split, check_finite, split_patients
 from cohortgmm.cohort.tables import Row
-from cohortgmm.config import GmmConfig, default_gmm_key, read_gmm_options
+from cohortgmm.config import read_gmm_options
+from cohortgmm.config_gmm import GmmConfig, default_gmm_key
 from cohortgmm.errors import CohortgmmError, ConfigError, DataError
-from cohortgmm.mixture.em import MixtureFit
 from cohortgmm.mixture.model import GaussianMixture
+from cohortgmm.mixture.result import MixtureFit
 from cohortgmm.mixture.tiles import one_blas_thread
 
 
@@ -44,16 +54,24 @@ def fit_gmm(
     refit: str = "none",
     covariance_type: str = "full",
     train_size: float = 0.5,
-    max_iter: int = 100,
-    tol: float = 1e-3,
-    n_init: int = 1,
+    max_iter: int | None = None,
+    tol: float | None = None,
+    n_init: int | None = None,
     eps: float = 1e-4,
     singularity_handling: str = "guarded",
     gmm_key: str | None = None,
     verbose: bool = True,
     random_state: int = 0,
     n_jobs: int = 1,
+    noise=None,
+    missing: bool = False,
+    completeness=None,
+    noise_at=None,
+    background=None,
+    cutoff: float | None = None,
     init: str = "kmeans",
+    reference=None,
+    frozen=None,
     split_merge: int = 0,
     min_cells: int = 1,
     on_small_patient: str = "error",
@@ -84,8 +102,24 @@ def fit_gmm(
         ``"full"`` or ``"diag"``.
     train_size
         Share of every patient's cells that candidates are fitted on, in (0, 1]; 1 not with ``"heldout_nll"``.
-    max_iter, tol, n_init, eps, singularity_handling, init, split_merge
+    max_iter, tol, n_init, eps, singularity_handling, init, split_merge, cutoff
         See :func:`cohortgmm.fit_mixture`.
+    noise
+        Measurement noise. AnnData: a key of ``obsm``, ``{"obsm": key}``, ``{"layer": key}`` or an array, with variances
+        (n, D), covariances (n, D, D) or these flattened. Mapping: patient to such an array.
+    missing
+        Whether NaN is a missing feature; otherwise it is an error.
+    completeness, noise_at
+        Callables, see :func:`cohortgmm.fit_mixture`; or gates as in the configuration, ``{"gates": [{"inside":
+        {"PC1": [-5, None]}}]}``.
+    background
+        :class:`~cohortgmm.Background`, or its arguments as in the configuration (``{}``: the box of the patient's
+        cells).
+    reference
+        :class:`~cohortgmm.GaussianMixture`, or the path of one, that all fits start from; without ``frozen``, its means
+        and covariances stay, so that patients are mapped onto it.
+    frozen
+        Parameters of the reference that stay, see :func:`cohortgmm.fit_mixture`.
     gmm_key
         Key in ``uns``; None is ``gmm_<use_rep>`` (``gmm_X`` for X).
     verbose
@@ -123,6 +157,14 @@ def fit_gmm(
     >>> models["b"].means.round().tolist()
     [[5.0, 5.0]]
     """
+    described, objects = describe_arguments(
+        noise=noise,
+        noise_at=noise_at,
+        completeness=completeness,
+        background=background,
+        reference=reference,
+        frozen=frozen,
+    )
     gmm = read_gmm_options(
         {
             "component_sharing": component_sharing,
@@ -138,16 +180,25 @@ def fit_gmm(
             "singularity_handling": singularity_handling,
             "gmm_key": gmm_key,
             "verbose": verbose,
+            "missing": missing,
+            "cutoff": cutoff,
             "init": init,
             "split_merge": split_merge,
         }
+        | described
     )
+    if reference is not None:
+        gmm = gmm.for_reference(objects["reference"], "fit_gmm")
+    options = gmm.fit_options() | objects
     if not isinstance(random_state, (int, np.integer)) or random_state < 0:
         raise ConfigError(f"random_state must be an integer of at least 0, got {random_state!r}")
     if on_small_patient not in ("error", "drop"):
         raise ConfigError(f"on_small_patient must be 'error' or 'drop', got {on_small_patient!r}")
     is_mapping = isinstance(data, Mapping)
-    matrix, ids = _from_mapping(data) if is_mapping else _from_anndata(data, patient_col, use_rep)
+    if is_mapping:
+        cells, ids = _from_mapping(data, noise, missing)
+    else:
+        cells, ids = _from_anndata(data, patient_col, use_rep, noise, missing)
     sharing = gmm.component_sharing
     if sharing == "auto":
         sharing = "global" if is_mapping else "sample_specific"
@@ -160,14 +211,14 @@ def fit_gmm(
         min_cells=min_cells,
         on_small_patient=on_small_patient,
     )
-    outcomes = _fit_parts(split, matrix, sharing, gmm, seed, n_jobs)
+    outcomes = _fit_parts(split, cells, sharing, gmm, options, seed, n_jobs)
     fits = {name: outcome.fit for name, outcome in outcomes.items()}
-    components, resp, mean_resp = assign_components(fits, split.parts(matrix, sharing), len(ids))
+    assigned, mean_resp = assign_components(fits, split.parts(cells, sharing), len(ids))
     if is_mapping:
         if sharing == "sample_specific":
             return {patient: fit.model for patient, fit in fits.items()}
         (shared,) = fits.values()
-        return {p: GaussianMixture(mean_resp[p], shared.model.means, shared.model.covariances) for p in split.patients}
+        return {patient: _with_weights(shared.model, mean_resp[patient]) for patient in split.patients}
     key = gmm.gmm_key or default_gmm_key(use_rep)
     data.uns[key] = build_uns(
         patients=split.patients,
@@ -182,12 +233,26 @@ def fit_gmm(
         n_cells={patient: len(rows) for patient, rows in split.positions.items()},
         provenance={"cohortgmm": __version__, "numpy": np.__version__, "seed": seed},
     )
-    data.obs[f"{key}_comp"] = components
-    data.obsm[f"{key}_resp"] = resp
+    data.obs[f"{key}_comp"] = assigned.components
+    data.obsm[f"{key}_resp"] = assigned.resp
+    data.obs.drop(columns=f"{key}_background", errors="ignore", inplace=True)
+    if assigned.background is not None:
+        data.obs[f"{key}_background"] = assigned.background
     return data
 
 
-def _from_anndata(adata, patient_col: str | None, use_rep: str | None) -> tuple[Any, np.ndarray]:
+def _with_weights(model: GaussianMixture, mean_resp: np.ndarray) -> GaussianMixture:
+    """A shared mixture with the weights of one patient, given its mean responsibilities; the rest is background."""
+    background = model.background
+    if background is None:
+        return GaussianMixture(mean_resp, model.means, model.covariances)
+    background = replace(background, amp=float(np.clip(1.0 - mean_resp.sum(), 0.0, 1.0)), amp_min=0.0, amp_max=1.0)
+    return GaussianMixture(mean_resp, model.means, model.covariances, background)
+
+
+def _from_anndata(
+    adata, patient_col: str | None, use_rep: str | None, noise, missing: bool
+) -> tuple[Embedding, np.ndarray]:
     if not hasattr(adata, "obsm"):
         raise DataError(f"data must be AnnData or a mapping of patient to array, got {type(adata).__name__}")
     if patient_col is None:
@@ -197,12 +262,38 @@ def _from_anndata(adata, patient_col: str | None, use_rep: str | None) -> tuple[
     if use_rep is not None and use_rep not in adata.obsm:
         raise unknown_name("use_rep: obsm key", use_rep, adata.obsm.keys())
     name = "X" if use_rep is None else f"obsm[{use_rep!r}]"
-    matrix = as_matrix(adata.X if use_rep is None else adata.obsm[use_rep], name)
-    check_finite(matrix, ids, name)
-    return matrix, ids
+    if use_rep is None:
+        cells = Embedding(as_matrix(adata.X, name), tuple(map(str, adata.var_names)))
+    else:
+        cells = named_embedding(adata.obsm[use_rep], use_rep)
+    check_finite(cells.matrix, ids, name, missing=missing)
+    return replace(cells, noise=_noise_of(adata, noise, cells.matrix.shape)), ids
 
 
-def _from_mapping(arrays: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+def _noise_of(adata, noise, shape: tuple[int, int]):
+    """The measurement noise of AnnData: by a key, or as it is given."""
+    if noise is None:
+        return None
+    if isinstance(noise, str):
+        noise = {"obsm": noise}
+    if not isinstance(noise, Mapping):
+        return as_noise(noise, "the array", shape)
+    for key in noise:
+        if key not in ("obsm", "layer"):
+            raise ConfigError(
+                f"noise has the keys obsm and layer, not {key!r}; a function for noise anywhere is noise_at"
+            )
+    for kind, place in (("obsm", adata.obsm), ("layer", adata.layers)):
+        key = noise.get(kind)
+        if key is None:
+            continue
+        if key not in place:
+            raise unknown_name(f"noise: {kind} key", key, place.keys())
+        return as_noise(place[key], f"{kind}[{key!r}]", shape)
+    raise ConfigError(f"noise must name a key of obsm or a layer, got {noise!r}")
+
+
+def _from_mapping(arrays: Mapping[str, Any], noise, missing: bool) -> tuple[Embedding, np.ndarray]:
     if not arrays:
         raise DataError("the mapping of patients is empty")
     matrices = {}
@@ -219,11 +310,30 @@ def _from_mapping(arrays: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
         raise DataError(f"the patients' arrays differ in their number of features: {widths}")
     ids = np.repeat(np.array(list(matrices), dtype=object), [x.shape[0] for x in matrices.values()])
     matrix = np.concatenate(list(matrices.values()))
-    check_finite(matrix, ids, "the data")
-    return matrix, ids
+    check_finite(matrix, ids, "the data", missing=missing)
+    names = tuple(f"feature {i + 1}" for i in range(matrix.shape[1]))
+    return Embedding(matrix, names, _noise_of_mapping(matrices, noise)), ids
 
 
-def _fit_parts(split: Split, matrix, sharing: str, gmm: GmmConfig, seed: int, n_jobs: int) -> dict[str, _Outcome]:
+def _noise_of_mapping(matrices: Mapping[str, np.ndarray], noise):
+    """The measurement noise of a mapping of arrays: another one, of the same patients."""
+    if noise is None:
+        return None
+    if not isinstance(noise, Mapping):
+        raise ConfigError(f"noise must be a mapping of patient to array, like the cells, got {type(noise).__name__}")
+    noise = {str(patient): values for patient, values in noise.items()}
+    absent = [patient for patient in matrices if patient not in noise]
+    if absent:
+        raise DataError(f"noise has no array for {len(absent)} patients, the first is {absent[0]!r}")
+    parts = [as_noise(noise[patient], f"the array of patient {patient!r}", x.shape) for patient, x in matrices.items()]
+    if len({part.ndim for part in parts}) > 1:
+        raise DataError("noise must be variances for all patients, or covariances for all")
+    return np.concatenate([part.toarray() if hasattr(part, "toarray") else part for part in parts])
+
+
+def _fit_parts(
+    split: Split, cells: Embedding, sharing: str, gmm: GmmConfig, options: Mapping[str, Any], seed: int, n_jobs: int
+) -> dict[str, _Outcome]:
     """Fit every part; on several threads, as numpy releases the interpreter lock in its products."""
 
     workers, n_threads = _n_workers(n_jobs), 1
@@ -231,9 +341,9 @@ def _fit_parts(split: Split, matrix, sharing: str, gmm: GmmConfig, seed: int, n_
         workers, n_threads = 1, workers
 
     def fit(part: PatientCells) -> tuple[str, _Outcome]:
-        return part.patient, _fit_part(part, gmm, seed, n_threads)
+        return part.patient, _fit_part(part, gmm, options, seed, n_threads)
 
-    parts = split.parts(matrix, sharing)
+    parts = split.parts(cells, sharing)
     # One BLAS thread per fit: patients are independent, and the result does not depend on the machine.
     with one_blas_thread():
         if workers == 1:
@@ -265,8 +375,7 @@ def _report(outcomes: Iterator[tuple[str, _Outcome]], sharing: str, verbose: boo
         yield name, outcome
 
 
-def _fit_part(part: PatientCells, gmm: GmmConfig, seed: int, n_threads: int) -> _Outcome:
-    options = gmm.fit_options()
+def _fit_part(part: PatientCells, gmm: GmmConfig, options: Mapping[str, Any], seed: int, n_threads: int) -> _Outcome:
     rows, fits, k = [], {}, None
     try:
         for k in gmm.candidates:

@@ -5,166 +5,17 @@ come from the models below.
 """
 
 import difflib
-import operator
-from collections.abc import Collection, Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from cohortgmm.config_base import Conflict, Number, Section, section_of
+from cohortgmm.config_gmm import GmmConfig, default_gmm_key
 from cohortgmm.errors import ConfigError
 
-#: Candidates for k where none are given; those a patient is too small for are left out for that patient.
-DEFAULT_K = tuple(range(1, 11))
 
-
-def _number(value: Any) -> Any:
-    # YAML 1.1 reads 1e-3 (no dot) as text.
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
-Number = Annotated[float, BeforeValidator(_number)]
-
-
-#: Dotted keys that do not go together, and why.
-Conflict = tuple[tuple[str, ...], str]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-    def conflicts(self) -> list[Conflict]:
-        """Keys that are good by themselves and do not go together."""
-        return []
-
-
-class GmmConfig(_Section):
-    """How the mixtures are fitted: the arguments of `cohortgmm.fit_gmm`."""
-
-    component_sharing: Literal["sample_specific", "global", "auto"] = Field(
-        "sample_specific",
-        description="`sample_specific`: one independent mixture per patient. `global`: one mixture over all cells, each "
-        "patient with its own weights. `auto`: `sample_specific` for AnnData (and so here), `global` for a mapping of "
-        "arrays.",
-    )
-    k_comps: int | list[int] | None = Field(
-        None,
-        description="Number of components: an integer fixes it (fitted on all cells, no selection); a list gives the "
-        "candidates to select from (a list of one fixes it); null is 1 to 10, each patient up to what its cells can carry.",
-    )
-    k_selection_metric: Literal["aic", "bic", "heldout_nll"] = Field(
-        "aic", description="Criterion that chooses k. All three are tabulated whatever is chosen here."
-    )
-    refit: Literal["none", "full"] = Field(
-        "none",
-        description="`none`: keep the mixture fitted on the training cells. `full`: fit the chosen k once more on all "
-        "cells of the patient.",
-    )
-    covariance_type: Literal["full", "diag"] = Field("full", description="Shape of the covariances.")
-    train_size: Number = Field(
-        0.5,
-        gt=0,
-        le=1,
-        description="Share of a patient's cells used to fit the candidates; the rest is held out. 1 holds nothing out "
-        "and needs `aic` or `bic`.",
-    )
-    max_iter: int = Field(100, ge=1, description="Largest number of EM iterations of a fit.")
-    tol: Number = Field(
-        1e-3, ge=0, description="A fit has converged when the mean log-likelihood per cell gains less than this (nats)."
-    )
-    n_init: int = Field(1, ge=1, description="Starts per fit; the one that ends at the highest likelihood is kept.")
-    eps: Number = Field(1e-4, gt=0, description="Floor under the eigenvalues of the covariances.")
-    singularity_handling: Literal["guarded", "robust", "strict"] = Field(
-        "guarded",
-        description="What happens to an eigenvalue below the floor. `guarded`: raised to `eps`. `robust`: raised to 1 % "
-        "of the mean variance of the features. `strict`: an error that names patient, k and component.",
-    )
-    init: Literal["kmeans", "kmeans++", "random", "minmax"] = Field(
-        "kmeans",
-        description="How a fit starts. `kmeans`: clusters of k-means; `kmeans++`: those around its seeds; `random`: "
-        "cells as means; `minmax`: means drawn from the box that holds the cells.",
-    )
-    split_merge: int = Field(
-        0,
-        ge=0,
-        description="Rounds of split-and-merge moves after every start: two similar components are merged and another "
-        "one is split where that ends at a higher likelihood. Better optima for about seven times the work.",
-    )
-    gmm_key: str | None = Field(
-        None, min_length=1, pattern="^[^/]+$", description="Key of the result in `uns`; null is `gmm_<use_rep>`."
-    )
-    verbose: bool = Field(True, description="Write the progress of every fit to its log.")
-
-    @field_validator("k_comps", mode="before")
-    @classmethod
-    def _check_k(cls, value: Any) -> Any:
-        if value is None:
-            return None
-        if isinstance(value, (str, bytes, Mapping, bool, float)):
-            raise ValueError(f"must be an integer, a list of integers or null, got {value!r}")
-        try:
-            values, several = list(value), True
-        except TypeError:
-            values, several = [value], False
-        if not values:
-            raise ValueError("is an empty list: name at least one k, or use null")
-        ks = []
-        for k in values:
-            try:
-                number = 0 if isinstance(k, bool) else operator.index(k)
-            except TypeError:
-                number = 0
-            if number < 1:
-                raise ValueError(f"must hold integers of at least 1, got {k!r}")
-            ks.append(number)
-        return sorted(set(ks)) if several else ks[0]
-
-    @field_validator("gmm_key")
-    @classmethod
-    def _check_key(cls, value: str | None) -> str | None:
-        if value == ".":
-            raise ValueError("must not be '.', which stands for the whole of `uns`")
-        return value
-
-    def conflicts(self) -> list[Conflict]:
-        if self.train_size < 1 or self.k_selection_metric != "heldout_nll" or self.fixed_k is not None:
-            return []
-        message = (
-            "train_size 1 holds no cells out, which k_selection_metric heldout_nll needs: lower train_size or choose "
-            "aic or bic"
-        )
-        return [(("train_size", "k_selection_metric", "k_comps"), message)]
-
-    @property
-    def fixed_k(self) -> int | None:
-        """The number of components if there is nothing to select, else None."""
-        if isinstance(self.k_comps, int):
-            return self.k_comps
-        return self.k_comps[0] if self.k_comps is not None and len(self.k_comps) == 1 else None
-
-    @property
-    def candidates(self) -> tuple[int, ...]:
-        """All k that are fitted."""
-        if self.k_comps is None:
-            return DEFAULT_K
-        return (self.k_comps,) if isinstance(self.k_comps, int) else tuple(self.k_comps)
-
-    @property
-    def effective_train_size(self) -> float:
-        """``train_size``, or 1 where k is fixed: with nothing to select, all cells are fitted."""
-        return 1.0 if self.fixed_k is not None else self.train_size
-
-    def fit_options(self) -> dict[str, Any]:
-        """What a single fit depends on."""
-        names = ("covariance_type", "max_iter", "tol", "n_init", "eps", "singularity_handling", "init", "split_merge")
-        return {name: getattr(self, name) for name in names}
-
-
-class PreprocessConfig(_Section):
+class PreprocessConfig(Section):
     """From raw counts to an embedding, with scanpy."""
 
     enabled: bool = Field(
@@ -188,7 +39,7 @@ class PreprocessConfig(_Section):
     )
 
 
-class QcConfig(_Section):
+class QcConfig(Section):
     """Figures and report."""
 
     patient_figures: bool = Field(True, description="One figure per patient (one short job each).")
@@ -198,7 +49,7 @@ class QcConfig(_Section):
     )
 
 
-class Config(_Section):
+class Config(Section):
     """The whole configuration file."""
 
     input: str = Field(
@@ -266,6 +117,8 @@ class Config(_Section):
             "component_sharing": self.component_sharing,
             "train_size": self.gmm.effective_train_size,
             "seed": self.seed,
+            "noise": None if self.gmm.noise is None else self.gmm.noise.model_dump(exclude={"at"}),
+            "missing": self.gmm.missing,
             "smallest_k": min(self.gmm.candidates),
             "min_cells": self.min_cells,
             "on_small_patient": self.on_small_patient,
@@ -278,11 +131,6 @@ class PatientRow(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     patient: str = Field(description="Patient id as in `patient_col`.", min_length=1)
-
-
-def default_gmm_key(use_rep: str | None) -> str:
-    """Key under which ggml_ot looks for a mixture of this embedding."""
-    return f"gmm_{use_rep or 'X'}"
 
 
 def read_config(config: Mapping[str, Any], source: str = "config") -> Config:
@@ -317,21 +165,25 @@ def read_gmm_options(options: Mapping[str, Any]) -> GmmConfig:
     return _validated(GmmConfig, plain, "fit_gmm")
 
 
-def _validated(model: type[_Section], values: Mapping[str, Any], source: str) -> Any:
+def _validated(model: type[Section], values: Mapping[str, Any], source: str) -> Any:
     # A section whose keys are all commented out reads as None.
     values = {key: {} if value is None and _is_section(model, key) else value for key, value in values.items()}
-    problems, faulty = [], set()
+    problems, faulty, misspelt = [], set(), set()
     try:
         result = model.model_validate(values)
     except ValidationError as error:
-        items = error.errors()
+        items = _one_for_each_key(values, error.errors())
         problems = [_problem(model, item) for item in items]
         faulty = {tuple(map(str, item["loc"])) for item in items}
+        misspelt = {".".join(map(str, item["loc"][:-1])) for item in items if item["type"] == "extra_forbidden"}
         # Go on with what is left, so that conflicts among good keys are reported in the same breath.
         result = model.model_validate(_without(values, faulty))
     bad_keys = {".".join(path) for path in faulty}
     for keys, message in result.conflicts():
         # A fault within a key (an element of a list) or above it (a whole section) is one of the key.
+        # What a section lacks may be what was misspelt in it.
+        if any("." in key and key.rpartition(".")[0] in misspelt for key in keys):
+            continue
         pairs = ((f"{key}.", f"{bad}.") for key in keys for bad in bad_keys)
         if not any(key.startswith(bad) or bad.startswith(key) for key, bad in pairs):
             problems.append(message)
@@ -340,6 +192,25 @@ def _validated(model: type[_Section], values: Mapping[str, Any], source: str) ->
     if problems:
         raise ConfigError(f"{source}: {problems[0]}")
     return result
+
+
+def _one_for_each_key(values: Mapping[str, Any], errors: Sequence[Any]) -> list[dict[str, Any]]:
+    """Pydantic's errors without its names for the branches of a type, and those about one key together."""
+    found: dict[tuple, dict[str, Any]] = {}
+    for error in errors:
+        value, path = values, []
+        for part in error["loc"]:
+            inside = part in value if isinstance(value, Mapping) else isinstance(part, int)
+            if inside and isinstance(value, (Mapping, list, tuple)):
+                value = value[part]
+            elif error["type"] != "missing":
+                continue
+            path.append(part)
+        first = found.setdefault(tuple(path), {**error, "loc": tuple(path)})
+        if error["msg"] not in first["msg"]:
+            first["msg"] = f"{first['msg']} or {error['msg'][0].lower()}{error['msg'][1:]}"
+    deeper = {path[:i] for path in found for i in range(len(path))}
+    return [error for path, error in found.items() if path not in deeper]
 
 
 def _is_section(model: type[BaseModel], key: str) -> bool:
@@ -365,7 +236,8 @@ def _problem(model: type[BaseModel], item: Any) -> str:
     dotted = ".".join(names)
     if item["type"] == "extra_forbidden":
         for part in names[:-1]:
-            model = model.model_fields[part].annotation
+            if not part.isdigit():
+                model = section_of(model.model_fields[part].annotation)
         close = difflib.get_close_matches(names[-1], model.model_fields, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(model.model_fields)}"
         return f"{dotted}: unknown key; {hint}"

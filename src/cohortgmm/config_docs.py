@@ -5,6 +5,7 @@ Run as ``python -m cohortgmm.config_docs`` in the folder of the Snakefile.
 
 import json
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -12,6 +13,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from cohortgmm.config import Config, PatientRow
+from cohortgmm.config_base import section_of
 
 HEADER = """# The configuration
 
@@ -26,6 +28,7 @@ programs, are in `workflow/schemas`.
 | `demo.yaml` | the demo (`make demo`) |
 | `example_counts.yaml` | raw counts of several batches, corrected with Harmony |
 | `example_embedding.yaml` | an embedding that is there already (scVI, an integrated PCA) |
+| `example_corrections.yaml` | noise, missing features, sorted cells, debris |
 | `example_sheet.yaml` | chosen patients by a sample sheet |
 
 This page is made from the models in `src/cohortgmm/config.py` (`make docs`).
@@ -34,13 +37,18 @@ This page is made from the models in `src/cohortgmm/config.py` (`make docs`).
 
 def config_page() -> str:
     """The text of ``config/README.md``."""
-    sections = [HEADER, _table("Keys", Config)]
-    for name, field in Config.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            summary = (field.annotation.__doc__ or "").strip()
-            sections.append(_table(f"`{name}:`", field.annotation, summary))
+    sections = [HEADER, _table("Keys", Config), *_sections(Config)]
     sections.append(_table("The sample sheet", PatientRow, PatientRow.__doc__ or ""))
     return "\n".join(sections)
+
+
+def _sections(model: type[BaseModel], path: str = "") -> Iterator[str]:
+    """Tables of the sections within a section, and of those within them."""
+    for name, field in model.model_fields.items():
+        section = section_of(field.annotation)
+        if section is not None:
+            yield _table(f"`{path}{name}:`", section, (section.__doc__ or "").strip())
+            yield from _sections(section, f"{path}{name}.")
 
 
 def schema_text(model: type[BaseModel]) -> str:
@@ -86,6 +94,10 @@ def _type_name(annotation: Any) -> str:
         return " or ".join(_type_name(part) for part in arguments)
     if origin is list:
         return f"list of {_type_name(arguments[0])}"
+    if origin is dict:
+        return f"feature to {_type_name(arguments[1])}"
+    if section_of(annotation) is not None:
+        return "section"
     names = {int: "integer", float: "number", str: "text", bool: "true or false", type(None): "null"}
     return names[annotation]
 
@@ -93,6 +105,8 @@ def _type_name(annotation: Any) -> str:
 def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
+    if section_of(field.annotation) is not None and field.default is not None and not isinstance(field.default, list):
+        return "as below"
     return f"`{json.dumps(field.default)}`" if not isinstance(field.default, str) else f"`{field.default}`"
 
 

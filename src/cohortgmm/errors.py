@@ -44,3 +44,7 @@ class SingularCovarianceError(FitError):
             f"{eigenvalue:.3g}, floor eps={eps:g}); use fewer components or features, raise eps, or set "
             'singularity_handling to "guarded"'
         )
+
+
+class DivergedError(FitError):
+    """A fit in which nearly all cells would be unseen."""

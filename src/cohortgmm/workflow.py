@@ -5,7 +5,7 @@ import fcntl
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,8 @@ def load_config(config: Mapping[str, Any], source: str, workflow_dir: str | os.P
     """
     checked = read_config(config, source)
     found, problems = {}, []
-    for key in ("input", "patients"):
-        name = getattr(checked, key)
+    named = {"input": checked.input, "patients": checked.patients, **checked.gmm.files}
+    for key, name in named.items():
         if name is None:
             continue
         places = [Path(name), Path(workflow_dir) / name]
@@ -46,7 +46,13 @@ def load_config(config: Mapping[str, Any], source: str, workflow_dir: str | os.P
             problems.append(f"{source}: {key}: no such file: {name} (looked in {Path.cwd()})")
     if problems:
         raise ConfigError("\n".join(problems))
-    return checked.model_copy(update=found)
+    gmm = checked.gmm.with_files({key: path for key, path in found.items() if key.startswith("gmm.")})
+    if gmm.reference is not None:
+        from cohortgmm.mixture.model import GaussianMixture  # numpy, which the Snakefile can do without
+
+        gmm = gmm.for_reference(GaussianMixture.load(gmm.reference), source)
+    tops = {key: path for key, path in found.items() if not key.startswith("gmm.")}
+    return checked.model_copy(update={**tops, "gmm": gmm})
 
 
 def prepare_jobs(source: str, *, verbose: bool) -> None:
@@ -119,7 +125,7 @@ def _imported_files(script: Path) -> list[Path]:
 def _imported_modules(path: Path) -> dict[str, Path]:
     """Modules of ours that a file imports; found by their files, as importing them here would cost seconds."""
     names = set()
-    for node in ast.walk(_syntax_tree(path)):
+    for node in _executed(_syntax_tree(path)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -128,6 +134,14 @@ def _imported_modules(path: Path) -> dict[str, Path]:
     root = Path(__file__).parent
     files = {name: root.joinpath(*name.split(".")[1:]).with_suffix(".py") for name in names if name.startswith(PREFIX)}
     return {name: file for name, file in files.items() if file.is_file()}
+
+
+def _executed(node: ast.AST) -> Iterator[ast.AST]:
+    """A piece of code and all in it, but for what only type checkers read."""
+    yield node
+    for child in ast.iter_child_nodes(node):
+        if not (isinstance(child, ast.If) and getattr(child.test, "id", "") == "TYPE_CHECKING"):
+            yield from _executed(child)
 
 
 @functools.cache

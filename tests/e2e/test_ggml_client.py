@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+from corrected import ALL, make_corrected
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 
@@ -170,6 +171,21 @@ def test_ids_with_spaces_and_slashes_reach_the_client(client, tmp_path):
     models = {patient: tmp_path / "results" / "models" / f"{escape_id(patient)}.npz" for patient in TEXTS}
     models = {patient: cohortgmm.GaussianMixture.load(path) for patient, path in models.items()}
     check_seen(report, tmp_path / "seen.npz", models)
+
+
+@pytest.mark.parametrize(("sharing", "covariance_type"), [("sample_specific", "full"), ("global", "diag")])
+def test_client_reads_the_components_of_corrected_mixtures(client, tmp_path, sharing, covariance_type):
+    """It knows neither noise nor background: what it reads are the components, with weights that sum to one."""
+    adata = make_corrected(("P1", "P2", "P3", "P4"))
+    options = ALL | {"component_sharing": sharing, "covariance_type": covariance_type, "k_comps": [1, 2]}
+    cohortgmm.fit_gmm(adata, patient_col="patient", use_rep="X_pca", verbose=False, **options)
+    assert {"noise", "background"} <= adata.uns[KEY].keys()
+    adata.write_h5ad(tmp_path / "cohort.h5ad")
+    report = client("read", tmp_path / "cohort.h5ad", tmp_path / "seen.npz", *COLUMNS)
+    assert report["shared"] == (sharing == "global")
+    models = cohortgmm.read_gmm(tmp_path / "cohort.h5ad")
+    assert max(model.background.amp for model in models.values()) > 0.01
+    check_seen(report, tmp_path / "seen.npz", {patient: model.signal() for patient, model in models.items()})
 
 
 @each_layout

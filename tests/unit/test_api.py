@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from corrected import ALL, BOX, make_corrected
 from projects import make_cohort
 from scipy import sparse
 from scipy.special import logsumexp
@@ -10,7 +11,7 @@ from scipy.stats import multivariate_normal
 
 import cohortgmm
 from cohortgmm.cohort.cells import derived_seed, draw_train_mask
-from cohortgmm.errors import ConfigError, DataError, SingularCovarianceError
+from cohortgmm.errors import CohortgmmError, ConfigError, DataError, SingularCovarianceError
 
 KEY = "gmm_X_pca"
 
@@ -292,7 +293,7 @@ GAP = np.where(np.arange(60).reshape(30, 2) == 7, np.nan, X)
         (
             {"b": X, "a": GAP},
             "the data has 1 NaN or infinite values in 1 cells, the first in patient 'a': "
-            "remove these cells or recompute the embedding",
+            "remove these cells or recompute the embedding, or set missing if NaN are missing features",
         ),
         ([X], "data must be AnnData or a mapping of patient to array, got list"),
         (X, "data must be AnnData or a mapping of patient to array, got ndarray"),
@@ -359,3 +360,326 @@ def test_small_patients_are_left_out_where_asked():
     assert (cohort.obs[f"{KEY}_comp"][cohort.obs["patient"] == "P2"] == -1).all()
     with pytest.raises(ConfigError, match="on_small_patient must be 'error' or 'drop', got 'skip'"):
         fit(cohort, on_small_patient="skip")
+
+
+# Noise, gaps, selection, background
+
+FEW = {"max_iter": 15, "tol": 1e-4, "n_init": 1, "k_comps": 2}
+
+
+def gate(x):
+    return (x[:, 0] >= -1).astype(float)
+
+
+def corrected_mapping(cohort):
+    """Cells and their noise by patient."""
+    ids = cohort.obs["patient"].to_numpy()
+    return ({p: cohort.obsm[key][ids == p] for p in np.unique(ids)} for key in ("X_pca", "X_pca_var"))
+
+
+def assert_same_results(one, other, key=KEY):
+    ours, theirs = one.uns[key], other.uns[key]
+    for name in ("mu", "var", "pi"):
+        np.testing.assert_array_equal(ours["model"][name], theirs["model"][name])
+    assert ("background" in ours) == ("background" in theirs)
+    if "background" in ours:
+        np.testing.assert_array_equal(ours["background"]["amp"], theirs["background"]["amp"])
+        np.testing.assert_array_equal(one.obs[f"{key}_background"], other.obs[f"{key}_background"])
+    np.testing.assert_array_equal(ours["diagnostics"]["n_unobserved"], theirs["diagnostics"]["n_unobserved"])
+    np.testing.assert_array_equal(one.obsm[f"{key}_resp"], other.obsm[f"{key}_resp"])
+
+
+def test_noise_may_be_a_key_or_an_array():
+    results = []
+    for noise in ("X_pca_var", {"obsm": "X_pca_var"}, make_corrected().obsm["X_pca_var"]):
+        results.append(fit(make_corrected(), noise=noise, missing=True, **FEW))
+    for other in results[1:]:
+        assert_same_results(results[0], other)
+    assert results[0].uns[KEY]["noise"] == results[1].uns[KEY]["noise"] == {"obsm": "X_pca_var"}
+    assert results[2].uns[KEY]["noise"] == {"obsm": "an array"}
+    plain = fit(make_corrected(), missing=True, **FEW)
+    # With the noise taken off, components are narrower.
+    traces = [np.trace(result.uns[KEY]["model"]["var"], axis1=2, axis2=3) for result in (results[0], plain)]
+    assert (traces[0].mean(axis=1) < traces[1].mean(axis=1) - 0.2).all()
+
+
+def test_noise_may_be_a_layer_or_covariances():
+    cohort = make_corrected()
+    x, noise = np.nan_to_num(cohort.obsm["X_pca"]), cohort.obsm["X_pca_var"]
+    whole = noise[:, :, None] * np.eye(2, dtype=np.float32)
+    forms = {"dense": noise, "csr": sparse.csr_matrix(noise), "csc": sparse.csc_matrix(noise)}
+    models = []
+    for make in (np.asarray, sparse.csr_matrix):
+        own = type(cohort)(make(x), obs=cohort.obs, layers=forms)
+        for layer in forms:
+            cohortgmm.fit_gmm(own, patient_col="patient", noise={"layer": layer}, verbose=False, **FEW)
+            models.append(cohortgmm.read_gmm(own))
+            assert own.uns["gmm_X"]["noise"] == {"layer": layer}
+    for other in models[1:]:
+        assert all(same(models[0][patient], other[patient]) for patient in other)
+    for covariances in (whole, whole.reshape(-1, 4)):
+        cohortgmm.fit_gmm(own, patient_col="patient", noise=covariances, verbose=False, **FEW)
+        for patient, model in cohortgmm.read_gmm(own).items():
+            np.testing.assert_allclose(model.means, models[0][patient].means, rtol=1e-7)
+            np.testing.assert_allclose(model.covariances, models[0][patient].covariances, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("sharing", ["sample_specific", "global"])
+def test_a_mapping_is_corrected_like_anndata(sharing):
+    cohort = make_corrected()
+    arrays, noise = corrected_mapping(cohort)
+    options = ALL | {"component_sharing": sharing, "k_comps": 2}
+    stored = cohortgmm.read_gmm(fit(cohort, **options))
+    corrections = {
+        "noise": noise,
+        "completeness": gate,
+        "background": cohortgmm.Background([BOX[0]] * 2, [BOX[1]] * 2, 0.05),
+    }
+    models = fit(arrays, **options | corrections)
+    sparse_noise = {patient: sparse.csr_matrix(values) for patient, values in reversed(noise.items())}
+    again = fit(arrays, **options | corrections | {"noise": sparse_noise})
+    resp = cohort.obsm[f"{KEY}_resp"]
+    for patient, model in models.items():
+        assert same(model, again[patient])
+        np.testing.assert_array_equal(model.means, stored[patient].means)
+        np.testing.assert_array_equal(model.covariances, stored[patient].covariances)
+        np.testing.assert_array_equal(model.background.lower, stored[patient].background.lower)
+        assert model.weights.sum() + model.background.amp == pytest.approx(1, abs=1e-12)
+        if sharing == "sample_specific":
+            np.testing.assert_allclose(model.weights, stored[patient].weights, rtol=1e-12)
+            assert model.background.amp == stored[patient].background.amp
+        else:  # its cells decide of a patient's weights and background
+            own = (cohort.obs["patient"] == patient).to_numpy()
+            np.testing.assert_allclose(model.weights, resp[own].mean(axis=0), rtol=1e-12)
+            assert model.background.amp == pytest.approx(1 - resp[own].sum(axis=1).mean(), rel=1e-9)
+    assert len({model.background.amp for model in models.values()}) == 3
+
+
+@pytest.mark.parametrize("sharing", ["sample_specific", "global"])
+def test_the_number_of_jobs_changes_no_bit_of_a_correction(sharing):
+    results = [fit(make_corrected(), component_sharing=sharing, n_jobs=n, **ALL | FEW) for n in (1, 2, -1)]
+    for other in results[1:]:
+        assert_same_results(results[0], other)
+
+
+def test_a_corrected_patient_does_not_depend_on_the_others():
+    few, more = (fit(make_corrected(names), **ALL | FEW) for names in (("P2",), ("P0", "P2", "P1")))
+    few, more = cohortgmm.read_gmm(few), cohortgmm.read_gmm(more)
+    assert same(few["P2"], more["P2"])
+    assert few["P2"].background.amp == more["P2"].background.amp
+    assert not same(more["P1"], more["P2"])
+
+
+def test_shared_components_of_hidden_cells_have_the_mean_responsibilities_as_weights():
+    cohort = fit(make_corrected(), component_sharing="global", **ALL | FEW)
+    weights, resp = cohort.uns[KEY]["distribution_weights"], cohort.obsm[f"{KEY}_resp"]
+    for patient, own in zip(("P1", "P2", "P3"), weights, strict=True):
+        mean = resp[(cohort.obs["patient"] == patient).to_numpy()].mean(axis=0)
+        assert 0.7 < mean.sum() < 1
+        np.testing.assert_allclose(own, mean / mean.sum(), rtol=1e-12)
+
+
+def test_gates_and_their_function_are_the_same():
+    by_gate = fit(make_corrected(), missing=True, completeness=ALL["completeness"], **FEW)
+    by_function = fit(make_corrected(), missing=True, completeness=gate, **FEW)
+    assert_same_results(by_gate, by_function)
+    assert (by_gate.uns[KEY]["diagnostics"]["completeness"] < 0.99).all()
+
+
+def test_names_of_genes_in_gates():
+    cohort = make_corrected()
+    cohort = type(cohort)(np.nan_to_num(cohort.obsm["X_pca"]), obs=cohort.obs)
+    cohort.var_names = ["CD3", "CD4"]
+    own = {"patient_col": "patient", "verbose": False, **FEW}
+    cohortgmm.fit_gmm(cohort, completeness={"gates": [{"inside": {"CD3": [-1, None]}}]}, **own)
+    assert (cohort.uns["gmm_X"]["diagnostics"]["completeness"] < 0.99).all()
+    with pytest.raises(ConfigError) as caught:
+        cohortgmm.fit_gmm(cohort, completeness={"gates": [{"inside": {"PC1": [-1, None]}}]}, **own)
+    assert str(caught.value) == "patient 'P1', k=2: gmm.completeness: no feature 'PC1'; known: CD3, CD4"
+
+
+def test_the_box_is_the_patients_own_unless_it_is_given():
+    cohort = fit(make_corrected(), missing=True, background={}, **FEW)
+    background = cohort.uns[KEY]["background"]
+    arrays, _ = corrected_mapping(cohort)
+    for i, x in enumerate(arrays.values()):
+        np.testing.assert_array_equal(background["lower"][i], np.nanmin(x, axis=0).astype(float))
+        np.testing.assert_array_equal(background["upper"][i], np.nanmax(x, axis=0).astype(float))
+    shared = fit(make_corrected(), missing=True, background={}, component_sharing="global", **FEW).uns[KEY][
+        "background"
+    ]
+    np.testing.assert_array_equal(shared["lower"], [background["lower"].min(axis=0)])
+    np.testing.assert_array_equal(shared["upper"], [background["upper"].max(axis=0)])
+    given = fit(make_corrected(), missing=True, background={"lower": -9, "upper": [19, 29]}, **FEW).uns[KEY][
+        "background"
+    ]
+    np.testing.assert_array_equal(given["upper"], [[19, 29]] * 3)
+
+
+def test_a_fit_without_a_background_takes_its_column_away():
+    cohort = fit(make_corrected(), missing=True, background={}, **FEW)
+    assert list(cohort.obs.columns)[-2:] == [f"{KEY}_comp", f"{KEY}_background"]
+    fit(cohort, missing=True, background={}, gmm_key="other", **FEW)
+    fit(cohort, missing=True, **FEW)
+    assert f"{KEY}_background" not in cohort.obs
+    assert "other_background" in cohort.obs
+    assert "background" not in cohort.uns[KEY]
+
+
+def test_cells_without_features_are_assigned_like_the_mixture():
+    cohort = make_corrected()
+    cohort.obsm["X_pca"][7] = np.nan
+    fit(cohort, missing=True, noise="X_pca_var", background=ALL["background"], **FEW)
+    assert cohort.uns[KEY]["diagnostics"]["n_empty"].tolist() == [1, 0, 0]
+    model = cohortgmm.read_gmm(cohort)["P1"]
+    np.testing.assert_allclose(cohort.obsm[f"{KEY}_resp"][7], model.weights, rtol=1e-12)
+    assert cohort.obs[f"{KEY}_background"].iloc[7] == pytest.approx(model.background.amp, rel=1e-12)
+
+
+@pytest.mark.parametrize("as_file", [False, True], ids=["mixture", "file"])
+def test_patients_are_mapped_onto_the_reference(tmp_path, as_file):
+    atlas = cohortgmm.read_gmm(fit(make_cohort(["atlas"]), k_comps=2))["atlas"]
+    atlas.save(tmp_path / "atlas.npz")
+    cohort = fit(make_cohort(), reference=tmp_path / "atlas.npz" if as_file else atlas, k_comps=None)
+    uns = cohort.uns[KEY]
+    for i in range(3):
+        np.testing.assert_array_equal(uns["model"]["mu"][i], atlas.means)
+        np.testing.assert_array_equal(uns["model"]["var"][i], atlas.covariances)
+    assert (uns["n_components"], "selection" in uns) == (2, False)
+    assert uns["diagnostics"]["n_fit"].tolist() == [60] * 3  # with k given by the reference all cells are fitted
+    np.testing.assert_allclose(uns["model"]["pi"], 0.5, atol=0.01)
+    assert uns["fit_params"]["max_iter"] == 2000
+    for other in ([2], 2):
+        assert_same_results(cohort, fit(make_cohort(), reference=atlas, k_comps=other))
+    free = fit(make_cohort(), reference=atlas, k_comps=None, frozen={"mean": [0]}).uns[KEY]["model"]
+    for i in range(3):
+        np.testing.assert_array_equal(free["mu"][i, 0], atlas.means[0])
+        assert not np.array_equal(free["mu"][i, 1], atlas.means[1])
+        assert not np.array_equal(free["var"][i, 0], atlas.covariances[0])
+    shared = fit(make_cohort(), reference=atlas, k_comps=None, component_sharing="global")
+    np.testing.assert_array_equal(shared.uns[KEY]["model"]["mu"], atlas.means)
+
+
+TWO = cohortgmm.GaussianMixture([0.5, 0.5], [[0.0] * 3, [6.0] * 3], [np.eye(3)] * 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"reference": TWO, "k_comps": 3}, "fit_gmm: gmm.k_comps: the reference has 2 components: leave k_comps out"),
+        (
+            {"reference": TWO, "k_comps": [1, 2]},
+            "fit_gmm: gmm.k_comps: the reference has 2 components: leave k_comps out",
+        ),
+        (
+            {"reference": TWO, "k_comps": None, "covariance_type": "diag"},
+            "fit_gmm: gmm.covariance_type is diag, that of the reference full",
+        ),
+        (
+            {"reference": TWO, "k_comps": None, "split_merge": 1},
+            "fit_gmm: split_merge moves components, which reference is to keep",
+        ),
+        ({"frozen": {"mean": "all"}}, "fit_gmm: frozen is about the mixture in reference, which is not given"),
+        ({"init": "none"}, "fit_gmm: init is about the mixture in reference, which is not given"),
+        ({"noise_at": gate}, "noise_at is about cells with noise, which is not given"),
+        ({"noise": "v", "noise_at": gate}, "fit_gmm: noise.at is for completeness, which is not given"),
+        ({"noise": {}}, "fit_gmm: noise: needs one of obsm and layer"),
+        ({"noise": {"obms": "v"}}, "fit_gmm: noise.obms: unknown key; did you mean obsm?"),
+        ({"noise": "vv"}, "noise: obsm key 'vv' is not in the data; did you mean 'v'? known: X_pca, v"),
+        ({"noise": {"layer": "w"}}, "noise: layer key 'w' is not in the data; known: none"),
+        (
+            {"noise": np.ones((180, 2))},
+            "noise: the array must be variances of shape (180, 3), or covariances of shape (180, 3, 3) or (180, 9), "
+            "got float64 of shape (180, 2)",
+        ),
+        (
+            {"noise": -np.ones((180, 3))},
+            "patient 'P1': the noise of cell 0 is no covariance: variances must be at least 0, not NaN",
+        ),
+        ({"completeness": {}}, "fit_gmm: completeness: needs gates or a function"),
+        ({"background": {"amp": 2}}, "fit_gmm: background.amp: input should be less than or equal to 1, got 2"),
+        ({"background": {"lower": [0.0]}}, "patient 'P1', k=1: gmm.background.lower has 1 numbers for 3 features"),
+        (
+            {"background": {"lower": 50, "upper": 60}},
+            "patient 'P1', k=1: the background's box holds none of the cells: check its lower and upper",
+        ),
+        (
+            {"completeness": lambda x: np.ones(3)},
+            "patient 'P1', k=1: cells 0 to 29: the completeness function returned shape (3,) for 30 places",
+        ),
+        ({"cutoff": 0}, "fit_gmm: cutoff: input should be greater than 0, got 0"),
+    ],
+)
+def test_corrections_that_cannot_be_made(options, text):
+    cohort = make_cohort()
+    cohort.obsm["v"] = np.ones((180, 3))
+    with pytest.raises(CohortgmmError) as caught:
+        fit(cohort, **options)
+    assert str(caught.value) == text
+    assert not cohort.uns
+    assert list(cohort.obs.columns) == list(make_cohort().obs.columns)
+
+
+@pytest.mark.parametrize(
+    ("noise", "text"),
+    [
+        ("v", "noise must be a mapping of patient to array, like the cells, got str"),
+        (np.ones((60, 2)), "noise must be a mapping of patient to array, like the cells, got ndarray"),
+        ({"a": np.ones((30, 2))}, "noise has no array for 1 patients, the first is 'b'"),
+        (
+            {"a": np.ones((30, 2)), "b": np.ones((31, 2))},
+            "noise: the array of patient 'b' must be variances of shape (30, 2), or covariances of shape (30, 2, 2) or "
+            "(30, 4), got float64 of shape (31, 2)",
+        ),
+        (
+            {"a": np.ones((30, 2)), "b": np.tile(np.eye(2), (30, 1, 1))},
+            "noise must be variances for all patients, or covariances for all",
+        ),
+    ],
+    ids=["key", "array", "absent", "shape", "mixed"],
+)
+def test_noise_of_a_mapping_that_does_not_fit(noise, text):
+    with pytest.raises(CohortgmmError) as caught:
+        cohortgmm.fit_gmm({"a": X, "b": X + 1}, noise=noise, verbose=False)
+    assert str(caught.value) == text
+
+
+def test_infinite_values_are_never_missing_features():
+    cohort = make_corrected()
+    cohort.obsm["X_pca"][170, 1] = -np.inf
+    with pytest.raises(DataError) as caught:
+        fit(cohort, missing=True)
+    assert str(caught.value) == (
+        "obsm['X_pca'] has 1 infinite values in 1 cells, the first in patient 'P3': "
+        "remove these cells or recompute the embedding"
+    )
+    with pytest.raises(DataError, match=r"^the data has 1 infinite values in 1 cells, the first in patient 'a'"):
+        fit({"b": X, "a": np.vstack([X, [np.nan, np.inf]])}, missing=True)
+
+
+# Where the message is not the one line that it should be
+
+
+@pytest.mark.parametrize("completeness", ["gates.py:seen", 0.5], ids=["text", "number"])
+def test_completeness_that_is_neither_function_nor_gates(completeness):
+    with pytest.raises(CohortgmmError):
+        fit(make_cohort(), completeness=completeness)
+
+
+def test_a_reference_that_is_not_there(tmp_path):
+    with pytest.raises(CohortgmmError, match=r"no\.npz"):
+        fit(make_cohort(), reference=tmp_path / "no.npz", k_comps=None)
+
+
+@pytest.mark.parametrize("key", ["at", "layr"])
+def test_a_key_of_noise_that_means_nothing(key):
+    cohort = make_cohort()
+    cohort.obsm["v"] = np.ones((180, 3))
+    with pytest.raises(ConfigError, match=key):
+        fit(cohort, noise={"obsm": "v", key: "noise.py:noise"}, **FEW)
+
+
+@pytest.mark.parametrize("make", [np.array, tuple], ids=["array", "tuple"])
+def test_corners_of_a_notebook_may_be_arrays(make):
+    cohort = fit(make_corrected(), missing=True, background={"lower": make([-4.0, -5.0]), "upper": 10}, **FEW)
+    np.testing.assert_array_equal(cohort.uns[KEY]["background"]["lower"], [[-4, -5]] * 3)

@@ -16,6 +16,7 @@ from cohortgmm import workflow as helpers
 from cohortgmm.cohort.tables import PATIENT_COLUMNS, write_table
 from cohortgmm.errors import CohortgmmError, ConfigError
 from cohortgmm.files import COHORT
+from cohortgmm.mixture.model import GaussianMixture
 
 SOURCE = Path(__file__).parents[2] / "src"
 CONFIG = {"input": "data/cohort.h5ad", "patient_col": "patient"}
@@ -62,6 +63,95 @@ def test_all_missing_files_are_named_at_once(places):
 def test_a_bad_key_comes_before_a_missing_file(places):
     with pytest.raises(ConfigError, match=r"^c\.yaml: inptu: unknown key; did you mean input\?$"):
         helpers.load_config(CONFIG | {"inptu": 1}, "c.yaml", places.flow)
+
+
+# Files of the corrections
+
+CORRECTED = {
+    "noise": {"obsm": "v", "at": "noise.py:noise"},
+    "completeness": {"function": "data/seen.py:seen"},
+    "reference": "atlas.npz",
+}
+ATLAS = GaussianMixture([0.25, 0.75], [[0.0], [5.0]], [[[1.0]], [[2.0]]])
+
+
+@pytest.fixture
+def corrected(places):
+    """Every file that the corrections name, the function in the workflow's folder; gives back the places."""
+    (places.work / "data" / "cohort.h5ad").touch()
+    (places.work / "noise.py").touch()
+    (places.flow / "data" / "seen.py").touch()
+    ATLAS.save(places.work / "atlas.npz")
+    return places
+
+
+def test_files_of_corrections_are_found_like_the_input(corrected):
+    found = helpers.load_config(CONFIG | {"gmm": CORRECTED}, "c.yaml", corrected.flow)
+    seen = str(corrected.flow / "data" / "seen.py")
+    assert found.gmm.noise.at == "noise.py:noise"
+    assert found.gmm.noise.obsm == "v"
+    assert found.gmm.completeness.function == f"{seen}:seen"
+    assert found.gmm.reference == "atlas.npz"
+    assert sorted(found.gmm.files.values()) == sorted(["atlas.npz", "noise.py", seen])
+    assert found.input == "data/cohort.h5ad"
+    (corrected.work / "data" / "seen.py").touch()
+    found = helpers.load_config(CONFIG | {"gmm": CORRECTED}, "c.yaml", corrected.flow)
+    assert found.gmm.completeness.function == "data/seen.py:seen"
+    absolute = {"completeness": {"function": f"{seen}:seen"}}
+    assert helpers.load_config(CONFIG | {"gmm": absolute}, "c.yaml", corrected.flow).gmm.files == {
+        "gmm.completeness.function": seen
+    }
+
+
+def test_functions_of_modules_are_no_files(corrected):
+    gmm = {"completeness": {"function": "no_such.module:seen"}}
+    found = helpers.load_config(CONFIG | {"gmm": gmm}, "c.yaml", corrected.flow)
+    assert found.gmm.files == {}
+    assert found.gmm.completeness.function == "no_such.module:seen"
+
+
+def test_missing_files_of_corrections_are_named_with_the_others(places):
+    with pytest.raises(ConfigError) as caught:
+        helpers.load_config(CONFIG | {"gmm": CORRECTED}, "c.yaml", places.flow)
+    assert str(caught.value).splitlines() == [
+        f"c.yaml: {key}: no such file: {name} (looked in {places.work})"
+        for key, name in (
+            ("input", "data/cohort.h5ad"),
+            ("gmm.reference", "atlas.npz"),
+            ("gmm.noise.at", "noise.py"),
+            ("gmm.completeness.function", "data/seen.py"),
+        )
+    ]
+
+
+def test_k_is_that_of_the_reference(corrected):
+    found = helpers.load_config(CONFIG | {"gmm": {"reference": "atlas.npz"}}, "c.yaml", corrected.flow)
+    assert (found.gmm.k_comps, found.gmm.candidates, found.gmm.effective_train_size) == (2, (2,), 1.0)
+    assert found.split_options()["smallest_k"] == 2
+    assert found.split_options()["train_size"] == 1.0
+    for gmm, line in (
+        ({"k_comps": [2, 3]}, "gmm.k_comps: the reference has 2 components: leave k_comps out"),
+        ({"covariance_type": "diag"}, "gmm.covariance_type is diag, that of the reference full"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            helpers.load_config(CONFIG | {"gmm": gmm | {"reference": "atlas.npz"}}, "c.yaml", corrected.flow)
+        assert str(caught.value) == f"c.yaml: {line}"
+
+
+def test_a_reference_that_holds_no_mixture_is_named(corrected):
+    (corrected.work / "atlas.npz").write_text("weights\tmeans\n")
+    with pytest.raises(CohortgmmError, match=r"^atlas\.npz holds no mixture: not a readable \.npz file"):
+        helpers.load_config(CONFIG | {"gmm": {"reference": "atlas.npz"}}, "c.yaml", corrected.flow)
+
+
+def test_other_jobs_know_nothing_of_the_corrections_files(corrected):
+    """What a job's parameters hold of them is the path, which the file's content does not change."""
+    before = helpers.load_config(CONFIG | {"gmm": CORRECTED}, "c.yaml", corrected.flow)
+    (corrected.flow / "data" / "seen.py").write_text("def seen(x):\n    return 1\n")
+    GaussianMixture(ATLAS.weights, 2 * ATLAS.means, ATLAS.covariances).save(corrected.work / "atlas.npz")
+    after = helpers.load_config(CONFIG | {"gmm": CORRECTED}, "c.yaml", corrected.flow)
+    assert after.gmm.fit_options() == before.gmm.fit_options()
+    assert after.split_options() == before.split_options()
 
 
 CODE = """
@@ -132,9 +222,13 @@ def test_the_hash_sees_code(hash_of, old, new):
 def test_the_hash_covers_every_module_that_a_job_imports(script, tmp_path):
     """What Python itself loads for the script's imports is what the hash reads, but for modules that make no results."""
     imports = "\n".join(line for line in script.read_text().split("\nwith ")[0].splitlines())
-    listing = "\nimport sys\nprint(*sorted(name for name in sys.modules if name.startswith('cohortgmm.')))"
+    # What methods of a mixture import when they are called, as it imports the mixture itself.
+    late = (
+        "\nimport sys\nif 'cohortgmm.mixture.model' in sys.modules:\n    from cohortgmm.mixture import density, observe"
+    )
+    listing = "\nprint(*sorted(name for name in sys.modules if name.startswith('cohortgmm.')))"
     loaded = subprocess.run(
-        [sys.executable, "-c", imports + listing], capture_output=True, text=True, check=True
+        [sys.executable, "-c", imports + late + listing], capture_output=True, text=True, check=True
     ).stdout
     source = REPOSITORY / "src"
     files = {source.joinpath(*name.split(".")).with_suffix(".py") for name in loaded.split()}

@@ -69,6 +69,11 @@ def qc_outputs(wildcards):
         "results/qc/diagnostics.tsv",
         *expand("results/qc/{figure}.{suffix}", figure=FIGURES, suffix=["svg", "png"]),
         *expand("results/qc/patients/{patient}.{suffix}", patient=patients, suffix=["svg", "png"]),
+        *expand(
+            "results/qc/corrections/{patient}.{suffix}",
+            patient=patients if CONFIG.gmm.is_corrected else [],
+            suffix=["svg", "png"],
+        ),
     ]
 
 

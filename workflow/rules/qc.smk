@@ -1,6 +1,7 @@
 # Figures and tables that say whether to believe the mixtures.
 # REQUIRED INPUTS: the cohort, results/patients/{patient}.npz, results/models/{patient}.npz, the tables
-# OUTPUTS: results/qc/*.tsv, results/qc/*.svg, results/qc/*.png, results/qc/patients/{patient}.svg, .png
+# OUTPUTS: results/qc/*.tsv, results/qc/*.svg, results/qc/*.png, results/qc/patients/{patient}.svg, .png,
+#   results/qc/corrections/{patient}.svg, .png
 
 
 rule qc_cells:
@@ -131,7 +132,6 @@ rule qc_patient:
         runtime=helpers.scaled(10),
     params:
         metric=CONFIG.gmm.k_selection_metric,
-        use_rep=CONFIG.use_rep,
         max_cells=CONFIG.qc.max_cells,
         seed=CONFIG.seed,
         code=code_of("scripts/qc_patient.py"),
@@ -139,3 +139,38 @@ rule qc_patient:
         "Drawing {wildcards.patient}"
     script:
         "../../scripts/qc_patient.py"
+
+
+if CONFIG.gmm.is_corrected:
+
+    rule qc_correction:
+        input:
+            cells=cells_of,
+            model="results/models/{patient}.npz",
+            described=list(CONFIG.gmm.files.values()),
+        output:
+            report(
+                "results/qc/corrections/{patient}.svg",
+                category="Corrections",
+                caption="../report/correction.rst",
+                labels=lambda wildcards: {"patient": helpers.patient_name(wildcards.patient)},
+            ),
+            "results/qc/corrections/{patient}.png",
+        log:
+            "results/logs/qc_correction/{patient}.log",
+        benchmark:
+            "results/benchmarks/qc_correction/{patient}.tsv"
+        conda:
+            ENVIRONMENT
+        resources:
+            mem_mb=helpers.scaled(800, 10),
+            runtime=helpers.scaled(10),
+        params:
+            options=CONFIG.gmm.fit_options(),
+            max_cells=CONFIG.qc.max_cells,
+            seed=CONFIG.seed,
+            code=code_of("scripts/qc_correction.py"),
+        message:
+            "Drawing what the corrections change for {wildcards.patient}"
+        script:
+            "../../scripts/qc_correction.py"

@@ -82,7 +82,7 @@ def read_annotation(
             return CellAnnotation(None, types)
         if "X_umap" in file.get("obsm", {}):
             return CellAnnotation(np.asarray(read_elem(file["obsm/X_umap"]))[:, :2], types)
-        matrix = read_embedding(file, use_rep)
+        matrix = read_embedding(file, use_rep).matrix
     return CellAnnotation(_compute_umap(matrix, max_cells, seed), types)
 
 
@@ -91,22 +91,18 @@ def _compute_umap(matrix, max_cells: int, seed: int) -> np.ndarray:
 
     n = matrix.shape[0]
     result = np.full((n, 2), np.nan)
-    if n < 4:
-        logger.warning("%d cells are too few for a UMAP", n)
+    # NaN in one feature, NaN in the sum.
+    complete = np.flatnonzero(np.isfinite(np.asarray(matrix.sum(axis=1, dtype=float)).ravel()))
+    if len(complete) < 4:
+        logger.warning("%d complete cells are too few for a UMAP", len(complete))
         return result
-    chosen = draw_cells(n, max_cells, seed)
+    chosen = complete[draw_cells(len(complete), max_cells, seed)]
     logger.info("UMAP of %d of %d cells", len(chosen), n)
     adata = ad.AnnData(obsm={"X": np.asarray(rows_of(matrix, chosen), dtype=np.float32)}, shape=(len(chosen), 0))
     sc.pp.neighbors(adata, use_rep="X", n_neighbors=min(15, len(chosen) - 1), random_state=seed)
     sc.tl.umap(adata, random_state=seed)
     result[chosen] = adata.obsm["X_umap"]
     return result
-
-
-def feature_names(use_rep: str | None, n_features: int) -> list[str]:
-    """Names of the features for the axes of figures."""
-    stem = "PC" if (use_rep or "").startswith("X_pca") else f"{(use_rep or 'X').removeprefix('X_')} "
-    return [f"{stem}{i + 1}" for i in range(n_features)]
 
 
 def draw_cells(n: int, max_cells: int, seed: int) -> np.ndarray:

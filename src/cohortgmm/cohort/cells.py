@@ -8,6 +8,7 @@ import numpy as np
 
 from cohortgmm.archive import read_arrays
 from cohortgmm.files import atomic_path
+from cohortgmm.mixture.noise import Noise
 
 #: A covariance needs two cells.
 MIN_CELLS_PER_COMPONENT = 2
@@ -49,6 +50,10 @@ class PatientCells:
         For the cells of a whole cohort: (n,) index into ``patients``; else None.
     patients
         For the cells of a whole cohort: ids of its patients; else None.
+    noise
+        (n, D) variances or (n, D, D) covariances of the measurement noise; None without.
+    feature_names
+        (D,) names of the features.
     """
 
     patient: str
@@ -57,10 +62,25 @@ class PatientCells:
     train: np.ndarray
     owner: np.ndarray | None = None
     patients: tuple[str, ...] | None = None
+    noise: np.ndarray | None = None
+    feature_names: tuple[str, ...] = ()
 
     @property
     def n_train(self) -> int:
         return int(np.count_nonzero(self.train))
+
+    def noise_of(self, rows: np.ndarray | slice = slice(None)) -> Noise | None:
+        """The noise of some of the cells; None without."""
+        if self.noise is None:
+            return None
+        values = self.noise[rows]
+        return Noise.read(values, len(values), self.x.shape[1], per_cell=True)
+
+    def measured(self) -> np.ndarray:
+        """(n, D) cells, NaN where a feature is missing, as it is with an infinite variance."""
+        if self.noise is None or self.noise.ndim == 3:
+            return self.x
+        return np.where(np.isinf(self.noise), np.nan, self.x)
 
     def n_fit(self, refit: str) -> int:
         """Number of cells the final mixture is fitted to."""
@@ -69,17 +89,26 @@ class PatientCells:
     def save(self, path: str | os.PathLike) -> None:
         """Write to ``.npz``; a file that already has this content is left untouched."""
         arrays = {"patient": np.array(self.patient), "x": self.x, "positions": self.positions, "train": self.train}
+        arrays["feature_names"] = np.array(self.feature_names, dtype=str)
         if self.owner is not None:
             arrays |= {"owner": self.owner, "patients": np.array(self.patients, dtype=str)}
+        if self.noise is not None:
+            arrays["noise"] = self.noise
         with atomic_path(path, keep_if_same=True) as temporary:
             np.savez(temporary, **arrays)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "PatientCells":
         """Read what :meth:`save` wrote."""
-        names = ("patient", "x", "positions", "train")
-        arrays = read_arrays(path, names, "cells of a patient", optional=("owner", "patients"))
-        patients = tuple(arrays["patients"].tolist()) if "patients" in arrays else None
+        names = ("patient", "x", "positions", "train", "feature_names")
+        arrays = read_arrays(path, names, "cells of a patient", optional=("owner", "patients", "noise"))
         return cls(
-            str(arrays["patient"]), arrays["x"], arrays["positions"], arrays["train"], arrays.get("owner"), patients
+            str(arrays["patient"]),
+            arrays["x"],
+            arrays["positions"],
+            arrays["train"],
+            arrays.get("owner"),
+            tuple(arrays["patients"].tolist()) if "patients" in arrays else None,
+            arrays.get("noise"),
+            tuple(arrays["feature_names"].tolist()),
         )

@@ -8,7 +8,7 @@ import pandas as pd
 
 from cohortgmm.cohort.cells import PatientCells
 from cohortgmm.files import atomic_path
-from cohortgmm.mixture.em import MixtureFit
+from cohortgmm.mixture.result import MixtureFit
 
 _TEXT_COLUMNS = ["patient", "file", "label", "metric", "status", "reason", "cell_type"]
 
@@ -79,6 +79,10 @@ def diagnostics_table(
                 "min_weight": fit.model.weights.min(),
                 "max_weight": fit.model.weights.max(),
                 "n_floored": int(fit.floored.sum()),
+                "completeness": fit.completeness,
+                "n_unobserved": fit.n_unobserved,
+                "n_empty": fit.n_empty,
+                "background": 0.0 if fit.model.background is None else fit.model.background.amp,
             }
         )
     return pd.DataFrame(rows)
@@ -104,7 +108,7 @@ def composition_table(
     """
     tables = [pd.DataFrame(columns=COMPOSITION_COLUMNS)]
     for part in parts if cell_types is not None else ():
-        components = fits[part.patient].model.responsibilities(part.x).argmax(axis=1)
+        components = fits[part.patient].model.responsibilities(part.x, part.noise_of()).argmax(axis=1)
         types = cell_types[part.positions].astype(object)
         table = pd.DataFrame({"component": components, "cell_type": np.where(pd.isna(types), "unknown", types)})
         counts = table.value_counts().rename("n_cells").reset_index().sort_values(["component", "cell_type"])

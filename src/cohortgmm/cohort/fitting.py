@@ -10,10 +10,14 @@ from typing import Any
 import numpy as np
 
 from cohortgmm.cohort.cells import MIN_CELLS_PER_COMPONENT, PatientCells, derived_seed
+from cohortgmm.cohort.hidden import fit_arguments
 from cohortgmm.cohort.tables import SCORE_COLUMNS, Row
 from cohortgmm.files import atomic_path
+from cohortgmm.mixture.constraints import Frozen
 from cohortgmm.mixture.criteria import aic, bic, n_free_parameters
-from cohortgmm.mixture.em import MixtureFit, fit_mixture
+from cohortgmm.mixture.em import fit_mixture
+from cohortgmm.mixture.model import GaussianMixture
+from cohortgmm.mixture.result import MixtureFit
 from cohortgmm.mixture.tiles import one_blas_thread
 
 logger = logging.getLogger(__name__)
@@ -51,7 +55,7 @@ def fit_candidate(
     k
         Number of components.
     options
-        Keyword arguments of :func:`cohortgmm.fit_mixture`.
+        See :func:`cohortgmm.cohort.hidden.fit_arguments`.
     seed
         Seed of the run; the fit's own follows from it, the patient and k.
     default_range
@@ -75,16 +79,17 @@ def fit_candidate(
         logger.info("patient %s, k=%d: skipped, %s", cells.patient, k, reason)
         return row | {"n_iter": 0, "converged": False, "n_floored": 0, "status": "skipped", "reason": reason}, None
     started = time.perf_counter()
-    seed_of_fit = derived_seed(seed, cells.patient, k)
-    fit = fit_mixture(cells.x[cells.train], k, random_state=seed_of_fit, n_threads=n_threads, **options)
-    total = fit.log_likelihood * n_train
-    p = n_free_parameters(k, d, options["covariance_type"])
+    arguments = fit_arguments(options, cells)
+    fit = _fit(cells, cells.train, k, arguments, seed, n_threads)
+    n_scored = n_train - fit.n_empty
+    total = fit.log_likelihood * n_scored
+    p = _n_parameters(fit.model, arguments)
     with one_blas_thread():  # as the fit: the same digits however many threads the job has
-        heldout = -float(np.mean(fit.model.log_prob(cells.x[~cells.train]))) if n_train < n else math.nan
+        heldout = heldout_nll(fit, cells) if n_train < n else math.nan
     row |= {
         "log_likelihood": total,
         "aic": aic(total, p),
-        "bic": bic(total, p, n_train),
+        "bic": bic(total, p, n_scored),
         "train_nll": -fit.log_likelihood,
         "heldout_nll": heldout,
         "nll_gap": heldout + fit.log_likelihood,
@@ -114,7 +119,36 @@ def final_fit(
     if refit == "none" or cells.train.all():
         return selected
     logger.info("patient %s, k=%d: refit on all %d cells", cells.patient, k, len(cells.x))
-    return fit_mixture(cells.x, k, random_state=derived_seed(seed, cells.patient, k), n_threads=n_threads, **options)
+    everyone = np.ones(len(cells.x), dtype=bool)
+    return _fit(cells, everyone, k, fit_arguments(options, cells), seed, n_threads)
+
+
+def _fit(
+    cells: PatientCells, rows: np.ndarray, k: int, arguments: Mapping[str, Any], seed: int, n_threads: int
+) -> MixtureFit:
+    x = cells.x if rows.all() else cells.x[rows]
+    seed_of_fit = derived_seed(seed, cells.patient, k)
+    return fit_mixture(x, k, noise=cells.noise_of(rows), random_state=seed_of_fit, n_threads=n_threads, **arguments)
+
+
+def heldout_nll(fit: MixtureFit, cells: PatientCells) -> float:
+    """Mean negative log-likelihood of the cells held out that have any features, in nats, among cells that are seen."""
+    out = ~cells.train & ~np.isnan(cells.measured()).all(axis=1)
+    if not out.any():
+        return math.nan
+    return float(np.log(fit.completeness) - np.mean(fit.model.log_prob(cells.x[out], cells.noise_of(out))))
+
+
+def _n_parameters(model: GaussianMixture, arguments: Mapping[str, Any]) -> int:
+    frozen = Frozen.read(arguments["frozen"], model.n_components)
+    fitted = model.background is not None and model.background.adjust_amp
+    return n_free_parameters(
+        model.n_components,
+        model.n_features,
+        model.covariance_type,
+        n_frozen=frozen.n_parameters,
+        background=fitted,
+    )
 
 
 def write_fit(path: str | os.PathLike, fit: MixtureFit | None) -> None:

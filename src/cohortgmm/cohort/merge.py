@@ -16,10 +16,10 @@ from cohortgmm import __version__
 from cohortgmm.cohort.cells import PatientCells
 from cohortgmm.cohort.fitting import load_fits
 from cohortgmm.cohort.reading import read_obs
-from cohortgmm.cohort.schema import assign_components, build_uns
+from cohortgmm.cohort.schema import CellAssignment, assign_components, build_uns
 from cohortgmm.cohort.selection import select_k
 from cohortgmm.cohort.tables import by_patient, read_rows, read_scores
-from cohortgmm.config import GmmConfig
+from cohortgmm.config_gmm import GmmConfig
 from cohortgmm.files import atomic_path
 
 logger = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ def merge_models(
     rows = by_patient(read_scores(scores))
     with h5py.File(cohort, "r") as file:
         n_total = len(read_obs(file))
-    components, resp, mean_resp = assign_components(fits, parts, n_total)
+    assigned, mean_resp = assign_components(fits, parts, n_total)
     uns = build_uns(
         patients=list(n_cells),
         fits=fits,
@@ -87,7 +87,7 @@ def merge_models(
             "source_sha256": _sha256(source),
         },
     )
-    write_gmm(cohort, target, gmm_key, uns, components, resp)
+    write_gmm(cohort, target, gmm_key, uns, assigned)
 
 
 def _sha256(path: str | os.PathLike) -> str:
@@ -100,8 +100,7 @@ def write_gmm(
     target: str | os.PathLike,
     gmm_key: str,
     uns: Mapping[str, Any],
-    components: np.ndarray,
-    resp: np.ndarray,
+    assigned: CellAssignment,
 ) -> None:
     """Copy an ``.h5ad`` and add mixtures to the copy; everything else stays as it is.
 
@@ -113,10 +112,9 @@ def write_gmm(
         Key in ``uns``; mixtures that are already there under this key are replaced.
     uns
         What goes under it.
-    components
-        (n,) becomes ``obs["<gmm_key>_comp"]``.
-    resp
-        (n, K) becomes ``obsm["<gmm_key>_resp"]``.
+    assigned
+        Becomes ``obs["<gmm_key>_comp"]``, ``obsm["<gmm_key>_resp"]`` and, with a background,
+        ``obs["<gmm_key>_background"]``.
     """
     with atomic_path(target) as temporary:
         shutil.copyfile(source, temporary)
@@ -125,13 +123,19 @@ def write_gmm(
                 if group not in file:
                     write_elem(file, group, {})
             write_elem(file["uns"], gmm_key, dict(uns))
-            write_elem(file["obsm"], f"{gmm_key}_resp", resp)
-            _write_obs_column(file, f"{gmm_key}_comp", components)
+            write_elem(file["obsm"], f"{gmm_key}_resp", assigned.resp)
+            _write_obs_column(file, f"{gmm_key}_comp", assigned.components)
+            _write_obs_column(file, f"{gmm_key}_background", assigned.background)
     logger.info("wrote %s with uns[%r], obs[%r], obsm[%r]", target, gmm_key, f"{gmm_key}_comp", f"{gmm_key}_resp")
 
 
-def _write_obs_column(file: h5py.File, name: str, values: np.ndarray) -> None:
+def _write_obs_column(file: h5py.File, name: str, values: np.ndarray | None) -> None:
+    """Write a column in the place of one of this name; None only removes it."""
     obs = file["obs"]
-    write_elem(obs, name, values)
     order = [str(column) for column in obs.attrs["column-order"] if column != name]
-    obs.attrs["column-order"] = np.array([*order, name], dtype=h5py.string_dtype())
+    if values is None:
+        obs.pop(name, None)
+    else:
+        write_elem(obs, name, values)
+        order.append(name)
+    obs.attrs["column-order"] = np.array(order, dtype=h5py.string_dtype())

@@ -4,14 +4,18 @@ import difflib
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pandas as pd
 from anndata.io import read_elem
 
+from cohortgmm.cohort.cells import PatientCells
 from cohortgmm.errors import DataError
+from cohortgmm.mixture.noise import Noise
 
 
 @contextmanager
@@ -141,8 +145,44 @@ def read_obs(file: h5py.File) -> pd.DataFrame:
     return obs
 
 
-def read_embedding(file: h5py.File, use_rep: str | None):
-    """The modelled matrix: ``obsm[use_rep]``, or X for None; an array or a CSR matrix of n rows.
+@dataclass(frozen=True, eq=False)
+class Embedding:
+    """What is modelled.
+
+    Attributes
+    ----------
+    matrix
+        (n, D) array or CSR matrix.
+    feature_names
+        (D,) names of its columns.
+    noise
+        (n, D) variances, as array or CSR matrix, or (n, D, D) covariances of the measurement noise; None without.
+    """
+
+    matrix: Any
+    feature_names: tuple[str, ...]
+    noise: Any = None
+
+    def cells(self, patient: str, positions: np.ndarray, train: np.ndarray, owner=None, patients=None) -> PatientCells:
+        """Some of the cells; the arguments as in :class:`~cohortgmm.cohort.cells.PatientCells`.
+
+        Raises
+        ------
+        DataError
+            If their noise is no covariance.
+        """
+        x = rows_of(self.matrix, positions)
+        noise = None if self.noise is None else rows_of(self.noise, positions)
+        if noise is not None and len(x):
+            try:
+                Noise.read(noise, *x.shape, per_cell=True)
+            except DataError as error:
+                raise DataError(f"patient {patient!r}: {error}") from None
+        return PatientCells(patient, x, positions, train, owner, patients, noise, self.feature_names)
+
+
+def read_embedding(file: h5py.File, use_rep: str | None) -> Embedding:
+    """The modelled matrix, ``obsm[use_rep]`` or X for None, with the names of its features.
 
     Raises
     ------
@@ -152,11 +192,55 @@ def read_embedding(file: h5py.File, use_rep: str | None):
     if use_rep is None:
         if "X" not in file:
             raise DataError("use_rep is null, but the file has no X")
-        return as_matrix(read_elem(file["X"]), "X")
+        names = read_elem(file["var"]).index
+        return Embedding(as_matrix(read_elem(file["X"]), "X"), tuple(map(str, names)))
     obsm = file.get("obsm", {})
     if use_rep not in obsm:
         raise unknown_name("use_rep: obsm key", use_rep, obsm)
-    return as_matrix(read_elem(obsm[use_rep]), f"obsm[{use_rep!r}]")
+    return named_embedding(read_elem(obsm[use_rep]), use_rep)
+
+
+def named_embedding(values, use_rep: str) -> Embedding:
+    """An embedding with the names of its features: a table's own, else PC1, PC2, ... or the key's with numbers."""
+    matrix = as_matrix(values, f"obsm[{use_rep!r}]")
+    if isinstance(values, pd.DataFrame):
+        return Embedding(matrix, tuple(map(str, values.columns)))
+    stem = "PC" if use_rep.startswith("X_pca") else f"{use_rep.removeprefix('X_')} "
+    return Embedding(matrix, tuple(f"{stem}{i + 1}" for i in range(matrix.shape[1])))
+
+
+def read_noise(file: h5py.File, noise: Mapping[str, str | None], shape: tuple[int, int]):
+    """The measurement noise of an embedding of this shape; see :func:`as_noise`.
+
+    Parameters
+    ----------
+    file
+        The cohort.
+    noise
+        ``{"obsm": key}`` or ``{"layer": key}``.
+    shape
+        (n, D).
+    """
+    kind, place, key = ("obsm", "obsm", noise["obsm"]) if noise["obsm"] else ("layer", "layers", noise["layer"])
+    group = file.get(place, {})
+    if key not in group:
+        raise unknown_name(f"noise.{kind}: key of {place}", key, group)
+    return as_noise(read_elem(group[key]), f"{place}[{key!r}]", shape)
+
+
+def as_noise(values, name: str, shape: tuple[int, int]):
+    """Variances (n, D) or covariances (n, D, D) from what AnnData may hold: these, or covariances (n, D · D)."""
+    n, d = shape
+    if not hasattr(values, "tocsr"):
+        values = values.to_numpy() if isinstance(values, pd.DataFrame) else np.asarray(values)
+    if values.shape == (n, d * d) and d > 1:
+        values = (values.toarray() if hasattr(values, "tocsr") else values).reshape(n, d, d)
+    if values.shape not in ((n, d), (n, d, d)) or values.dtype.kind not in "fiub":
+        raise DataError(
+            f"noise: {name} must be variances of shape {(n, d)}, or covariances of shape {(n, d, d)} or {(n, d * d)}, "
+            f"got {values.dtype} of shape {values.shape}"
+        )
+    return values.tocsr() if hasattr(values, "tocsr") else values
 
 
 def as_matrix(matrix, name: str):

@@ -2,16 +2,18 @@
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cohortgmm.cohort.tables import Row
-from cohortgmm.config import GmmConfig
+from cohortgmm.config_gmm import GmmConfig
 from cohortgmm.errors import DataError
-from cohortgmm.mixture.em import MixtureFit
+from cohortgmm.mixture.background import Background
 from cohortgmm.mixture.model import GaussianMixture
+from cohortgmm.mixture.result import MixtureFit
 
 SCHEMA_VERSION = "1"
 
@@ -35,9 +37,28 @@ def uns_key(patient: str) -> str:
     return "=2E" if patient == "." else patient.replace("=", "=3D").replace("/", "=2F")
 
 
+@dataclass(frozen=True, eq=False)
+class CellAssignment:
+    """What the mixtures say of every cell of the cohort.
+
+    Attributes
+    ----------
+    components
+        (n,) most probable component; −1 for cells of patients without a mixture.
+    resp
+        (n, max K) responsibilities, padded with zeros; zero for cells of patients without a mixture.
+    background
+        (n,) probability of being background; None if no mixture has one.
+    """
+
+    components: np.ndarray
+    resp: np.ndarray
+    background: np.ndarray | None = None
+
+
 def assign_components(
     fits: Mapping[str, MixtureFit], parts: Iterable[Any], n_cells: int
-) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+) -> tuple[CellAssignment, dict[str, np.ndarray]]:
     """Responsibilities of all cells.
 
     Parameters
@@ -51,18 +72,20 @@ def assign_components(
 
     Returns
     -------
-    components : ndarray of int
-        (n_cells,) most probable component; −1 for cells of patients without a mixture.
-    resp : ndarray
-        (n_cells, max K) responsibilities, padded with zeros; zero for cells of patients without a mixture.
+    cells : CellAssignment
     mean_resp : dict
         (K,) mean responsibilities of the cells of every patient.
     """
     k_max = max(fit.model.n_components for fit in fits.values())
     components, resp = np.full(n_cells, -1), np.zeros((n_cells, k_max))
+    any_background = any(fit.model.background is not None for fit in fits.values())
+    background = np.zeros(n_cells) if any_background else None
     mean_resp = {}
     for part in parts:
-        own = fits[part.patient].model.responsibilities(part.x)
+        model = fits[part.patient].model
+        own = model.responsibilities(part.x, part.noise_of())
+        if background is not None:
+            background[part.positions] = np.clip(1.0 - own.sum(axis=1), 0.0, 1.0)
         components[part.positions] = own.argmax(axis=1)
         resp[part.positions, : own.shape[1]] = own
         if part.owner is None:
@@ -71,7 +94,7 @@ def assign_components(
             counts = np.bincount(part.owner)
             sums = np.add.reduceat(own, np.r_[0, np.cumsum(counts)[:-1]])  # the owners are in order
             mean_resp |= dict(zip(part.patients, sums / counts[:, None], strict=True))
-    return components, resp, mean_resp
+    return CellAssignment(components, resp, background), mean_resp
 
 
 def build_uns(
@@ -117,7 +140,7 @@ def build_uns(
     """
     shared = component_sharing == "global"
     owners = list(fits) if shared else list(patients)
-    models = [fits[owner].model for owner in owners]
+    models = [fits[owner].model.signal() for owner in owners]
     k_max = max(model.n_components for model in models)
     mu = np.stack([_pad(model.means, k_max) for model in models])
     var = np.stack([_pad(model.full_covariances, k_max) for model in models])
@@ -130,14 +153,14 @@ def build_uns(
         "n_components": k_max,
         "distribution_n_components": np.array([k_max] * len(patients) if shared else [m.n_components for m in models]),
         "fit_params": {
-            "max_iter": gmm.max_iter,
-            "tol": float(gmm.tol),
-            "n_init": gmm.n_init,
+            **gmm.settings,
             "eps": float(gmm.eps),
             "singularity_handling": gmm.singularity_handling,
             "init": gmm.init,
             "split_merge": gmm.split_merge,
-        },
+            "missing": gmm.missing,
+        }
+        | ({} if gmm.cutoff is None else {"cutoff": float(gmm.cutoff)}),
         "backend": "cohortgmm",
         "model_family": "gmm",
         "representation_space": "use_rep",
@@ -157,9 +180,25 @@ def build_uns(
     }
     if use_rep is not None:  # None itself cannot be written by anndata < 0.12; ggml_ot reads a missing key as None
         uns["use_rep"] = use_rep
+    if gmm.noise is not None:
+        uns["noise"] = {key: value for key, value in gmm.noise.model_dump().items() if value is not None}
+    backgrounds = [fits[owner].model.background for owner in owners]
+    if all(backgrounds):
+        uns["background"] = {
+            "lower": np.stack([background.lower for background in backgrounds]),
+            "upper": np.stack([background.upper for background in backgrounds]),
+            "amp": np.array(_amplitudes(backgrounds, patients, mean_resp, shared)),
+        }
     if gmm.fixed_k is None:
         uns["selection"] = _selection(scores, selection, gmm, shared)
     return uns
+
+
+def _amplitudes(backgrounds, patients, mean_resp, shared: bool) -> list[float]:
+    """The background's share of every patient: where components are shared, what these leave of its cells."""
+    if not shared:
+        return [background.amp for background in backgrounds]
+    return [float(np.clip(1.0 - mean_resp[patient].sum(), 0.0, 1.0)) for patient in patients]
 
 
 def _pad(array: np.ndarray, k_max: int) -> np.ndarray:
@@ -176,6 +215,9 @@ def _diagnostics(owners, fits, n_fit, n_cells, shared) -> dict[str, Any]:
         "log_likelihood": np.array([fit.log_likelihood for fit in chosen]),
         "max_condition": np.array([fit.model.condition_numbers.max() for fit in chosen]),
         "n_floored": np.array([int(fit.floored.sum()) for fit in chosen]),
+        "completeness": np.array([fit.completeness for fit in chosen]),
+        "n_unobserved": np.array([fit.n_unobserved for fit in chosen]),
+        "n_empty": np.array([fit.n_empty for fit in chosen]),
     }
 
 
@@ -268,13 +310,19 @@ def read_gmm(data, gmm_key: str | None = None) -> dict[str, GaussianMixture]:
         weights = np.broadcast_to(weights, (len(ids), weights.shape[1]))
     elif mu.ndim != 3 or len(mu) != len(ids):
         raise DataError(f"uns[{gmm_key!r}] has means of shape {mu.shape} for {len(ids)} patients")
+    background = stored.get("background")
     counts = stored.get("distribution_n_components", [mu.shape[1]] * len(ids))
     result = {}
     for i, (patient, k) in enumerate(zip(ids, np.asarray(counts, dtype=int), strict=True)):
         covariances = var[i, :k]
         if str(stored["covariance_type"]) == "diag" and covariances.ndim == 3:
             covariances = np.diagonal(covariances, axis1=1, axis2=2)
-        result[patient] = GaussianMixture(weights[i, :k], mu[i, :k], covariances)
+        model = GaussianMixture(weights[i, :k], mu[i, :k], covariances)
+        if background is not None:
+            lower, upper = (np.asarray(background[name])[0 if shared else i] for name in ("lower", "upper"))
+            amp = np.asarray(background["amp"])[i]
+            model = model.with_background(Background(lower, upper, float(amp)))
+        result[patient] = model
     return result
 
 

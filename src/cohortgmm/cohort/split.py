@@ -3,20 +3,21 @@
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from cohortgmm.cohort.cells import MIN_CELLS_PER_COMPONENT, PatientCells, derived_seed, draw_train_mask
 from cohortgmm.cohort.reading import (
+    Embedding,
     check_cell_names,
     open_h5ad,
     patient_ids,
     patient_labels,
     read_embedding,
+    read_noise,
     read_obs,
-    rows_of,
     unknown_name,
 )
 from cohortgmm.cohort.tables import PATIENT_COLUMNS, Row, read_sheet, write_table
@@ -49,25 +50,25 @@ class Split:
         """Ids of the patients that are kept."""
         return list(self.positions)
 
-    def cells_of(self, patient: str, matrix) -> PatientCells:
+    def cells_of(self, patient: str, source: Embedding) -> PatientCells:
         """The cells of one patient."""
         positions = self.positions[patient]
-        return PatientCells(patient, rows_of(matrix, positions), positions, self.train[patient])
+        return source.cells(patient, positions, self.train[patient])
 
-    def cohort_cells(self, matrix) -> PatientCells:
+    def cohort_cells(self, source: Embedding) -> PatientCells:
         """The cells of all patients together, each held out or not as in its patient."""
         positions = np.concatenate(list(self.positions.values()))
         train = np.concatenate(list(self.train.values()))
         owner = np.repeat(np.arange(len(self.positions)), [len(rows) for rows in self.positions.values()])
-        return PatientCells(ALL_PATIENTS, rows_of(matrix, positions), positions, train, owner, tuple(self.positions))
+        return source.cells(ALL_PATIENTS, positions, train, owner, tuple(self.positions))
 
-    def parts(self, matrix, component_sharing: str) -> Iterator[PatientCells]:
+    def parts(self, source: Embedding, component_sharing: str) -> Iterator[PatientCells]:
         """What is fitted: every patient for itself, or the whole cohort at once."""
         if component_sharing == "global":
-            yield self.cohort_cells(matrix)
+            yield self.cohort_cells(source)
         else:
             for patient in self.positions:
-                yield self.cells_of(patient, matrix)
+                yield self.cells_of(patient, source)
 
 
 def split_patients(
@@ -147,7 +148,7 @@ def split_patients(
     return Split(rows, positions, train)
 
 
-def check_finite(matrix, ids: np.ndarray, name: str, used: np.ndarray | None = None) -> None:
+def check_finite(matrix, ids: np.ndarray, name: str, used: np.ndarray | None = None, *, missing: bool = False) -> None:
     """Refuse NaN and infinite values: how many, and the first patient (by id) that has them.
 
     Parameters
@@ -160,22 +161,27 @@ def check_finite(matrix, ids: np.ndarray, name: str, used: np.ndarray | None = N
         What to call the matrix.
     used
         Rows that matter; None for all.
+    missing
+        Whether NaN are allowed, as missing features.
     """
     values = matrix.data if hasattr(matrix, "indptr") else matrix
     # A finite sum of squares needs finite values, and costs no temporary of the size of the data.
     if values.dtype.kind in "iub" or np.isfinite(np.vdot(values, values)):
         return
+    bad = np.isinf(values) if missing else ~np.isfinite(values)
     if hasattr(matrix, "indptr"):
         owner = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
-        per_cell = np.bincount(owner[~np.isfinite(values)], minlength=len(ids))
+        per_cell = np.bincount(owner[bad], minlength=len(ids))
     else:
-        per_cell = np.count_nonzero(~np.isfinite(values), axis=1)
+        per_cell = np.count_nonzero(bad, axis=1)
     bad_cells = np.flatnonzero(per_cell)
     bad_cells = bad_cells if used is None else np.intersect1d(bad_cells, used)
     if len(bad_cells):
+        what = "infinite" if missing else "NaN or infinite"
+        hint = "" if missing else ", or set missing if NaN are missing features"
         raise DataError(
-            f"{name} has {per_cell[bad_cells].sum()} NaN or infinite values in {len(bad_cells)} cells, the first in "
-            f"patient {min(ids[bad_cells])!r}: remove these cells or recompute the embedding"
+            f"{name} has {per_cell[bad_cells].sum()} {what} values in {len(bad_cells)} cells, the first in "
+            f"patient {min(ids[bad_cells])!r}: remove these cells or recompute the embedding{hint}"
         )
 
 
@@ -188,6 +194,8 @@ def split_file(
     label_col: str | None,
     use_rep: str | None,
     component_sharing: str,
+    noise: Mapping[str, str | None] | None = None,
+    missing: bool = False,
     sheet: str | None = None,
     **options,
 ) -> None:
@@ -203,7 +211,7 @@ def split_file(
         Where the array files go: ``<escaped id>.npz``.
     table
         The table of patients (:data:`PATIENT_COLUMNS`).
-    patient_col, label_col, use_rep, component_sharing
+    patient_col, label_col, use_rep, component_sharing, noise, missing
         As in the configuration.
     sheet
         Sample sheet; every patient in it gets a file, an empty one if it is left out.
@@ -215,23 +223,26 @@ def split_file(
         check_cell_names(obs)
         ids = patient_ids(obs, patient_col)
         labels, mixed = patient_labels(obs, ids, label_col) if label_col else ({}, [])
-        matrix = read_embedding(file, use_rep)
+        embedding = read_embedding(file, use_rep)
+        if noise is not None:
+            embedding = replace(embedding, noise=read_noise(file, noise, embedding.matrix.shape))
+    matrix = embedding.matrix
     if mixed:
         logger.warning("%d patients have cells of several labels, the commonest is used: %s", len(mixed), mixed[:5])
     split = split_patients(ids, labels=labels, wanted=read_sheet(sheet) if sheet else None, **options)
     name = "X" if use_rep is None else f"obsm[{use_rep!r}]"
-    check_finite(matrix, ids, name, used=np.concatenate(list(split.positions.values())))
+    check_finite(matrix, ids, name, used=np.concatenate(list(split.positions.values())), missing=missing)
     folder, parts = Path(folder), []
-    for part in split.parts(matrix, component_sharing):
+    for patient in split.patients if noise is not None else ():
+        split.cells_of(patient, embedding)  # which looks at the noise, before anything is written
+    for part in split.parts(embedding, component_sharing):
         parts.append(f"{COHORT if part.owner is not None else escape_id(part.patient)}.npz")
         part.save(folder / parts[-1])
     dropped = [row for row in split.rows if row["status"] == "dropped"]
     if sheet and component_sharing != "global":
         nobody = np.empty(0, dtype=np.int64)
         for row in dropped:
-            PatientCells(row["patient"], rows_of(matrix, nobody), nobody, nobody > 0).save(
-                folder / f"{row['file']}.npz"
-            )
+            embedding.cells(row["patient"], nobody, nobody > 0).save(folder / f"{row['file']}.npz")
             parts.append(f"{row['file']}.npz")
     for path in set(folder.glob("*.npz")) - {folder / name for name in parts}:
         path.unlink()

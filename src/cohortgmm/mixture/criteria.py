@@ -3,10 +3,23 @@
 import math
 
 
-def n_free_parameters(n_components: int, n_features: int, covariance_type: str) -> int:
-    """Free parameters of a mixture: means, covariances and K − 1 weights."""
+def n_free_parameters(
+    n_components: int,
+    n_features: int,
+    covariance_type: str,
+    *,
+    n_frozen: tuple[int, int, int] = (0, 0, 0),
+    background: bool = False,
+) -> int:
+    """Free parameters of a mixture: means, covariances and K − 1 weights.
+
+    ``n_frozen`` weights, means and covariances do not count; a ``background`` with a fitted amplitude is one weight more.
+    """
     per_covariance = n_features if covariance_type == "diag" else n_features * (n_features + 1) // 2
-    return n_components * (n_features + per_covariance) + n_components - 1
+    frozen_weights, frozen_means, frozen_covariances = n_frozen
+    n_weights = max(n_components - frozen_weights + background - 1, 0)
+    n_means, n_covariances = n_components - frozen_means, n_components - frozen_covariances
+    return n_means * n_features + n_covariances * per_covariance + n_weights
 
 
 def aic(log_likelihood: float, n_parameters: int) -> float:

@@ -5,6 +5,7 @@ from functools import cached_property
 import numpy as np
 
 from cohortgmm.errors import DataError
+from cohortgmm.mixture.background import Background
 from cohortgmm.mixture.tiles import keep_freed_memory, ordered_map, tile_slices
 
 #: A thread is started for no fewer tiles than this.
@@ -21,20 +22,28 @@ class CellData:
         converted to float64.
     n_threads
         Threads that work on tiles at the same time.
+    missing_allowed
+        Whether values may be NaN; ``n_missing`` is their number.
+
+    Attributes
+    ----------
+    log_background
+        (n,) log-density of the background at every cell, where there is one; None elsewhere.
 
     Raises
     ------
     DataError
-        If x is not two-dimensional and numeric, or has NaN or infinite values.
+        If x is not two-dimensional and numeric, or has infinite values, or NaN that are not allowed.
     """
 
-    def __init__(self, x: np.ndarray, n_threads: int = 1) -> None:
+    def __init__(self, x: np.ndarray, n_threads: int = 1, *, missing_allowed: bool = False) -> None:
         keep_freed_memory()
         self.x = _as_floats(x)
         self.n_threads = n_threads
+        self.log_background: np.ndarray | None = None
         if self.x.ndim != 2 or self.x.shape[1] == 0:
             raise DataError(f"cells must be an array of shape (n, D), got {self.x.shape}")
-        self._check_finite()
+        self.n_missing = self._count_missing(missing_allowed)
 
     def __len__(self) -> int:
         return len(self.x)
@@ -56,6 +65,13 @@ class CellData:
         """Ordered results of ``function`` on tiles; see :func:`cohortgmm.mixture.tiles.ordered_map`."""
         # With few tiles the threads wait for the interpreter longer than they work.
         return ordered_map(function, items, self.n_threads if len(items) >= _TILES_PER_THREAD * self.n_threads else 1)
+
+    def background_at(self, rows: slice, background: Background | None) -> np.ndarray | None:
+        """(n,) log(amplitude × density) of the background at some of the cells; None without one."""
+        if background is None or self.log_background is None:
+            return None
+        with np.errstate(divide="ignore"):
+            return self.log_background[rows] + np.log(background.amp)
 
     @cached_property
     def mean(self) -> np.ndarray:
@@ -85,15 +101,24 @@ class CellData:
             total = total + deviation.T @ deviation
         return total / len(self)
 
-    def _check_finite(self) -> None:
-        n_bad, first = 0, -1
+    def _count_missing(self, allowed: bool) -> int:
+        n_missing, n_bad, first = 0, 0, -1
         for tile in self.tiles(self.n_features):
             finite = np.isfinite(self.x[tile])
-            if not finite.all():
-                n_bad += finite.size - np.count_nonzero(finite)
-                first = first if first >= 0 else tile.start + int(np.argmin(finite.all(axis=1)))
+            if finite.all():
+                continue
+            bad = ~finite
+            if allowed:
+                missing = np.isnan(self.x[tile])
+                n_missing += np.count_nonzero(missing)
+                bad &= ~missing
+            if bad.any():
+                n_bad += np.count_nonzero(bad)
+                first = first if first >= 0 else tile.start + int(np.argmax(bad.any(axis=1)))
         if n_bad:
-            raise DataError(f"{n_bad} NaN or infinite values, the first in cell {first}: remove or impute them")
+            what = "infinite" if allowed else "NaN or infinite"
+            raise DataError(f"{n_bad} {what} values, the first in cell {first}: remove or impute them")
+        return n_missing
 
 
 def _as_floats(x) -> np.ndarray:

@@ -1,91 +1,37 @@
 """Fitting a Gaussian mixture by expectation-maximisation."""
 
-import os
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from numbers import Integral
-from typing import BinaryIO
 
 import numpy as np
 
-from cohortgmm.archive import read_arrays
-from cohortgmm.errors import ConfigError, DataError, FitError, SingularCovarianceError
-from cohortgmm.mixture.data import CellData
-from cohortgmm.mixture.expectation import DenseExpectation, Expectation, QuadraticExpectation
-from cohortgmm.mixture.gaussian import covariance_floor, floor_covariances
+from cohortgmm.errors import ConfigError, DataError, DivergedError, SingularCovarianceError
+from cohortgmm.mixture.background import Background
+from cohortgmm.mixture.completeness import CellNoise, Completeness, NoiseAt, Selection, TruncatedExpectation
+from cohortgmm.mixture.constraints import Constraints, Frozen
+from cohortgmm.mixture.gaussian import covariance_floor
+from cohortgmm.mixture.grouped import expectation_of
+from cohortgmm.mixture.measurements import Measurements
 from cohortgmm.mixture.model import GaussianMixture
-from cohortgmm.mixture.moves import move, moves
-from cohortgmm.mixture.screened import ScreenedExpectation
+from cohortgmm.mixture.result import MixtureFit
+from cohortgmm.mixture.run import Climb
+from cohortgmm.mixture.settings import effective_settings
 from cohortgmm.mixture.start import STARTS
-from cohortgmm.mixture.steps import Moments, maximize
 from cohortgmm.mixture.tiles import one_blas_thread
-
-#: Up to this many features two products of quadratic features cost less than looking for what can be left out.
-_FEW_FEATURES = 18
-
-#: Up to this many products (n D² K) every component is evaluated for every cell.
-_SMALL_WORK = 6_000_000
 
 COVARIANCE_TYPES = ("full", "diag")
 SINGULARITY_HANDLING = ("guarded", "robust", "strict")
 
+#: Of several starts for hidden cells, every other one is of another kind: k-means often ends in the same clusters.
+_SECOND = {"kmeans": "kmeans++"}
 
-@dataclass(frozen=True, eq=False, repr=False)
-class MixtureFit:
-    """A fitted mixture and how it was reached.
+#: Weights may be off by this from a sum of one.
+_ROUNDING = 1e-9
 
-    Attributes
-    ----------
-    model
-        The mixture.
-    log_likelihood
-        Mean log-likelihood of the fitted cells under ``model``, in nats per cell.
-    n_iter
-        Number of EM iterations (M-steps) made from the start that was kept.
-    converged
-        Whether the last iteration gained less than ``tol``.
-    history
-        (n_iter + 1,) mean log-likelihood per cell of the start and after every iteration; of the iterations that left
-        settled cells alone a lower bound, of the last one always exact.
-    floored
-        (K,) components whose covariance sits at the floor in ``model``: too few distinct cells for their features.
-    """
-
-    model: GaussianMixture
-    log_likelihood: float
-    n_iter: int
-    converged: bool
-    history: np.ndarray
-    floored: np.ndarray
-
-    def __repr__(self) -> str:
-        state = "converged" if self.converged else "not converged"
-        return f"MixtureFit({self.model!r}, log_likelihood={self.log_likelihood:.6g}, n_iter={self.n_iter}, {state})"
-
-    def save(self, file: str | os.PathLike | BinaryIO) -> None:
-        """Write to an ``.npz`` file, which :meth:`GaussianMixture.load` reads too."""
-        np.savez(
-            file,
-            **self.model.arrays(),
-            n_iter=self.n_iter,
-            converged=self.converged,
-            history=self.history,
-            floored=self.floored,
-        )
-
-    @classmethod
-    def load(cls, file: str | os.PathLike) -> "MixtureFit":
-        """Read what :meth:`save` wrote.
-
-        Raises
-        ------
-        DataError
-            If the file holds something else.
-        """
-        model = GaussianMixture.load(file)
-        arrays = read_arrays(file, ("n_iter", "converged", "history", "floored"), content="fit")
-        history = arrays["history"]
-        n_iter, converged = int(arrays["n_iter"]), bool(arrays["converged"])
-        return cls(model, float(history[-1]), n_iter, converged, history, arrays["floored"])
+#: Nodes of the unseen part: fewest, most, and for every cell. Their error is to be far below that of the sample.
+_FEWEST_NODES, _MOST_NODES = 1 << 12, 1 << 17
+_NODES_PER_CELL = 32
 
 
 def fit_mixture(
@@ -93,9 +39,9 @@ def fit_mixture(
     n_components: int,
     *,
     covariance_type: str = "full",
-    max_iter: int = 100,
-    tol: float = 1e-3,
-    n_init: int = 1,
+    max_iter: int | None = None,
+    tol: float | None = None,
+    n_init: int | None = None,
     eps: float = 1e-4,
     singularity_handling: str = "guarded",
     init: str = "kmeans",
@@ -103,24 +49,39 @@ def fit_mixture(
     initial: GaussianMixture | None = None,
     random_state: int | np.random.SeedSequence | np.random.Generator | None = 0,
     n_threads: int = 1,
+    cutoff: float | None = None,
+    noise: np.ndarray | None = None,
+    completeness: Callable[[np.ndarray], np.ndarray] | None = None,
+    noise_at: NoiseAt | None = None,
+    background: Background | None = None,
+    frozen: Mapping[str, Sequence[int] | str] | None = None,
 ) -> MixtureFit:
     """Fit a Gaussian mixture to cells by EM (Dempster, Laird & Rubin 1977).
+
+    Cells may be measured with noise (Bovy, Hogg & Roweis 2011: the mixture is that of the cells behind the noise),
+    lack features, be a selection (Melchior & Goulding 2018: the mixture is that of all cells, seen or not), or be
+    mixed with a uniform background, all of it at the same time.
 
     Parameters
     ----------
     x
-        (n, D) cells, finite, n ≥ ``n_components``; computed in float64 whatever the type. Float32 and float64 arrays
-        are never copied whole, so they may be mapped from a file (``numpy.load(..., mmap_mode="r")``).
+        (n, D) cells, n ≥ ``n_components``; computed in float64 whatever the type. NaN is a missing feature: the
+        likelihood is the exact marginal one; a cell without any feature is left out and counted. Float32 and float64
+        arrays are never copied whole if nothing is missing, so they may be mapped from a file
+        (``numpy.load(..., mmap_mode="r")``).
     n_components
         Number of components K.
     covariance_type
         ``"full"`` or ``"diag"``.
     max_iter
-        Largest number of iterations.
+        Largest number of iterations. None is 100, and 2,000 with noise, missing features, completeness,
+        background or frozen parameters.
     tol
-        Stop when the mean log-likelihood per cell rises by less than this, in nats.
+        Stop when the mean log-likelihood per cell rises by less than this, in nats. None is 1e-3, and 1e-6 where
+        ``max_iter`` is 2,000: EM creeps there.
     n_init
-        Number of starts; the one that ends at the highest likelihood is kept.
+        Number of starts; the one that ends at the highest likelihood is kept. None is 1, and 10 where ``max_iter``
+        is 2,000. There, all starts go up to 50 iterations (to 1e-4 nats per cell), and the best goes on.
     eps
         Floor under the eigenvalues of the covariances, in squared units of x.
     singularity_handling
@@ -129,7 +90,9 @@ def fit_mixture(
         start, and an error if every start ends so. The start itself may be singular.
     init
         ``"kmeans"``: clusters of k-means; ``"kmeans++"``: those around its seeds; ``"random"``: cells as means, the
-        data's covariance; ``"minmax"``: means drawn from the box that holds the cells, round covariances.
+        data's covariance; ``"minmax"``: means drawn from the box that holds the cells, round covariances; ``"none"``:
+        ``initial``. Starts disregard noise and selection; missing features are filled in from the nearest cells.
+        Where ``max_iter`` is 2,000, every other start of ``"kmeans"`` is one of ``"kmeans++"``.
     split_merge
         Rounds of split-and-merge moves after every start (Ueda et al. 2000), with three components or more. A round
         tries up to six moves, each an EM of its own, and keeps the first that ends at a higher likelihood; without
@@ -140,6 +103,24 @@ def fit_mixture(
         Seed of the starts, or a generator.
     n_threads
         Threads that share the cells, each with one BLAS thread. The result is the same for every number.
+    cutoff
+        Leave out components farther from a cell than this many standard deviations, counted as in one dimension: as
+        many of a component's cells are beyond it as of a normal variable. The best component of a cell is always
+        kept. None leaves out only what rounding hides. The log-likelihood is then a lower bound.
+    noise
+        Measurement noise: covariances (n, D, D) or variances (n, D) of the cells, or (D, D) or (D,) for all of them,
+        in squared units of x. An infinite variance is a missing feature.
+    completeness
+        Callable (m, D) → (m,) in [0, 1]: probability that a cell measured there is in the data.
+    noise_at
+        With ``completeness``: measurement noise of a cell at any place behind the noise, as callable (m, D) →
+        (m, D, D) or (m, D), or one for all. None is ``noise`` if that is shared, else the noise of randomly drawn
+        cells.
+    background
+        A uniform background; its ``amp`` is where the fit starts, or stays there.
+    frozen
+        Components of ``initial`` that keep their weights, means or covariances, bit by bit: ``{"amp": [..], "mean":
+        [..], "covar": [..]}`` with numbers of components or ``"all"``.
 
     Returns
     -------
@@ -150,9 +131,12 @@ def fit_mixture(
     ConfigError
         For an argument out of its range.
     DataError
-        For data of the wrong shape, with NaN or infinite values, or with fewer cells than components.
+        For data of the wrong shape, with infinite values, or with fewer cells than components; for noise that is no
+        covariance; for a completeness function that fails, gives no probabilities, or zero for a cell that was seen.
     SingularCovarianceError
         With ``singularity_handling="strict"``, naming component and eigenvalue.
+    DivergedError
+        With ``completeness``, if nearly all cells would be unseen from every start.
 
     Examples
     --------
@@ -161,25 +145,144 @@ def fit_mixture(
     >>> fit = fit_mixture(x, 1)
     >>> np.allclose(fit.model.means[0], x.mean(axis=0))
     True
+
+    Cells with a variance of 1 behind noise with a variance of 3:
+
+    >>> x = np.random.default_rng(0).normal(scale=2.0, size=(20_000, 1))
+    >>> float(fit_mixture(x, 1, noise=np.array([3.0])).model.covariances[0, 0, 0].round(1))
+    1.0
     """
     _check_arguments(
         (
             ("covariance_type", covariance_type, COVARIANCE_TYPES),
-            ("init", init, tuple(STARTS)),
+            ("init", init, (*STARTS, "none")),
             ("singularity_handling", singularity_handling, SINGULARITY_HANDLING),
         ),
         (
             ("n_components", n_components, 1),
-            ("max_iter", max_iter, 1),
-            ("n_init", n_init, 1),
+            ("max_iter", 1 if max_iter is None else max_iter, 1),
+            ("n_init", 1 if n_init is None else n_init, 1),
             ("split_merge", split_merge, 0),
             ("n_threads", n_threads, 1),
         ),
-        (("tol", tol, tol >= 0), ("eps", eps, 0 < eps < np.inf)),
+        (
+            ("tol", tol, tol is None or tol >= 0),
+            ("eps", eps, 0 < eps < np.inf),
+            ("cutoff", cutoff, cutoff is None or cutoff > 0),
+        ),
     )
-    cells = CellData(x, n_threads)
+    if initial is not None and background is None:
+        background = initial.background
+    cells = Measurements(x, noise, n_threads, background)
+    _check_together(cells, n_components, covariance_type, init, split_merge, initial, background, frozen)
+    hidden = not cells.is_plain or any(part is not None for part in (completeness, background, frozen))
+    max_iter, tol, n_init = effective_settings(hidden, max_iter=max_iter, tol=tol, n_init=n_init).values()
+    strict = singularity_handling == "strict"
+    variances = cells.variances if singularity_handling == "robust" else None  # a pass over all cells
+    floor = covariance_floor(variances, eps, singularity_handling)
+    constraints = Constraints(floor, strict, Frozen.read(frozen, n_components))
+    with one_blas_thread():
+        expectation = expectation_of(cells, n_components, covariance_type, cutoff)
+        rng = np.random.default_rng(random_state)
+        if completeness is not None:
+            selection = _selection(cells, completeness, noise_at, rng)
+            expectation = TruncatedExpectation(expectation, selection, _n_nodes(len(cells)))
+        climb = Climb(expectation, constraints, max_iter, tol, accelerated=hidden)
+        if initial is not None:
+            starts = iter([_admitted(initial, background, constraints)])
+        else:
+            starts = _starts(cells, n_components, covariance_type, init, floor, background, n_init, hidden, rng)
+        fit = _best_fit(climb, cells, starts, split_merge, trials=hidden and n_init > 1 and initial is None)
+    return replace(fit, n_empty=cells.n_empty)
+
+
+def _best_fit(climb: Climb, cells: Measurements, starts, split_merge: int, trials: bool) -> MixtureFit:
+    """The fit of the highest likelihood; with ``trials``, of the start that is ahead after some iterations."""
+    tried, failed = [], None
+    for start in starts:
+        try:
+            fit = climb.trial().run(start) if trials else climb.move(cells, climb.run(start), split_merge)
+        except (SingularCovarianceError, DivergedError) as error:  # another start may do better
+            failed = error
+            continue
+        tried.append(fit)
+    tried.sort(key=lambda fit: -fit.log_likelihood)
+    for fit in tried:
+        try:
+            return climb.move(cells, climb.run(fit.model, fit), split_merge) if trials else fit
+        except (SingularCovarianceError, DivergedError) as error:
+            failed = error
+    raise failed
+
+
+def _starts(
+    cells: Measurements,
+    n_components: int,
+    covariance_type: str,
+    init: str,
+    floor: float,
+    background: Background | None,
+    n_init: int,
+    vary: bool,
+    rng: np.random.Generator,
+) -> Iterator[GaussianMixture]:
+    if n_components == 1 and background is None:
+        n_init = 1  # there is one optimum
+    kinds = (init, _SECOND.get(init, init)) if vary else (init,)
+    for i in range(n_init):
+        start = STARTS[kinds[i % len(kinds)]](cells.for_start(rng), n_components, covariance_type, floor, rng)
+        yield start if background is None else start.with_background(background)
+
+
+def _admitted(initial: GaussianMixture, background: Background | None, constraints: Constraints) -> GaussianMixture:
+    """A given start within the constraints: below the floor, the first iteration would pass for the last one."""
+    covariances, factors, _ = constraints.admit(initial.covariances, initial)
+    weights = initial.weights
+    if background is not initial.background:
+        frozen = constraints.frozen.weights
+        rest = 1.0 - background.amp - weights[frozen].sum()
+        free = np.where(frozen, 0.0, weights)
+        if rest < -_ROUNDING or (free.sum() == 0 and rest > _ROUNDING):
+            raise ConfigError(
+                f"the frozen weights, {weights[frozen].sum():.6g} in all, leave no room for a background of "
+                f"{background.amp:.6g}: they must sum to one with the free weights"
+            )
+        weights = np.where(frozen, weights, max(rest, 0.0) * free / max(free.sum(), np.finfo(float).tiny))
+    return GaussianMixture.from_factors(weights, initial.means, covariances, factors, background)
+
+
+def _selection(
+    cells: Measurements, completeness: Callable, noise_at: NoiseAt | None, rng: np.random.Generator
+) -> Selection:
+    checked = Completeness(completeness)
+    checked.check_cells(cells)
+    seed = int(rng.integers(1 << 31))
+    if noise_at is None and cells.noise is not None:
+        noise_at = cells.noise.values if cells.noise.shared else CellNoise(cells.noise.values, seed)
+    return Selection(checked, noise_at, seed)
+
+
+def _n_nodes(n: int) -> int:
+    return min(max(1 << (_NODES_PER_CELL * n - 1).bit_length(), _FEWEST_NODES), _MOST_NODES)
+
+
+def _check_together(cells, n_components, covariance_type, init, split_merge, initial, background, frozen) -> None:
+    """Raise for arguments that do not go together, or with the cells."""
     if len(cells) < n_components:
         raise DataError(f"{len(cells)} cells are too few for {n_components} components")
+    never = np.flatnonzero(cells.n_measured == 0)
+    if len(never):
+        raise DataError(f"feature {never[0]} is missing in all cells: leave it out")
+    if init == "none" and initial is None:
+        raise ConfigError('init "none" starts from `initial`, which is not given')
+    if frozen and initial is None:
+        raise ConfigError("frozen keeps parameters of `initial`, which is not given")
+    if frozen and split_merge:
+        raise ConfigError("split_merge moves components, which frozen forbids: use one of them")
+    if background is not None and background.n_features != cells.n_features:
+        raise ConfigError(f"the background has {background.n_features} features, the cells have {cells.n_features}")
+    if background is not None and not cells.touches_background:
+        raise DataError("the background's box holds none of the cells: check its lower and upper")
     if initial is not None and (
         initial.means.shape != (n_components, cells.n_features) or initial.covariance_type != covariance_type
     ):
@@ -187,84 +290,6 @@ def fit_mixture(
             f"initial has {initial.n_components} {initial.covariance_type} components in {initial.n_features} features; "
             f"the fit asks for {n_components} {covariance_type} components in {cells.n_features}"
         )
-    floor = covariance_floor(cells, eps, singularity_handling)
-    strict = singularity_handling == "strict"
-    if initial is not None:
-        # From a start below the floor the first iteration would lose likelihood and pass for converged.
-        covariances, factors, _ = floor_covariances(initial.covariances, floor, strict=strict)
-        initial = GaussianMixture.from_factors(initial.weights, initial.means, covariances, factors)
-    rng = np.random.default_rng(random_state)
-    expectation = _expectation(cells, n_components, covariance_type)
-    best, singular = None, None
-    with one_blas_thread():
-        for _ in range(1 if initial is not None else n_init):
-            start = initial or STARTS[init](cells, n_components, covariance_type, floor, rng)
-            try:
-                fit = _run(expectation.begin(), start, max_iter, tol, floor, strict)
-                fit = _move(expectation, fit, split_merge, max_iter, tol, floor, strict)
-            except SingularCovarianceError as error:  # another start may do better
-                singular = error
-                continue
-            if best is None or fit.log_likelihood > best.log_likelihood:
-                best = fit
-    if best is None:
-        raise singular
-    return best
-
-
-def _expectation(cells: CellData, n_components: int, covariance_type: str) -> Expectation:
-    """The fastest way to the same moments, for this shape of data."""
-    n, d = len(cells), cells.n_features
-    if covariance_type == "diag" or d <= _FEW_FEATURES:
-        return QuadraticExpectation(cells, covariance_type)
-    if n_components == 1 or n * d * d * n_components <= _SMALL_WORK:
-        return DenseExpectation(cells)
-    return ScreenedExpectation(cells, n_components)
-
-
-def _run(
-    expect: Expectation, model: GaussianMixture, max_iter: int, tol: float, floor: float, strict: bool
-) -> MixtureFit:
-    """EM from one start; the model returned is the one its last log-likelihood was computed with."""
-    floored = np.zeros(model.n_components, dtype=bool)
-    moments = expect(model)
-    history = [_mean_log_likelihood(moments, 0)]
-    for n_iter in range(1, max_iter + 1):
-        model, floored = maximize(moments, model.means, floor, strict=strict, suspected=floored)
-        moments = expect(model, exact=n_iter == max_iter)
-        history.append(_mean_log_likelihood(moments, n_iter))
-        if moments.is_bound and history[-1] - history[-2] < tol:
-            moments = expect(model)
-            history[-1] = _mean_log_likelihood(moments, n_iter)
-        if history[-1] - history[-2] < tol:
-            return MixtureFit(model, history[-1], n_iter, True, np.array(history), floored)
-    return MixtureFit(model, history[-1], max_iter, False, np.array(history), floored)
-
-
-def _move(
-    expectation: Expectation, fit: MixtureFit, n_rounds: int, max_iter: int, tol: float, floor: float, strict: bool
-) -> MixtureFit:
-    """Rounds of split-and-merge moves from a fit."""
-    for _ in range(n_rounds if fit.model.n_components > 2 else 0):
-        for i, j, k in moves(expectation.cells, fit.model):
-            start = move(fit.model, (i, j), k, floor)
-            try:
-                moved = _run(expectation.begin(), start, max_iter, tol, floor, strict)
-            except SingularCovarianceError:
-                continue
-            if moved.log_likelihood > fit.log_likelihood:
-                fit = moved
-                break
-        else:
-            break
-    return fit
-
-
-def _mean_log_likelihood(moments: Moments, n_iter: int) -> float:
-    value = moments.log_likelihood / moments.n
-    if not np.isfinite(value):
-        raise FitError(f"the log-likelihood became {value} after {n_iter} iterations; rescale the data")
-    return value
 
 
 def _check_arguments(names, counts, numbers) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from cohortgmm.mixture.data import CellData
 from cohortgmm.mixture.model import GaussianMixture
+from cohortgmm.mixture.posterior import responsibilities
 from cohortgmm.mixture.quadratic import (
     moments_about,
     n_quadratic,
@@ -46,9 +47,17 @@ class Expectation(ABC):
     def __init__(self, cells: CellData) -> None:
         self.cells = cells
 
-    def begin(self) -> "Expectation":
-        """The E-step for one run of EM, which may remember what the run has seen."""
+    def begin(self, model: GaussianMixture) -> "Expectation":
+        """The E-step for one run of EM from this mixture, which may remember what the run has seen."""
         return self
+
+    def covers(self, model: GaussianMixture) -> bool:
+        """Whether the moments of this mixture would be right, or the run should begin again from here."""
+        return True
+
+    def is_settled(self, model: GaussianMixture) -> bool:
+        """Whether a run may end with this mixture, or should begin again from here."""
+        return True
 
     @abstractmethod
     def __call__(self, model: GaussianMixture, *, exact: bool = True) -> Moments:
@@ -65,15 +74,9 @@ class DenseExpectation(Expectation):
     def __call__(self, model, *, exact=True):
         def expect_tile(tile: slice) -> Moments:
             deviation = self.cells.rows(tile) - model.means[:, None, :]
-            resp, log_likelihood = responsibilities(model.joint_log_prob(deviation))
-            root = np.sqrt(resp)
-            deviation *= root[:, :, None]
-            first = (root[:, None, :] @ deviation)[:, 0]
-            if model.covariance_type == "diag":
-                second = np.einsum("knd,knd->kd", deviation, deviation)
-            else:
-                second = deviation.transpose(0, 2, 1) @ deviation
-            return Moments(resp.sum(axis=1), first, second, log_likelihood, resp.shape[1])
+            background = self.cells.background_at(tile, model.background)
+            resp, log_likelihood = responsibilities(model.joint_log_prob(deviation), background)
+            return Moments.weighted(deviation, resp, model.covariance_type, log_likelihood, resp.shape[1])
 
         return Moments.sum(self.cells.map(expect_tile, self.cells.tiles(model.means.size)))
 
@@ -96,7 +99,7 @@ class QuadraticExpectation(Expectation):
 
         def expect_tile(tile: slice) -> tuple[np.ndarray, float]:
             phi = self._features(tile, kind)
-            resp, log_likelihood = responsibilities(parameters @ phi)
+            resp, log_likelihood = responsibilities(parameters @ phi, self.cells.background_at(tile, model.background))
             return resp @ phi.T, log_likelihood
 
         statistics, log_likelihood = 0.0, 0.0
@@ -112,13 +115,3 @@ class QuadraticExpectation(Expectation):
             if self._kept is not None:
                 self._kept[tile.start] = phi
         return phi
-
-
-def responsibilities(joint: np.ndarray) -> tuple[np.ndarray, float]:
-    """Responsibilities (K, n) and total log-likelihood from joint log-densities (K, n), which are overwritten."""
-    peak = joint.max(axis=0)
-    joint -= peak
-    resp = np.exp(joint, out=joint)
-    total = resp.sum(axis=0)
-    resp /= total
-    return resp, float(np.sum(peak + np.log(total)))

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from cohortgmm.errors import SingularCovarianceError
-from cohortgmm.mixture.data import CellData
 
 LOG_2PI = float(np.log(2.0 * np.pi))
 
@@ -82,13 +81,14 @@ def whiten(deviation: np.ndarray, factors: Factors) -> np.ndarray:
     return deviation @ factors.whitener
 
 
-def covariance_floor(cells: CellData, eps: float, singularity_handling: str) -> float:
+def covariance_floor(variances: np.ndarray | None, eps: float, singularity_handling: str) -> float:
     """Smallest eigenvalue a fitted covariance may have.
 
-    ``eps`` itself, except with ``"robust"``: then at least 1 % of the mean variance of the features of the cells.
+    ``eps`` itself, except with ``"robust"``: then at least 1 % of the mean of the ``variances`` (D,) of the features,
+    which nothing else needs.
     """
     if singularity_handling == "robust":
-        return max(eps, _ROBUST_FRACTION * float(np.trace(cells.covariance)) / cells.n_features)
+        return max(eps, _ROBUST_FRACTION * float(np.mean(variances)))
     return eps
 
 

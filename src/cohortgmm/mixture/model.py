@@ -1,16 +1,23 @@
 """A Gaussian mixture: its parameters, its densities, its file."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
 from cohortgmm.archive import read_arrays
 from cohortgmm.errors import DataError
+from cohortgmm.mixture.background import Background
 from cohortgmm.mixture.gaussian import LOG_2PI, Factors, factorize, whiten
-from cohortgmm.mixture.tiles import tile_slices
+from cohortgmm.mixture.noise import Noise
+
+if TYPE_CHECKING:
+    from cohortgmm.mixture.observe import ObservedSample
+
+#: Weights and background may be this far from a sum of one.
+_SUM_TO_ONE = 1e-6
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -20,16 +27,19 @@ class GaussianMixture:
     Parameters
     ----------
     weights
-        (K,) mixture weights, summing to one.
+        (K,) mixture weights; they and the amplitude of the background sum to one.
     means
         (K, D).
     covariances
         (K, D, D) full covariances, or (K, D) variances of diagonal ones.
+    background
+        A uniform background beside the components, or None.
 
     Raises
     ------
     DataError
-        If the shapes do not fit together, a value is not finite or a weight is negative.
+        If the shapes do not fit together, a value is not finite, a weight is negative, or weights and background do
+        not sum to one.
 
     Examples
     --------
@@ -42,6 +52,7 @@ class GaussianMixture:
     weights: np.ndarray
     means: np.ndarray
     covariances: np.ndarray
+    background: Background | None = None
 
     def __post_init__(self):
         for name in ("weights", "means", "covariances"):
@@ -57,18 +68,36 @@ class GaussianMixture:
             )
         if np.any(self.weights < 0):
             raise DataError("weights of the mixture must not be negative")
+        if self.background is not None:
+            self._check_background()
+
+    def _check_background(self) -> None:
+        if self.background.n_features != self.n_features:
+            raise DataError(
+                f"the background has {self.background.n_features} features, the components have {self.n_features}"
+            )
+        total = self.weights.sum() + self.background.amp
+        if abs(total - 1.0) > _SUM_TO_ONE:
+            raise DataError(f"weights and the background's amplitude must sum to one, got {total:.6g}")
 
     def __repr__(self) -> str:
+        background = "" if self.background is None else f", background={self.background.amp:.3g}"
         return (
-            f"GaussianMixture(n_components={self.n_components}, n_features={self.n_features}, {self.covariance_type})"
+            f"GaussianMixture(n_components={self.n_components}, n_features={self.n_features}, {self.covariance_type}"
+            f"{background})"
         )
 
     @classmethod
     def from_factors(
-        cls, weights: np.ndarray, means: np.ndarray, covariances: np.ndarray, factors: Factors
+        cls,
+        weights: np.ndarray,
+        means: np.ndarray,
+        covariances: np.ndarray,
+        factors: Factors,
+        background: Background | None = None,
     ) -> "GaussianMixture":
         """A mixture whose covariances have been factored already."""
-        model = cls(weights, means, covariances)
+        model = cls(weights, means, covariances, background)
         model.__dict__["factors"] = factors  # where cached_property keeps it
         return model
 
@@ -81,6 +110,12 @@ class GaussianMixture:
     def n_features(self) -> int:
         """Number of features D."""
         return self.means.shape[1]
+
+    @property
+    def shares(self) -> np.ndarray:
+        """(K,) weights as they are among the components: they sum to one; even, where all is background."""
+        total = self.weights.sum()
+        return self.weights / total if total > 0 else np.full(self.n_components, 1.0 / self.n_components)
 
     @property
     def covariance_type(self) -> str:
@@ -116,44 +151,74 @@ class GaussianMixture:
         white = whiten(deviation, self.factors)
         return self.log_peaks[:, None] - 0.5 * np.einsum("knd,knd->kn", white, white)
 
-    def log_prob(self, x: np.ndarray) -> np.ndarray:
-        """Log-density of the mixture.
+    def seen(self, features: np.ndarray | None, noise: Noise | None) -> "GaussianMixture":
+        """The mixture as it looks in some of the features (m,), through noise (in these) that all cells share."""
+        if features is None and noise is None:
+            return self
+        means, covariances, background = self.means, self.covariances, self.background
+        if noise is not None and not noise.is_diagonal:
+            covariances = self.full_covariances
+        if features is not None:
+            means = means[:, features]
+            covariances = (
+                covariances[:, features] if covariances.ndim == 2 else covariances[:, features][:, :, features]
+            )
+            if background is not None:
+                background = replace(background, lower=background.lower[features], upper=background.upper[features])
+        if noise is not None:
+            covariances = covariances + (noise.variances() if covariances.ndim == 2 else noise.covariances())
+        return GaussianMixture(self.weights, means, covariances, background)
+
+    def with_background(self, background: Background) -> "GaussianMixture":
+        """The components beside another background, their weights sharing what it leaves."""
+        weights = self.shares * (1.0 - background.amp)
+        return GaussianMixture.from_factors(weights, self.means, self.covariances, self.factors, background)
+
+    def signal(self) -> "GaussianMixture":
+        """The components without the background, with weights that sum to one."""
+        return GaussianMixture(self.shares, self.means, self.covariances)
+
+    def log_prob(self, x: np.ndarray, noise: np.ndarray | None = None) -> np.ndarray:
+        """Log-density of cells, as seen through their noise; of missing features, the exact marginal.
 
         Parameters
         ----------
         x
-            (n, D) cells.
+            (n, D) cells; NaN is a missing feature.
+        noise
+            Measurement noise of the cells: covariances (n, D, D) or variances (n, D), or (D, D) or (D,) for all.
 
         Returns
         -------
         ndarray
-            (n,) nats, float64.
+            (n,) nats, float64; 0 for a cell without features.
         """
-        x = self._check(x)
-        result = np.empty(len(x))
-        for rows in tile_slices(len(x), self.n_components * self.n_features):
-            result[rows] = np.logaddexp.reduce(self._joint(x[rows]), axis=0)
-        return result
+        from cohortgmm.mixture.density import log_prob
 
-    def responsibilities(self, x: np.ndarray) -> np.ndarray:
+        return log_prob(self, self._check(x), noise)
+
+    def responsibilities(self, x: np.ndarray, noise: np.ndarray | None = None) -> np.ndarray:
         """Posterior probability of every component for every cell.
 
         Parameters
         ----------
-        x
-            (n, D) cells.
+        x, noise
+            As in :meth:`log_prob`.
 
         Returns
         -------
         ndarray
-            (n, K) float64; rows sum to one.
+            (n, K) float64; rows sum to one, less the probability that the cell is background.
         """
-        x = self._check(x)
-        result = np.empty((len(x), self.n_components))
-        for rows in tile_slices(len(x), self.n_components * self.n_features):
-            joint = self._joint(x[rows])
-            result[rows] = np.exp(joint - np.logaddexp.reduce(joint, axis=0)).T
-        return result
+        from cohortgmm.mixture.density import responsibilities
+
+        return responsibilities(self, self._check(x), noise)
+
+    def background_probability(self, x: np.ndarray, noise: np.ndarray | None = None) -> np.ndarray:
+        """(n,) posterior probability that a cell is background; zero without one. Arguments as in :meth:`log_prob`."""
+        if self.background is None:
+            return np.zeros(len(self._check(x)))
+        return np.clip(1.0 - self.responsibilities(x, noise).sum(axis=1), 0.0, 1.0)
 
     def sample(self, n: int, rng: np.random.Generator | int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Draw cells.
@@ -170,10 +235,10 @@ class GaussianMixture:
         x : ndarray
             (n, D), in random order of components.
         components : ndarray of int
-            (n,) the component each cell was drawn from.
+            (n,) the component each cell was drawn from; −1 for the background.
         """
         rng = np.random.default_rng(rng)
-        components = rng.choice(self.n_components, size=n, p=self.weights / self.weights.sum())
+        components = rng.choice(self.n_components, size=n, p=self.shares)
         noise = rng.standard_normal((n, self.n_features))
         x = np.empty_like(noise)
         for k in range(self.n_components):
@@ -181,7 +246,43 @@ class GaussianMixture:
             root = self.factors.root[k]
             shift = noise[chosen] * root if self.covariance_type == "diag" else noise[chosen] @ root.T
             x[chosen] = self.means[k] + shift
+        if self.background is not None:
+            components[rng.random(n) < self.background.amp] = -1
+            x[components < 0] = self.background.sample(np.count_nonzero(components < 0), rng)
         return x, components
+
+    def sample_observed(
+        self, n: int, rng: np.random.Generator | int | None = None, *, noise=None, completeness=None, inverted=False
+    ) -> "ObservedSample":
+        """Draw cells as they would be measured: with noise, then by selection.
+
+        Parameters
+        ----------
+        n
+            Number of cells that are seen.
+        rng
+            A generator, a seed, or None for fresh entropy.
+        noise
+            Measurement noise: covariance (D, D) or variances (D,) for all, or a callable (m, D) → (m, D, D) or (m, D)
+            of the places before the noise.
+        completeness
+            Callable (m, D) → (m,) in [0, 1]: probability of being seen, of the measured cell.
+        inverted
+            Return the cells that were not seen until n were.
+
+        Returns
+        -------
+        ObservedSample
+            ``x``, ``noise``, ``components`` (−1 for the background) and ``n_drawn``, the number before selection.
+
+        Raises
+        ------
+        DataError
+            If noise or completeness cannot be used, or no cell passes the selection.
+        """
+        from cohortgmm.mixture.observe import sample_observed
+
+        return sample_observed(self, n, rng, noise=noise, completeness=completeness, inverted=inverted)
 
     def save(self, file: str | os.PathLike | BinaryIO) -> None:
         """Write the mixture to an ``.npz`` file (plain arrays, no pickle)."""
@@ -189,7 +290,8 @@ class GaussianMixture:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The parameters by name, as a file holds them."""
-        return {"weights": self.weights, "means": self.means, "covariances": self.covariances}
+        background = {} if self.background is None else self.background.arrays()
+        return {"weights": self.weights, "means": self.means, "covariances": self.covariances} | background
 
     @classmethod
     def load(cls, file: str | os.PathLike) -> "GaussianMixture":
@@ -200,10 +302,9 @@ class GaussianMixture:
         DataError
             If the file holds something else.
         """
-        return cls(**read_arrays(file, ("weights", "means", "covariances")))
-
-    def _joint(self, x: np.ndarray) -> np.ndarray:
-        return self.joint_log_prob(np.asarray(x, dtype=np.float64) - self.means[:, None, :])
+        names = ("weights", "means", "covariances")
+        arrays = read_arrays(file, names, optional=("background_lower", "background_upper", "background_amp"))
+        return cls(*(arrays[name] for name in names), Background.from_arrays(arrays))
 
     def _check(self, x: np.ndarray) -> np.ndarray:
         x = np.asarray(x)

@@ -5,17 +5,18 @@ from itertools import islice
 
 import numpy as np
 
-from cohortgmm.mixture.data import CellData
-from cohortgmm.mixture.expectation import responsibilities
+from cohortgmm.mixture.density import map_joint
 from cohortgmm.mixture.gaussian import floor_covariances
+from cohortgmm.mixture.measurements import Measurements
 from cohortgmm.mixture.model import GaussianMixture
+from cohortgmm.mixture.posterior import responsibilities
 
 #: Splits that are tried together with every merger, and moves that are tried from one optimum.
 _SPLITS_PER_MERGER = 2
 _TRIED = 6
 
 
-def moves(cells: CellData, model: GaussianMixture) -> Iterator[tuple[int, int, int]]:
+def moves(cells: Measurements, model: GaussianMixture) -> Iterator[tuple[int, int, int]]:
     """Moves worth trying, the most promising first.
 
     Parameters
@@ -51,7 +52,7 @@ def move(model: GaussianMixture, merged: tuple[int, int], split: int, floor: flo
     Both keep the weight, mean and covariance of what they replace; ``floor`` as in
     :func:`cohortgmm.mixture.gaussian.floor_covariances`.
     """
-    weights, means, covariances = (array.copy() for array in model.arrays().values())
+    weights, means, covariances = (array.copy() for array in (model.weights, model.means, model.covariances))
     i, j = merged
     diagonal = model.covariance_type == "diag"
     share = weights[[i, j]] / max(weights[[i, j]].sum(), np.finfo(float).tiny)
@@ -72,22 +73,22 @@ def move(model: GaussianMixture, merged: tuple[int, int], split: int, floor: flo
     weights[[split, j]] = 0.5 * weights[split]
     means[[split, j]] = means[split] + np.stack([offset, -offset])
     covariances, factors, _ = floor_covariances(covariances, floor, strict=False)
-    return GaussianMixture.from_factors(weights, means, covariances, factors)
+    return GaussianMixture.from_factors(weights, means, covariances, factors, model.background)
 
 
-def _criteria(cells: CellData, model: GaussianMixture) -> tuple[np.ndarray, np.ndarray]:
+def _criteria(cells: Measurements, model: GaussianMixture) -> tuple[np.ndarray, np.ndarray]:
     """Cosines between the components' responsibilities (K, K), and local divergences (K,) of the components."""
     alive = model.weights > 0
     log_weights = np.log(np.where(alive, model.weights, 1.0))[:, None]
 
-    def sums(tile: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        joint = model.joint_log_prob(cells.rows(tile) - model.means[:, None, :])
+    def sums(joint: np.ndarray, background: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         log_density = np.where(alive[:, None], joint - log_weights, 0.0)
-        resp, _ = responsibilities(joint)
+        resp, _ = responsibilities(joint, background)
         gap = np.log(np.where(resp > 0, resp, 1.0)) - log_density
         return resp @ resp.T, (resp * gap).sum(axis=1), resp.sum(axis=1)
 
-    gram, gap, nk = (sum(parts) for parts in zip(*cells.map(sums, cells.tiles(model.means.size)), strict=True))
+    parts = (part for _, part in map_joint(sums, cells, model))
+    gram, gap, nk = (sum(parts) for parts in zip(*parts, strict=True))
     norms = np.sqrt(np.diagonal(gram))
     with np.errstate(divide="ignore", invalid="ignore"):
         similarity = gram / (norms[:, None] * norms)

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from cohortgmm.mixture.expectation import responsibilities
 from cohortgmm.mixture.model import GaussianMixture
+from cohortgmm.mixture.posterior import responsibilities
 from cohortgmm.mixture.steps import Moments
 
 #: Responsibilities below a rounding error add nothing to a moment.
@@ -25,6 +25,11 @@ class Pairs:
         self._x, self._model = x, model
         self._deviations: list[tuple[int, np.ndarray, np.ndarray]] = []
         self.joint = np.full((model.n_components, len(x)), -np.inf)
+        self.distance = np.full(self.joint.shape, np.inf)
+
+    def narrow(self, k: int, rows: np.ndarray, needed: np.ndarray) -> np.ndarray:
+        """All of the rows: an evaluation costs no more than a closer look."""
+        return rows
 
     def evaluate(self, k: int, rows: np.ndarray) -> None:
         """Evaluate component k for some of the cells."""
@@ -33,12 +38,14 @@ class Pairs:
         deviation = self._x[rows]
         deviation -= self._model.means[k]
         white = deviation @ self._model.factors.whitener[k]
-        self.joint[k, rows] = self._model.log_peaks[k] - 0.5 * np.einsum("nd,nd->n", white, white)
+        distance = np.einsum("nd,nd->n", white, white)
+        self.distance[k, rows] = distance
+        self.joint[k, rows] = self._model.log_peaks[k] - 0.5 * distance
         self._deviations.append((k, rows, deviation))
 
-    def moments(self) -> tuple[Moments, np.ndarray]:
+    def moments(self, background: np.ndarray | None = None) -> tuple[Moments, np.ndarray]:
         """Moments of the cells, and the responsibilities (K, n), zero for what was not evaluated."""
-        resp, log_likelihood = responsibilities(self.joint)
+        resp, log_likelihood = responsibilities(self.joint, background)
         moments = Moments.zeros(*self._model.means.shape, "full")
         while self._deviations:  # each is freed when it has been added
             k, rows, deviation = self._deviations.pop()

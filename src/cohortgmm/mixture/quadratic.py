@@ -13,7 +13,7 @@ from cohortgmm.mixture.model import GaussianMixture
 from cohortgmm.mixture.steps import Moments
 
 #: Stands for the logarithm of nothing: −inf times zero, which a matrix product may make, is not a number.
-_NOTHING = -1e300
+NOTHING = -1e300
 
 
 def n_quadratic(n_features: int, covariance_type: str) -> int:
@@ -49,7 +49,7 @@ def natural_parameters(model: GaussianMixture, origin: np.ndarray) -> np.ndarray
     else:
         precisions = whitener @ whitener.transpose(0, 2, 1)
         return full_parameters(model.log_peaks, means, precisions)
-    constant = np.maximum(model.log_peaks, _NOTHING) - 0.5 * np.einsum("kd,kd->k", means, linear)
+    constant = np.maximum(model.log_peaks, NOTHING) - 0.5 * np.einsum("kd,kd->k", means, linear)
     return np.concatenate([constant[:, None], linear, squares], axis=1)
 
 
@@ -57,7 +57,7 @@ def full_parameters(log_peaks: np.ndarray, means: np.ndarray, precisions: np.nda
     """θ (K, P) of Gaussians with full precisions (K, D, D), from their log-densities at the mean."""
     rows, columns, _ = _packing(means.shape[1])
     linear = (precisions @ means[:, :, None])[:, :, 0]
-    constant = np.maximum(log_peaks, _NOTHING) - 0.5 * np.einsum("kd,kd->k", means, linear)
+    constant = np.maximum(log_peaks, NOTHING) - 0.5 * np.einsum("kd,kd->k", means, linear)
     squares = precisions[:, rows, columns] * np.where(rows == columns, -0.5, -1.0)
     return np.concatenate([constant[:, None], linear, squares], axis=1)
 

@@ -1,22 +1,15 @@
 """The exact E-step that evaluates a component only for the cells that it could matter for."""
 
-from collections.abc import Callable, Iterator
-from typing import TypeVar
-
 import numpy as np
 
 from cohortgmm.mixture.data import CellData
-from cohortgmm.mixture.expectation import Expectation
 from cohortgmm.mixture.gaussian import factorize
 from cohortgmm.mixture.model import GaussianMixture
+from cohortgmm.mixture.paired import PairedExpectation, Reach
 from cohortgmm.mixture.pairs import Pairs
 from cohortgmm.mixture.partial import PartialExpectation
-from cohortgmm.mixture.quadratic import full_parameters, n_quadratic, quadratic_features, rounding
-from cohortgmm.mixture.steps import Moments
+from cohortgmm.mixture.quadratic import NOTHING, full_parameters, n_quadratic, quadratic_features, rounding
 from cohortgmm.mixture.tiles import range_slices
-
-#: A component is evaluated unless its density is proven to be less than exp(-37), one rounding error, of another's.
-_BEYOND_ROUNDING = 37.0
 
 #: Bounds with a larger rounding error than this, in nats, leave out too little to be of use.
 _USEFUL = 10.0
@@ -32,15 +25,12 @@ _TILE_VALUES = (1 << 18, 7 << 17)
 #: Rows of a tile that are bounded at a time.
 _BOUND_ROWS = 2048
 
-_Seen = TypeVar("_Seen")
 
-
-class ScreenedExpectation(Expectation):
+class ScreenedExpectation(PairedExpectation):
     """Every component for the cells that it could matter for; full covariances only.
 
     A few linear combinations of the features bound every density from above: the squared Mahalanobis distance in a
-    subspace is never larger than that in the whole space. A component is evaluated where this bound comes within
-    rounding of the density of the component that was the cell's best the last time.
+    subspace is never larger than that in the whole space.
 
     Parameters
     ----------
@@ -48,50 +38,33 @@ class ScreenedExpectation(Expectation):
         The cells.
     n_components
         Number of components K.
+    cutoff
+        See :class:`~cohortgmm.mixture.paired.PairedExpectation`.
     """
 
-    def __init__(self, cells: CellData, n_components: int) -> None:
-        super().__init__(cells)
+    def __init__(self, cells: CellData, n_components: int, cutoff: float | None = None) -> None:
         n, d = len(cells), cells.n_features
         fewest, most = (values // d for values in _TILE_VALUES)
-        self._tiles = list(range_slices(n, max(64 * n_components, min(max(fewest, n // 6), most))))
-        self._best: dict[int, np.ndarray] = {}
+        tiles = range_slices(n, max(64 * n_components, min(max(fewest, n // 6), most)))
+        super().__init__(cells, list(tiles), cutoff)
 
-    def begin(self):
-        return PartialExpectation(self)
+    def begin(self, model):
+        # Settled cells are judged by components alone, and by all of them.
+        return self if self.cells.log_background is not None or self._cutoff is not None else PartialExpectation(self)
 
-    def __call__(self, model, *, exact=True):
-        return Moments.sum(moments for moments, _ in self.by_tile(model, lambda tile, resp: None))
-
-    def by_tile(
-        self, model: GaussianMixture, look: Callable[[slice, np.ndarray], _Seen]
-    ) -> Iterator[tuple[Moments, _Seen]]:
-        """Moments of every tile, and what ``look`` returns for its responsibilities (K, n)."""
+    def _reach(self, model: GaussianMixture) -> Reach:
         directions = separating_directions(model)
         parameters = self._bound_parameters(model, directions)
+        tops = np.maximum(model.log_peaks, NOTHING)[:, None]
 
-        def expect_tile(tile: slice) -> tuple[Moments, _Seen]:
+        def open_tile(tile: slice):
             x = self.cells.rows(tile)
-            pairs = Pairs(x, model)
-            bound = np.empty(pairs.joint.shape)
+            bound = np.empty((model.n_components, len(x)))
             for few in range_slices(len(x), _BOUND_ROWS):
                 bound[:, few] = parameters @ quadratic_features((x[few] - self.cells.mean) @ directions, "full")
-            best = self._best.get(tile.start)
-            if best is None:
-                best = bound.argmax(axis=0)
-            everyone = np.arange(len(x))
-            for k in range(model.n_components):
-                pairs.evaluate(k, np.flatnonzero(best == k))
-            candidates = bound > pairs.joint[best, everyone] - _BEYOND_ROUNDING
-            candidates[best, everyone] = False
-            del bound  # the pairs need its memory
-            for k in range(model.n_components):
-                pairs.evaluate(k, np.flatnonzero(candidates[k]))
-            moments, resp = pairs.moments()
-            self._best[tile.start] = resp.argmax(axis=0).astype(np.int32)
-            return moments, look(tile, resp)
+            return Pairs(x, model), bound, None if self._cutoff is None else 2.0 * (tops - bound)
 
-        return self.cells.map(expect_tile, self._tiles)
+        return open_tile
 
     def _bound_parameters(self, model: GaussianMixture, directions: np.ndarray) -> np.ndarray:
         """θ (K, P) of the bounds, raised by what rounding may take from them; without a limit if they are no use."""

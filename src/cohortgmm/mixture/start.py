@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from cohortgmm.mixture.constraints import Constraints, Frozen
 from cohortgmm.mixture.data import CellData
 from cohortgmm.mixture.gaussian import floor_covariances
 from cohortgmm.mixture.model import GaussianMixture
@@ -166,7 +167,10 @@ def _mixture_of_clusters(
         return moments
 
     moments = Moments.sum(cells.map(expect, cells.tiles(max(1, cells.n_features // 4))))
-    return maximize(moments, centres, floor, strict=False)[0]
+    shape = moments.second.shape
+    unit = np.broadcast_to(np.ones(shape[1:]) if covariance_type == "diag" else np.eye(shape[1]), shape)
+    around = GaussianMixture(np.full(n_components, 1.0 / n_components), centres, unit)
+    return maximize(moments, around, Constraints(floor, False, Frozen.read(None, n_components)))[0]
 
 
 def random_start(

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from cohortgmm.errors import SingularCovarianceError
-from cohortgmm.mixture.gaussian import floor_covariances
+from cohortgmm.mixture.background import Background
+from cohortgmm.mixture.constraints import Constraints, Frozen
 from cohortgmm.mixture.model import GaussianMixture
 
 #: A component that is responsible for less than this many cells is dead: its weight is set to zero for good.
@@ -32,6 +33,8 @@ class Moments:
         Total log-likelihood of the cells in nats.
     n
         Number of cells.
+    n_unobserved
+        Expected number of cells that were never seen, which the other sums include.
     is_bound
         Whether the log-likelihood is a lower bound, as some responsibilities were not brought up to date.
     """
@@ -41,6 +44,7 @@ class Moments:
     second: np.ndarray
     log_likelihood: float = 0.0
     n: int = 0
+    n_unobserved: float = 0.0
     is_bound: bool = False
 
     @classmethod
@@ -48,6 +52,20 @@ class Moments:
         """Moments of no cells."""
         shape = (n_components, n_features)
         return cls(np.zeros(n_components), np.zeros(shape), np.zeros(shape + shape[1:] * (covariance_type == "full")))
+
+    @classmethod
+    def weighted(
+        cls, deviation: np.ndarray, resp: np.ndarray, covariance_type: str, log_likelihood: float = 0.0, n: int = 0
+    ) -> "Moments":
+        """Moments of cells by their deviations (K, n, D), which are overwritten, and responsibilities (K, n)."""
+        root = np.sqrt(resp)
+        deviation *= root[:, :, None]
+        first = (root[:, None, :] @ deviation)[:, 0]
+        if covariance_type == "diag":
+            second = np.einsum("knd,knd->kd", deviation, deviation)
+        else:
+            second = deviation.transpose(0, 2, 1) @ deviation
+        return cls(resp.sum(axis=1), first, second, log_likelihood, n)
 
     @classmethod
     def sum(cls, parts: Iterable["Moments"]) -> "Moments":
@@ -64,6 +82,8 @@ class Moments:
         self.second += other.second
         self.log_likelihood += other.log_likelihood
         self.n += other.n
+        self.n_unobserved += other.n_unobserved
+        self.is_bound |= other.is_bound
         return self
 
     def __sub__(self, other: "Moments") -> "Moments":
@@ -108,18 +128,20 @@ class Moments:
 
 
 def maximize(
-    moments: Moments, means: np.ndarray, floor: float, *, strict: bool, suspected: np.ndarray | None = None
+    moments: Moments, model: GaussianMixture, constraints: Constraints, *, suspected: np.ndarray | None = None
 ) -> tuple[GaussianMixture, np.ndarray]:
-    """M-step: the mixture of the highest expected likelihood with no eigenvalue below ``floor``.
+    """M-step: the mixture of the highest expected likelihood within the constraints.
 
     Parameters
     ----------
     moments
         From an E-step.
-    means
-        (K, D) means the moments were taken about.
-    floor, strict, suspected
-        See :func:`cohortgmm.mixture.gaussian.floor_covariances`; ``strict`` also refuses dead components.
+    model
+        The mixture the moments were taken with.
+    constraints
+        What it must keep to; ``strict`` also refuses dead components.
+    suspected
+        See :func:`cohortgmm.mixture.gaussian.floor_covariances`.
 
     Returns
     -------
@@ -128,17 +150,39 @@ def maximize(
     floored : ndarray of bool
         (K,) components whose covariance was clamped at the floor or that died.
     """
+    frozen = constraints.frozen
     dead = moments.nk < _DEAD
-    if strict and dead.any():
-        raise SingularCovarianceError(int(np.argmax(dead)), len(dead), 0.0, floor)
+    refused = dead & ~frozen.covariances
+    if constraints.strict and refused.any():
+        raise SingularCovarianceError(int(np.argmax(refused)), len(dead), 0.0, constraints.floor)
     nk = np.where(dead, 1.0, moments.nk)[:, None]
-    shift = moments.first / nk
+    shift = np.where(frozen.means[:, None], 0.0, moments.first / nk)
     if moments.second.ndim == 2:
         covariances = moments.second / nk - shift**2
     else:
         covariances = moments.second / nk[:, :, None] - shift[:, :, None] * shift[:, None, :]
         covariances = 0.5 * (covariances + covariances.transpose(0, 2, 1))
-    covariances, factors, floored = floor_covariances(covariances, floor, strict=strict, suspected=suspected)
-    weights = np.where(dead, 0.0, moments.nk)
-    model = GaussianMixture.from_factors(weights / weights.sum(), means + shift, covariances, factors)
-    return model, floored | dead
+    weights, background = _shares(moments, model, frozen, dead)
+    means = np.where(frozen.means[:, None], model.means, model.means + shift)
+    covariances, factors, floored = constraints.admit(covariances, model, suspected)
+    return GaussianMixture.from_factors(weights, means, covariances, factors, background), floored | dead
+
+
+def _shares(
+    moments: Moments, model: GaussianMixture, frozen: Frozen, dead: np.ndarray
+) -> tuple[np.ndarray, Background | None]:
+    """Weights of the components, and the background with its amplitude: in proportion to their cells."""
+    background, rest = model.background, 1.0
+    nk = np.where(dead | frozen.weights, 0.0, moments.nk)
+    if frozen.weights.any():
+        rest = max(0.0, 1.0 - float(model.weights[frozen.weights].sum()))
+    if background is not None:
+        if background.adjust_amp and not frozen.weights.all():
+            n_background = max(0.0, moments.n + moments.n_unobserved - float(moments.nk.sum()))
+            background = background.with_amp(rest * n_background / max(n_background + nk.sum(), _DEAD))
+        rest = max(0.0, rest - background.amp)
+    if nk.sum() < _DEAD:  # nobody claims the rest: as before
+        nk = np.where(frozen.weights, 0.0, model.weights)
+    if nk.sum() == 0:
+        return model.weights, model.background
+    return np.where(frozen.weights, model.weights, rest * nk / nk.sum()), background

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from corrected import make_corrected
 
 from cohortgmm.cohort.cells import PatientCells
 
@@ -29,6 +30,22 @@ def make_part():
             x.astype(np.float32),
             np.arange(first_position, first_position + n),
             np.arange(n) < (n // 2 if n_train is None else n_train),
+            feature_names=tuple(f"PC{i + 1}" for i in range(n_features)),
         )
+
+    return make
+
+
+@pytest.fixture
+def make_corrected_part():
+    """Factory: cells with noise, gaps, a gate and debris, of which two have no feature; every other is fitted."""
+
+    def make(patient="P1", n=80, n_features=2, *, empty=(4, 7), all_fitted=False):
+        cohort = make_corrected([patient], n, n_features)
+        x = cohort.obsm["X_pca"]
+        x[list(empty)] = np.nan
+        train = np.ones(n, bool) if all_fitted else np.arange(n) % 2 == 0
+        names = tuple(f"PC{i + 1}" for i in range(n_features))
+        return PatientCells(patient, x, np.arange(n), train, noise=cohort.obsm["X_pca_var"], feature_names=names)
 
     return make

@@ -77,3 +77,53 @@ def test_the_same_cells_leave_the_file_alone(tmp_path):
     PatientCells("P1", 2 * np.eye(3), np.arange(3), np.ones(3, bool)).save(path)
     assert path.stat().st_mtime_ns != 10**18
     assert PatientCells.load(path).x[0, 0] == 2
+
+
+VARIANCES = np.array([[np.inf, 1.0], [2.0, 3.0], [4.0, 5.0]])
+COVARIANCES = np.array([[[1.0, 0.5], [0.5, 2.0]], [[3.0, 0.0], [0.0, 0.0]], [[4.0, -1.0], [-1.0, 5.0]]])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("noise", [VARIANCES, COVARIANCES], ids=["variances", "covariances"])
+def test_noise_and_names_of_features_are_saved(tmp_path, noise, dtype):
+    noise = noise.astype(dtype)
+    cells = PatientCells(
+        "P1", np.eye(3)[:, :2], np.arange(3), np.array([1, 0, 1]) > 0, noise=noise, feature_names=("CD3 α", "NA")
+    )
+    cells.save(tmp_path / "p.npz")
+    loaded = PatientCells.load(tmp_path / "p.npz")
+    assert loaded.noise.dtype == dtype
+    np.testing.assert_array_equal(loaded.noise, noise)
+    assert loaded.feature_names == ("CD3 α", "NA")
+    for rows, expected in (((), noise), ((loaded.train,), noise[[0, 2]]), ((np.array([2, 0]),), noise[[2, 0]])):
+        some = loaded.noise_of(*rows)  # two cells of two features: no covariance of all of them
+        assert not some.shared
+        np.testing.assert_array_equal(some.values, expected)
+        assert some.values.dtype == dtype
+
+
+def test_without_noise_there_is_none(tmp_path):
+    cells = PatientCells("P1", np.eye(3), np.arange(3), np.ones(3, bool))
+    cells.save(tmp_path / "p.npz")
+    with np.load(tmp_path / "p.npz") as file:
+        assert "noise" not in file.files
+    loaded = PatientCells.load(tmp_path / "p.npz")
+    assert loaded.noise is None
+    assert loaded.noise_of(loaded.train) is None
+    assert loaded.feature_names == ()
+
+
+def test_another_noise_or_name_is_another_file(tmp_path):
+    def save(noise=None, names=("a", "b", "c")):
+        path = tmp_path / "p.npz"
+        if path.exists():
+            os.utime(path, ns=(10**18, 10**18))
+        PatientCells("P1", np.eye(3), np.arange(3), np.ones(3, bool), noise=noise, feature_names=names).save(path)
+        return path.stat().st_mtime_ns != 10**18
+
+    assert save()
+    assert not save()
+    assert save(noise=np.ones((3, 3)))
+    assert not save(noise=np.ones((3, 3)))
+    assert save(noise=2 * np.ones((3, 3)))
+    assert save(noise=2 * np.ones((3, 3)), names=("a", "b", "d"))

@@ -1,18 +1,28 @@
 """Tables of the quality of the mixtures, recomputed; annotation of cells; draws."""
 
 import math
+import sys
+import types
+from dataclasses import replace
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+from corrected import ALL
 from projects import make_cohort
+from scipy import sparse
 
 from cohortgmm.cohort import annotation as annotation_module
 from cohortgmm.cohort import diagnostics
+from cohortgmm.cohort.cells import PatientCells
 from cohortgmm.cohort.fitting import fit_candidate
 from cohortgmm.cohort.tables import write_table
-from cohortgmm.config import GmmConfig
+from cohortgmm.config import read_gmm_options
+from cohortgmm.config_gmm import GmmConfig
 from cohortgmm.errors import DataError
+from cohortgmm.mixture.model import GaussianMixture
+from cohortgmm.mixture.result import MixtureFit
 
 
 @pytest.fixture
@@ -48,8 +58,39 @@ def test_one_row_per_mixture(fitted):
     assert row["min_weight"] + row["max_weight"] == pytest.approx(1)
     assert row["min_weight"] <= row["max_weight"]
     assert (row["n_floored"], row["converged"], row["n_iter"]) == (0, True, fit.n_iter)
+    hidden = [row[name] for name in ("completeness", "n_unobserved", "n_empty", "background")]
+    assert hidden == [1, 0, 0, 0]
     full = diagnostics.diagnostics_table(parts, fits, scores, selection, {}, "full")
     assert full["n_fit"].tolist() == [40, 30]
+
+
+def test_what_is_hidden_has_columns_of_its_own(make_corrected_part, tmp_path):
+    part = make_corrected_part(empty=(4,))
+    gmm = read_gmm_options({key: ALL[key] for key in ("noise", "missing", "background", "max_iter", "n_init")})
+    row, fit = fit_candidate(part, 2, gmm.fit_options(), seed=0)
+    fit = replace(fit, completeness=0.8, n_unobserved=10.0)
+    selection = pd.DataFrame({"patient": ["P1"], "k": [2]})
+    table = diagnostics.diagnostics_table([part], {"P1": fit}, pd.DataFrame([row]), selection, {}, "none")
+    diagnostics.write_frame(table, tmp_path / "d.tsv")
+    row = diagnostics.read_frame(tmp_path / "d.tsv").iloc[0]
+    assert (row["completeness"], row["n_unobserved"], row["n_empty"]) == (0.8, 10.0, 1)
+    assert row["background"] == pytest.approx(fit.model.background.amp, rel=1e-14)  # pandas may round the last digit
+    assert row["background"] > 0.001
+    assert row["min_weight"] + row["max_weight"] + row["background"] == pytest.approx(1, abs=1e-12)
+    weights = diagnostics.weights_table({"P1": fit})["weight"]
+    assert weights.sum() + row["background"] == pytest.approx(1, abs=1e-12)
+
+
+def test_cell_types_follow_the_noise_of_the_cells():
+    """A cell that is nearer to the narrow component, but too noisy for it."""
+    model = GaussianMixture([0.5, 0.5], [[0.0], [3.0]], [[[0.01]], [[1.0]]])
+    fit = MixtureFit(model, 0.0, 1, True, np.zeros(2), np.zeros(2, bool))
+    x = np.array([[0.9], [0.9], [np.nan]])
+    cell_types = pd.Categorical(["A", "B", "C"])
+    for noise, components in ((None, [1, 1, 0]), (np.array([[0.0], [4.0], [1.0]]), [1, 0, 0])):
+        part = PatientCells("P1", x, np.arange(3), np.ones(3, bool), noise=noise)
+        table = diagnostics.composition_table([part], {"P1": fit}, cell_types).set_index("cell_type")["component"]
+        assert table[["A", "B", "C"]].tolist() == components
 
 
 def test_weights_by_component(fitted):
@@ -149,6 +190,49 @@ def test_too_few_cells_for_a_umap(tmp_path):
     assert np.isnan(umap).all()
 
 
+@pytest.fixture
+def stub_scanpy(monkeypatch):
+    """In the place of scanpy: a UMAP that is the first feature and a number for every cell it was given."""
+    given = []
+
+    def umap(adata, random_state):
+        given.append(adata.obsm["X"])
+        adata.obsm["X_umap"] = np.column_stack([adata.obsm["X"][:, 0], np.arange(adata.n_obs)])
+
+    pp = types.SimpleNamespace(neighbors=lambda adata, **options: None)
+    monkeypatch.setitem(sys.modules, "scanpy", types.SimpleNamespace(pp=pp, tl=types.SimpleNamespace(umap=umap)))
+    return given
+
+
+def test_only_complete_cells_have_a_place_on_the_umap(tmp_path, stub_scanpy):
+    cohort = make_cohort(("P1",), n_cells=40)
+    x = cohort.obsm["X_pca"]
+    x[[3, 7], 1] = np.nan
+    cohort.write_h5ad(tmp_path / "x.h5ad")
+    umap = annotate(tmp_path / "x.h5ad", umap=True).umap
+    complete = np.setdiff1d(np.arange(40), [3, 7])
+    assert np.isnan(umap[[3, 7]]).all()
+    np.testing.assert_array_equal(umap[complete], np.column_stack([x[complete, 0], np.arange(38)]))
+    np.testing.assert_array_equal(stub_scanpy[0], x[complete])
+    drawn = annotate(tmp_path / "x.h5ad", umap=True, max_cells=10).umap
+    places = np.flatnonzero(np.isfinite(drawn[:, 0]))
+    assert len(places) == 10
+    assert not {3, 7} & set(places)
+    np.testing.assert_array_equal(drawn[places, 0], x[places, 0])
+    x[4:] = np.nan
+    cohort.write_h5ad(tmp_path / "x.h5ad")
+    assert np.isnan(annotate(tmp_path / "x.h5ad", umap=True).umap).all()  # three are too few
+
+
+def test_gaps_in_a_sparse_matrix_have_no_place_on_the_umap(tmp_path, stub_scanpy):
+    cohort = make_cohort(("P1",), n_cells=40)
+    x = cohort.obsm["X_pca"]
+    x[3, 1] = np.nan
+    ad.AnnData(sparse.csr_matrix(x), obs=cohort.obs).write_h5ad(tmp_path / "x.h5ad")
+    assert np.isnan(annotate(tmp_path / "x.h5ad", use_rep=None, umap=True).umap[3]).all()
+    assert np.isfinite(stub_scanpy[0]).all()
+
+
 def test_draws_of_cells():
     assert annotation_module.draw_cells(5, 5, 0).tolist() == [0, 1, 2, 3, 4]
     drawn = annotation_module.draw_cells(1000, 100, 0)
@@ -157,17 +241,3 @@ def test_draws_of_cells():
     assert drawn.max() < 1000
     np.testing.assert_array_equal(annotation_module.draw_cells(1000, 100, 0), drawn)
     assert not np.array_equal(annotation_module.draw_cells(1000, 100, 1), drawn)
-
-
-@pytest.mark.parametrize(
-    ("use_rep", "names"),
-    [
-        ("X_pca", ["PC1", "PC2"]),
-        ("X_pca_harmony", ["PC1", "PC2"]),
-        ("X_scVI", ["scVI 1", "scVI 2"]),
-        ("latent", ["latent 1", "latent 2"]),
-        (None, ["X 1", "X 2"]),
-    ],
-)
-def test_names_of_features(use_rep, names):
-    assert annotation_module.feature_names(use_rep, 2) == names

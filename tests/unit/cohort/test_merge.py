@@ -8,6 +8,7 @@ import h5py
 import numpy as np
 import pytest
 from anndata.io import write_elem
+from corrected import ALL, make_corrected
 from projects import make_cohort
 from scipy import sparse
 
@@ -15,16 +16,17 @@ import cohortgmm
 from cohortgmm.cohort.cells import PatientCells
 from cohortgmm.cohort.fitting import final_fit, fit_candidate, write_fit
 from cohortgmm.cohort.merge import merge_models, write_gmm
-from cohortgmm.cohort.schema import uns_key
+from cohortgmm.cohort.schema import CellAssignment, uns_key
 from cohortgmm.cohort.selection import select_k
 from cohortgmm.cohort.split import split_file
 from cohortgmm.cohort.tables import SCORE_COLUMNS, write_table
-from cohortgmm.config import GmmConfig
+from cohortgmm.config import read_gmm_options
+from cohortgmm.config_gmm import GmmConfig
 from cohortgmm.errors import OutputError
 
 UNS = {"component_sharing": "global", "model": {"mu": np.zeros((2, 3))}, "weight_inference": {"a": 1.5}}
 COMPONENTS = np.arange(180) % 2
-RESP = np.eye(2)[COMPONENTS]
+ASSIGNED = CellAssignment(COMPONENTS, np.eye(2)[COMPONENTS])
 
 
 @pytest.fixture
@@ -66,7 +68,7 @@ def contents(path):
 
 def test_all_that_was_there_stays_as_it_is(source, tmp_path):
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
-    write_gmm(source, tmp_path / "target.h5ad", "gmm_X_pca", UNS, COMPONENTS, RESP)
+    write_gmm(source, tmp_path / "target.h5ad", "gmm_X_pca", UNS, ASSIGNED)
     assert hashlib.sha256(source.read_bytes()).hexdigest() == digest
     before, after = contents(source), contents(tmp_path / "target.h5ad")
     order = after["obs"].pop("column-order")
@@ -82,11 +84,11 @@ def test_all_that_was_there_stays_as_it_is(source, tmp_path):
 
 def test_what_is_added_can_be_read(source, tmp_path):
     target = tmp_path / "new" / "target.h5ad"
-    write_gmm(source, target, "gmm_X_pca", UNS, COMPONENTS, RESP)
+    write_gmm(source, target, "gmm_X_pca", UNS, ASSIGNED)
     written, original = ad.read_h5ad(target), ad.read_h5ad(source)
     assert list(written.obs.columns) == [*original.obs.columns, "gmm_X_pca_comp"]
     np.testing.assert_array_equal(written.obs["gmm_X_pca_comp"], COMPONENTS)
-    np.testing.assert_array_equal(written.obsm["gmm_X_pca_resp"], RESP)
+    np.testing.assert_array_equal(written.obsm["gmm_X_pca_resp"], ASSIGNED.resp)
     assert written.uns["gmm_X_pca"]["weight_inference"] == {"a": 1.5}
     assert written.uns["note"]["nested"]["text"] == "kept"
     assert (written.X != original.X).nnz == 0
@@ -94,9 +96,11 @@ def test_what_is_added_can_be_read(source, tmp_path):
 
 
 def test_mixtures_under_the_same_key_are_replaced(source, tmp_path):
-    write_gmm(source, tmp_path / "one.h5ad", "mine", UNS | {"old": 1}, COMPONENTS, RESP)
-    write_gmm(tmp_path / "one.h5ad", tmp_path / "two.h5ad", "mine", UNS, 1 - COMPONENTS, np.ones((180, 1)))
-    write_gmm(tmp_path / "two.h5ad", tmp_path / "two.h5ad", "other", UNS, COMPONENTS, RESP)
+    write_gmm(source, tmp_path / "one.h5ad", "mine", UNS | {"old": 1}, ASSIGNED)
+    write_gmm(
+        tmp_path / "one.h5ad", tmp_path / "two.h5ad", "mine", UNS, CellAssignment(1 - COMPONENTS, np.ones((180, 1)))
+    )
+    write_gmm(tmp_path / "two.h5ad", tmp_path / "two.h5ad", "other", UNS, ASSIGNED)
     written = ad.read_h5ad(tmp_path / "two.h5ad")
     assert written.uns["mine"].keys() == UNS.keys()
     np.testing.assert_array_equal(written.obs["mine_comp"], 1 - COMPONENTS)
@@ -105,13 +109,34 @@ def test_mixtures_under_the_same_key_are_replaced(source, tmp_path):
     assert "other" in written.uns
 
 
+def test_the_background_of_cells_is_written_and_removed_again(source, tmp_path):
+    share = np.linspace(0, 1, 180)
+    target = tmp_path / "target.h5ad"
+    with_background = CellAssignment(COMPONENTS, ASSIGNED.resp, share)
+    original = list(ad.read_h5ad(source).obs.columns)
+    write_gmm(source, target, "mine", UNS, with_background)
+    written = ad.read_h5ad(target)
+    np.testing.assert_array_equal(written.obs["mine_background"], share)
+    assert list(written.obs.columns) == [*original, "mine_comp", "mine_background"]
+    write_gmm(target, target, "other", UNS, with_background)
+    write_gmm(target, target, "mine", UNS, CellAssignment(COMPONENTS, ASSIGNED.resp, 1 - share))
+    written = ad.read_h5ad(target)
+    np.testing.assert_array_equal(written.obs["mine_background"], 1 - share)
+    write_gmm(target, target, "mine", UNS, ASSIGNED)
+    written = ad.read_h5ad(target)
+    assert set(written.obs.columns) == {*original, "mine_comp", "other_comp", "other_background"}
+    with h5py.File(target) as file:
+        assert "mine_background" not in file["obs"]
+        assert set(file["obs"].attrs["column-order"]) == set(written.obs.columns)
+
+
 def test_a_file_without_uns_and_obsm(tmp_path):
     make_cohort().write_h5ad(tmp_path / "source.h5ad")
     with h5py.File(tmp_path / "source.h5ad", "r+") as file:
         for name in ("uns", "obsm"):
             if name in file:
                 del file[name]
-    write_gmm(tmp_path / "source.h5ad", tmp_path / "target.h5ad", "gmm_X", UNS, COMPONENTS, RESP)
+    write_gmm(tmp_path / "source.h5ad", tmp_path / "target.h5ad", "gmm_X", UNS, ASSIGNED)
     written = ad.read_h5ad(tmp_path / "target.h5ad")
     assert set(written.uns) == {"gmm_X"}
     assert set(written.obsm) == {"gmm_X_resp"}
@@ -121,7 +146,7 @@ def test_a_table_without_columns(tmp_path):
     cohort = make_cohort()
     cohort.obs = cohort.obs[[]]
     cohort.write_h5ad(tmp_path / "source.h5ad")
-    write_gmm(tmp_path / "source.h5ad", tmp_path / "target.h5ad", "gmm_X", UNS, COMPONENTS, RESP)
+    write_gmm(tmp_path / "source.h5ad", tmp_path / "target.h5ad", "gmm_X", UNS, ASSIGNED)
     assert list(ad.read_h5ad(tmp_path / "target.h5ad").obs.columns) == ["gmm_X_comp"]
 
 
@@ -135,7 +160,7 @@ def test_categories_as_older_files_hold_them(tmp_path):
         obs["condition"] = np.array([0, 1, 0], dtype=np.int8).repeat(60)
         obs["condition"].attrs["categories"] = obs["__categories/condition"].ref
         obs.attrs["encoding-version"] = "0.1.0"
-    write_gmm(tmp_path / "source.h5ad", tmp_path / "target.h5ad", "gmm_X", UNS, COMPONENTS, RESP)
+    write_gmm(tmp_path / "source.h5ad", tmp_path / "target.h5ad", "gmm_X", UNS, ASSIGNED)
     written = ad.read_h5ad(tmp_path / "target.h5ad")
     assert written.obs["condition"].tolist() == ["well"] * 60 + ["sick"] * 60 + ["well"] * 60
     np.testing.assert_array_equal(written.obs["gmm_X_comp"], COMPONENTS)
@@ -146,27 +171,28 @@ def test_after_a_failure_there_is_no_target(source, tmp_path):
         pass
 
     with pytest.raises(Exception, match="Unwritable"):
-        write_gmm(source, tmp_path / "out" / "target.h5ad", "gmm_X", UNS | {"bad": Unwritable()}, COMPONENTS, RESP)
+        write_gmm(source, tmp_path / "out" / "target.h5ad", "gmm_X", UNS | {"bad": Unwritable()}, ASSIGNED)
     assert list((tmp_path / "out").iterdir()) == []
-    write_gmm(source, tmp_path / "out" / "target.h5ad", "gmm_X", UNS, COMPONENTS, RESP)
+    write_gmm(source, tmp_path / "out" / "target.h5ad", "gmm_X", UNS, ASSIGNED)
     content = (tmp_path / "out" / "target.h5ad").read_bytes()
     with pytest.raises(Exception, match="Unwritable"):
-        write_gmm(source, tmp_path / "out" / "target.h5ad", "gmm_X", UNS | {"bad": Unwritable()}, COMPONENTS, RESP)
+        write_gmm(source, tmp_path / "out" / "target.h5ad", "gmm_X", UNS | {"bad": Unwritable()}, ASSIGNED)
     assert (tmp_path / "out" / "target.h5ad").read_bytes() == content
 
 
 def test_a_target_that_cannot_be_written_is_named(source, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match=r"cannot write .*file/target\.h5ad"):
-        write_gmm(source, tmp_path / "file" / "target.h5ad", "gmm_X", UNS, COMPONENTS, RESP)
+        write_gmm(source, tmp_path / "file" / "target.h5ad", "gmm_X", UNS, ASSIGNED)
 
 
 # merge_models: the stages one after the other, as the pipeline runs them
 
 
-def stages(folder, source, gmm, sharing="sample_specific", key="gmm_X_pca", **split_options):
+def stages(folder, source, gmm, sharing="sample_specific", key="gmm_X_pca", use_rep="X_pca", **split_options):
     """Split, fit, select, refit and merge a file; gives back the merged file."""
-    options = {"patient_col": "patient", "label_col": None, "use_rep": "X_pca", "component_sharing": sharing}
+    options = {"patient_col": "patient", "label_col": None, "use_rep": use_rep, "component_sharing": sharing}
+    options |= {"noise": None if gmm.noise is None else gmm.noise.model_dump(exclude={"at"}), "missing": gmm.missing}
     options |= {"train_size": gmm.effective_train_size, "seed": 0} | split_options
     split_file(source, folder / "patients", folder / "patients.tsv", **options)
     cells = sorted((folder / "patients").iterdir())
@@ -190,7 +216,7 @@ def stages(folder, source, gmm, sharing="sample_specific", key="gmm_X_pca", **sp
         source=source,
         gmm=gmm.model_dump(exclude={"verbose"}),
         component_sharing=sharing,
-        use_rep="X_pca",
+        use_rep=use_rep,
         gmm_key=key,
         seed=0,
         config=json.dumps({"a": 1}),
@@ -243,3 +269,61 @@ def test_cells_of_a_dropped_patient_have_no_component(tmp_path):
     assert not written.obsm["mine_resp"][dropped].any()
     assert list(cohortgmm.read_gmm(merged)) == ["P1", "P3"]
     assert written.uns["mine"]["backend_metadata"]["fit_indices_count"] == 120
+
+
+def assert_equal(ours, theirs):
+    if isinstance(ours, dict):
+        assert ours.keys() == theirs.keys()
+        for key, value in ours.items():
+            assert_equal(value, theirs[key])
+    else:
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("sharing", ["sample_specific", "global"])
+@pytest.mark.parametrize("refit", ["none", "full"])
+def test_the_stages_and_fit_gmm_correct_alike_bit_by_bit(tmp_path, sharing, refit):
+    cohort = make_corrected(("b/c", "a"))
+    cohort.write_h5ad(tmp_path / "cohort.h5ad")
+    given = ALL | {"k_comps": [1, 2], "refit": refit, "k_selection_metric": "heldout_nll", "cutoff": 8.0}
+    merged = ad.read_h5ad(stages(tmp_path, tmp_path / "cohort.h5ad", read_gmm_options(given), sharing))
+    direct = cohortgmm.fit_gmm(
+        cohort, patient_col="patient", use_rep="X_pca", component_sharing=sharing, verbose=False, n_jobs=2, **given
+    )
+    ours, theirs = merged.uns["gmm_X_pca"], direct.uns["gmm_X_pca"]
+    assert ours["background"]["amp"].max() > 1e-3
+    assert (ours["diagnostics"]["completeness"] < 1).all()
+    assert_equal(
+        {key: ours[key] for key in ours if key != "provenance"}, {k: theirs[k] for k in theirs if k != "provenance"}
+    )
+    np.testing.assert_array_equal(merged.obsm["gmm_X_pca_resp"], direct.obsm["gmm_X_pca_resp"])
+    for name in ("gmm_X_pca_comp", "gmm_X_pca_background"):
+        np.testing.assert_array_equal(merged.obs[name], direct.obs[name])
+
+
+def test_layers_and_covariances_come_through_the_stages(tmp_path):
+    """X itself, with gates that name genes, noise in a sparse layer; and covariances that a file holds flattened."""
+    cohort = make_corrected(("a", "b"))
+    x, noise = np.nan_to_num(cohort.obsm["X_pca"], nan=1.0), cohort.obsm["X_pca_var"]
+    flat = (noise[:, :, None] * np.eye(2, dtype=np.float32)).reshape(-1, 4)
+    cohort = ad.AnnData(x, obs=cohort.obs, layers={"noise": sparse.csr_matrix(noise)}, obsm={"X_pca": x, "flat": flat})
+    cohort.var_names = ["CD3", "CD4"]
+    cohort.write_h5ad(tmp_path / "cohort.h5ad")
+    common = {"k_comps": 2, "max_iter": 20, "n_init": 1}
+    for use_rep, kind, gene in ((None, {"layer": "noise"}, "CD3"), ("X_pca", {"obsm": "flat"}, "PC1")):
+        given = common | {"noise": kind, "completeness": {"gates": [{"inside": {gene: [-1.0, None]}}]}}
+        gmm, key = read_gmm_options(given), f"gmm_{use_rep or 'X'}"
+        folder = tmp_path / key
+        merged = ad.read_h5ad(stages(folder, tmp_path / "cohort.h5ad", gmm, key=key, use_rep=use_rep))
+        direct = cohortgmm.fit_gmm(cohort, patient_col="patient", use_rep=use_rep, verbose=False, **given)
+        for name in ("mu", "var", "pi"):
+            np.testing.assert_array_equal(merged.uns[key]["model"][name], direct.uns[key]["model"][name])
+        assert merged.uns[key]["noise"] == kind
+        cohortgmm.fit_gmm(
+            cohort, patient_col="patient", use_rep=use_rep, verbose=False, gmm_key=f"all {key}", **common, noise=kind
+        )
+    # Variances, or the same as covariances: the same mixtures up to rounding. (Not so with the gate, as the noise of
+    # unseen cells is drawn along the axes of the covariances.)
+    for name in ("mu", "var", "pi"):
+        one, other = (cohort.uns[f"all gmm_{rep}"]["model"][name] for rep in ("X", "X_pca"))
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-8)

@@ -48,8 +48,11 @@ def test_the_parts_of_a_file(tmp_path):
     cohort.write_h5ad(tmp_path / "x.h5ad")
     with reading.open_h5ad(tmp_path / "x.h5ad") as file:
         obs = reading.read_obs(file)
-        np.testing.assert_array_equal(reading.read_embedding(file, "X_pca"), cohort.obsm["X_pca"])
-        np.testing.assert_array_equal(reading.read_embedding(file, None), np.zeros((180, 1)))
+        embedding, counts = reading.read_embedding(file, "X_pca"), reading.read_embedding(file, None)
+    np.testing.assert_array_equal(embedding.matrix, cohort.obsm["X_pca"])
+    np.testing.assert_array_equal(counts.matrix, np.zeros((180, 1)))
+    assert embedding.noise is None
+    assert counts.noise is None
     assert obs["patient"].tolist() == cohort.obs["patient"].tolist()
     assert obs.index.tolist() == cohort.obs_names.tolist()
 
@@ -168,3 +171,185 @@ def test_matrices():
         (None, "object of shape ()"),
     ):
         assert refusal(reading.as_matrix, bad, "X") == f"X must be a numeric matrix (cells, features), got {shown}"
+
+
+# Names of features
+
+
+@pytest.mark.parametrize(
+    ("use_rep", "names"),
+    [
+        ("X_pca", ("PC1", "PC2")),
+        ("X_pca_harmony", ("PC1", "PC2")),
+        ("X_scVI", ("scVI 1", "scVI 2")),
+        ("latent", ("latent 1", "latent 2")),
+    ],
+)
+def test_names_of_features(use_rep, names):
+    embedding = reading.named_embedding(np.zeros((3, 2)), use_rep)
+    assert embedding.feature_names == names
+    table = pd.DataFrame(np.arange(6).reshape(3, 2), columns=["CD3", 4])
+    named = reading.named_embedding(table, use_rep)
+    assert named.feature_names == ("CD3", "4")
+    np.testing.assert_array_equal(named.matrix, table.to_numpy())
+
+
+def test_features_of_a_file_have_the_names_that_it_gives(tmp_path):
+    x = np.arange(6.0).reshape(3, 2)
+    table = pd.DataFrame(x, columns=["CD3", "CD4"], index=["c0", "c1", "c2"])
+    cohort = ad.AnnData(x, obs=pd.DataFrame(index=table.index), var=pd.DataFrame(index=["g1", "MT-2"]))
+    cohort.obsm["X_cytof"], cohort.obsm["X_pca"] = table, x
+    cohort.write_h5ad(tmp_path / "x.h5ad")
+    with reading.open_h5ad(tmp_path / "x.h5ad") as file:
+        for use_rep, names in ((None, ("g1", "MT-2")), ("X_cytof", ("CD3", "CD4")), ("X_pca", ("PC1", "PC2"))):
+            embedding = reading.read_embedding(file, use_rep)
+            assert embedding.feature_names == names
+            np.testing.assert_array_equal(embedding.matrix, x)
+
+
+# Measurement noise
+
+N, D = 4, 3
+VARIANCES = np.arange(1.0, 13.0).reshape(N, D)
+ROOTS = np.random.default_rng(0).normal(size=(N, D, D))
+COVARIANCES = ROOTS @ ROOTS.transpose(0, 2, 1)
+
+
+def as_noise(values, shape=(N, D)):
+    return reading.as_noise(values, "obsm['v']", shape)
+
+
+def test_forms_of_noise():
+    np.testing.assert_array_equal(as_noise(VARIANCES), VARIANCES)
+    np.testing.assert_array_equal(as_noise(pd.DataFrame(VARIANCES)), VARIANCES)
+    np.testing.assert_array_equal(as_noise(VARIANCES.tolist()), VARIANCES)
+    np.testing.assert_array_equal(as_noise(COVARIANCES), COVARIANCES)
+    flat = COVARIANCES + np.triu(np.arange(9).reshape(3, 3), 1)  # not symmetric: rows come first
+    for values in (flat.reshape(N, D * D), pd.DataFrame(flat.reshape(N, D * D))):
+        np.testing.assert_array_equal(as_noise(values), flat)
+    one = as_noise(np.ones((N, 1)), (N, 1))
+    assert one.shape == (N, 1)
+    assert as_noise(np.ones((N, 1, 1)), (N, 1)).shape == (N, 1, 1)
+    assert as_noise(VARIANCES.astype(np.float32)).dtype == np.float32
+    for make in (sparse.csr_matrix, sparse.csc_matrix, sparse.coo_matrix):
+        result = as_noise(make(VARIANCES))
+        assert result.format == "csr"
+        np.testing.assert_array_equal(result.toarray(), VARIANCES)
+
+
+def test_flattened_covariances_may_be_sparse():
+    flat = sparse.csr_matrix(COVARIANCES.reshape(N, D * D))
+    np.testing.assert_array_equal(np.asarray(as_noise(flat)).reshape(N, D, D), COVARIANCES)
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        (np.ones((N, D + 1)), "float64 of shape (4, 4)"),
+        (np.ones((N - 1, D)), "float64 of shape (3, 3)"),
+        (np.ones((N, D, D + 1)), "float64 of shape (4, 3, 4)"),
+        (np.ones(D), "float64 of shape (3,)"),
+        (np.ones((D, D)), "float64 of shape (3, 3)"),  # what is shared is not asked for here
+        (np.full((N, D), "x"), "<U1 of shape (4, 3)"),
+        (np.ones((N, D), dtype=complex), "complex128 of shape (4, 3)"),
+        (sparse.csr_matrix(np.ones((N, D + 1))), "float64 of shape (4, 4)"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_noise_of_another_shape_or_type(values, shown):
+    assert refusal(as_noise, values) == (
+        f"noise: obsm['v'] must be variances of shape (4, 3), or covariances of shape (4, 3, 3) or (4, 9), got {shown}"
+    )
+
+
+def test_noise_of_a_file(tmp_path):
+    cohort = ad.AnnData(np.ones((N, D)), obsm={"X_pca": np.ones((N, D)), "variances": VARIANCES})
+    cohort.obsm["covariances"] = COVARIANCES
+    cohort.obsm["flat"] = COVARIANCES.reshape(N, D * D)
+    cohort.obsm["table"] = pd.DataFrame(VARIANCES, columns=["a", "b", "c"], index=cohort.obs_names)
+    cohort.layers["dense"], cohort.layers["sparse"] = VARIANCES, sparse.csc_matrix(VARIANCES)
+    cohort.write_h5ad(tmp_path / "x.h5ad")
+    with reading.open_h5ad(tmp_path / "x.h5ad") as file:
+
+        def read(obsm=None, layer=None, shape=(N, D)):
+            noise = reading.read_noise(file, {"obsm": obsm, "layer": layer}, shape)
+            return noise.toarray() if hasattr(noise, "toarray") else noise
+
+        for noise in (read("variances"), read("table"), read(layer="dense"), read(layer="sparse")):
+            np.testing.assert_array_equal(noise, VARIANCES)
+        for noise in (read("covariances"), read("flat")):
+            np.testing.assert_array_equal(noise, COVARIANCES)
+        assert refusal(read, "variance") == (
+            "noise.obsm: key of obsm 'variance' is not in the data; did you mean 'variances'? "
+            "known: X_pca, covariances, flat, table, variances"
+        )
+        assert refusal(read, None, "Dense") == (
+            "noise.layer: key of layers 'Dense' is not in the data; did you mean 'dense'? known: dense, sparse"
+        )
+        assert refusal(read, None, "dense", (N, 2)) == (
+            "noise: layers['dense'] must be variances of shape (4, 2), or covariances of shape (4, 2, 2) or (4, 4), "
+            "got float64 of shape (4, 3)"
+        )
+    ad.AnnData(np.ones((N, D))).write_h5ad(tmp_path / "y.h5ad")
+    with reading.open_h5ad(tmp_path / "y.h5ad") as file:
+        said = refusal(reading.read_noise, file, {"obsm": None, "layer": "v"}, (N, D))
+    assert said == "noise.layer: key of layers 'v' is not in the data; known: none"
+
+
+@pytest.mark.parametrize("make", [np.asarray, sparse.csr_matrix], ids=["dense", "sparse"])
+def test_the_cells_of_a_patient_come_with_their_noise(make):
+    embedding = reading.Embedding(make(VARIANCES + 50), ("a", "b", "c"), make(VARIANCES))
+    positions, train = np.array([3, 1]), np.array([True, False])
+    part = embedding.cells("P1", positions, train)
+    np.testing.assert_array_equal(part.x, VARIANCES[[3, 1]] + 50)
+    np.testing.assert_array_equal(part.noise, VARIANCES[[3, 1]])
+    assert part.feature_names == ("a", "b", "c")
+    assert part.positions is positions
+    assert part.train is train
+    both = embedding.cells("all", positions, train, np.array([0, 1]), ("P1", "P2"))
+    assert both.owner.tolist() == [0, 1]
+    assert both.patients == ("P1", "P2")
+    covariances = reading.Embedding(VARIANCES, ("a", "b", "c"), COVARIANCES)
+    np.testing.assert_array_equal(covariances.cells("P1", positions, train).noise, COVARIANCES[[3, 1]])
+    assert reading.Embedding(VARIANCES, ("a", "b", "c")).cells("P1", positions, train).noise is None
+
+
+@pytest.mark.parametrize(
+    ("values", "fault"),
+    [
+        (np.where(np.arange(12).reshape(4, 3) == 10, -1e-9, VARIANCES), "variances must be at least 0, not NaN"),
+        (np.where(np.arange(12).reshape(4, 3) == 10, np.nan, VARIANCES), "variances must be at least 0, not NaN"),
+        (
+            np.where(np.arange(4)[:, None, None] == 3, -COVARIANCES, COVARIANCES),
+            "variances must be at least 0, the matrix finite, symmetric and positive semidefinite",
+        ),
+        (
+            np.where(np.arange(4)[:, None, None] == 3, COVARIANCES + np.triu(np.ones((3, 3)), 1), COVARIANCES),
+            "variances must be at least 0, the matrix finite, symmetric and positive semidefinite",
+        ),
+        (
+            np.where(np.arange(4)[:, None, None] == 3, np.inf, COVARIANCES),
+            "variances must be at least 0, the matrix finite, symmetric and positive semidefinite",
+        ),
+    ],
+    ids=["negative", "nan", "negative matrix", "skew", "infinite matrix"],
+)
+def test_noise_that_is_none_names_the_patient_and_its_cell(values, fault):
+    embedding = reading.Embedding(VARIANCES, ("a", "b", "c"), values)
+    assert refusal(embedding.cells, "P2", np.array([0, 3]), np.ones(2, bool)) == (
+        f"patient 'P2': the noise of cell 1 is no covariance: {fault}"
+    )
+    embedding.cells("P1", np.array([0, 1]), np.ones(2, bool))
+    assert len(embedding.cells("P3", np.empty(0, int), np.empty(0, bool)).noise) == 0
+
+
+def test_infinite_variances_are_missing_features():
+    noise = np.where(VARIANCES == 5, np.inf, VARIANCES)
+    part = reading.Embedding(VARIANCES, ("a", "b", "c"), noise).cells("P1", np.arange(4), np.ones(4, bool))
+    assert np.isinf(part.noise).sum() == 1
+
+
+def test_as_many_cells_as_features_have_variances_too():
+    embedding = reading.Embedding(VARIANCES, ("a", "b", "c"), VARIANCES)
+    part = embedding.cells("P1", np.arange(3), np.ones(3, bool))
+    np.testing.assert_array_equal(part.noise, VARIANCES[:3])

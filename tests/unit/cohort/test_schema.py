@@ -6,14 +6,19 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+from corrected import ALL, BOX, make_corrected
+from measured import posterior_by_definition
 from projects import make_cohort
 
 import cohortgmm
+from cohortgmm.cohort.cells import PatientCells
+from cohortgmm.cohort.reading import Embedding
 from cohortgmm.cohort.schema import assign_components, uns_key
 from cohortgmm.cohort.split import split_patients
 from cohortgmm.errors import DataError
-from cohortgmm.mixture.em import MixtureFit
+from cohortgmm.mixture.background import Background
 from cohortgmm.mixture.model import GaussianMixture
+from cohortgmm.mixture.result import MixtureFit
 
 KEY = "gmm_X_pca"
 TOP = {
@@ -89,11 +94,15 @@ def test_the_layout_of_mixtures_of_their_own(kind):
         "singularity_handling": "guarded",
         "init": "kmeans",
         "split_merge": 0,
+        "missing": False,
     }
     diagnostics = uns["diagnostics"]
     assert diagnostics["n_cells"].tolist() == [60, 60, 60]
     assert diagnostics["n_fit"].tolist() == [30, 30, 30]
     assert diagnostics["n_floored"].tolist() == [0, 0, 0]
+    assert diagnostics["completeness"].tolist() == [1, 1, 1]
+    assert diagnostics["n_unobserved"].tolist() == [0, 0, 0]
+    assert diagnostics["n_empty"].tolist() == [0, 0, 0]
     spectra = np.linalg.eigvalsh(model["var"][1])
     assert diagnostics["max_condition"][1] == pytest.approx((spectra[:, -1] / spectra[:, 0]).max(), rel=1e-9)
 
@@ -209,12 +218,13 @@ def test_responsibilities_go_to_the_rows_of_their_cells():
     assert split.patients == ["b"]  # one cell is too few
     two = GaussianMixture([0.25, 0.75], [[0.0], [4.0]], [[[1.0]], [[1.0]]])
     fits = {"b": MixtureFit(two, 0.0, 1, True, np.zeros(2), np.zeros(2, bool))}
-    x = np.array([[0.0], [9.0], [4.0], [9.0]])
-    components, resp, mean_resp = assign_components(fits, split.parts(x, "sample_specific"), 4)
-    assert components.tolist() == [0, -1, 1, -1]
+    source = Embedding(np.array([[0.0], [9.0], [4.0], [9.0]]), ("f",))
+    cells, mean_resp = assign_components(fits, split.parts(source, "sample_specific"), 4)
+    assert cells.components.tolist() == [0, -1, 1, -1]
     share = 1 / (1 + 3 * np.exp(-8))  # of the first component, in the cell at its mean
     other = 1 / (1 + 3 * np.exp(8))
-    np.testing.assert_allclose(resp, [[share, 1 - share], [0, 0], [other, 1 - other], [0, 0]], rtol=1e-10)
+    np.testing.assert_allclose(cells.resp, [[share, 1 - share], [0, 0], [other, 1 - other], [0, 0]], rtol=1e-10)
+    assert cells.background is None
     np.testing.assert_allclose(mean_resp["b"], [(share + other) / 2, 1 - (share + other) / 2], rtol=1e-12)
 
 
@@ -223,9 +233,178 @@ def test_responsibilities_are_padded():
     split = split_patients(ids, train_size=1, seed=0)
     two = GaussianMixture([0.5, 0.5], [[0.0], [9.0]], [[[1.0]], [[1.0]]])
     fits = {"a": one_component(0.0), "b": MixtureFit(two, 0.0, 1, True, np.zeros(2), np.zeros(2, bool))}
-    components, resp, _ = assign_components(fits, split.parts(np.array([[0.0], [1], [0], [9]]), "sample_specific"), 4)
-    assert components.tolist() == [0, 0, 0, 1]
-    np.testing.assert_allclose(resp, [[1, 0], [1, 0], [1, 0], [0, 1]], atol=1e-12)
+    source = Embedding(np.array([[0.0], [1], [0], [9]]), ("f",))
+    cells, _ = assign_components(fits, split.parts(source, "sample_specific"), 4)
+    assert cells.components.tolist() == [0, 0, 0, 1]
+    np.testing.assert_allclose(cells.resp, [[1, 0], [1, 0], [1, 0], [0, 1]], atol=1e-12)
+
+
+# Corrections
+
+EDGES = Background([-4.0, -4.0], [10.0, 10.0], 0.25)
+NEAR_AND_FAR = GaussianMixture([0.5, 0.25], [[0.0, 0.0], [5.0, 5.0]], [np.eye(2), np.diag([2.0, 0.5])], EDGES)
+
+
+def fit_of(model, **numbers):
+    return MixtureFit(model, -1.5, 3, True, np.zeros(4), np.zeros(model.n_components, bool), **numbers)
+
+
+def test_noise_gaps_and_background_decide_where_a_cell_belongs():
+    """Responsibilities, and what they lack of one, by their definition; a cell without features is as the mixture is."""
+    x = np.array([[0.0, 0.0], [5.0, np.nan], [np.nan, np.nan], [9.0, -3.5], [40.0, 40.0], [2.5, 2.5]])
+    noise = np.array([[0.1, 0.1], [0.1, 9.0], [1.0, 1.0], [0.5, 0.5], [0.1, 0.1], [30.0, 30.0]])
+    positions = np.array([7, 0, 3, 1, 5, 2])
+    part = PatientCells("P1", x, positions, np.ones(6, bool), noise=noise)
+    plain = PatientCells("P2", x[:1], np.array([6]), np.ones(1, bool))
+    fits = {"P1": fit_of(NEAR_AND_FAR), "P2": fit_of(NEAR_AND_FAR.signal())}
+    cells, mean_resp = assign_components(fits, [part, plain], 9)
+    expected = posterior_by_definition(NEAR_AND_FAR, x, noise).responsibilities
+    expected[2] = NEAR_AND_FAR.weights
+    np.testing.assert_allclose(cells.resp[positions], expected, rtol=1e-9, atol=1e-300)
+    np.testing.assert_allclose(cells.background[positions], 1 - expected.sum(axis=1), atol=1e-12)
+    assert cells.background[3] == 0.25
+    assert cells.background[1] > 0.99
+    np.testing.assert_array_equal(cells.components[positions], expected.argmax(axis=1))
+    np.testing.assert_allclose(mean_resp["P1"], expected.mean(axis=0), rtol=1e-9)
+    # Of the patient without a background, and of cells that have no patient.
+    assert cells.background[[6, 4, 8]].tolist() == [0, 0, 0]
+    assert cells.components.tolist()[4] == cells.components.tolist()[8] == -1
+    assert cells.resp[6].sum() == pytest.approx(1, rel=1e-12)
+
+
+def test_a_patient_with_as_many_cells_as_features_keeps_its_own_noise():
+    x, noise = np.array([[1.0, 4.0], [2.0, 2.5]]), np.array([[0.1, 9.0], [9.0, 0.1]])
+    part = PatientCells("P1", x, np.arange(2), np.ones(2, bool), noise=noise)
+    cells, _ = assign_components({"P1": fit_of(NEAR_AND_FAR)}, [part], 2)
+    expected = posterior_by_definition(NEAR_AND_FAR, x, noise[:, :, None] * np.eye(2)).responsibilities
+    np.testing.assert_allclose(cells.resp, expected, rtol=1e-9)
+
+
+def test_a_probability_of_being_background_is_never_negative():
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.normal(size=(500, 2)), 5 + rng.normal(size=(500, 2))])
+    model = NEAR_AND_FAR.signal().with_background(Background([60.0, 60.0], [70.0, 70.0], 1e-9))
+    part = PatientCells("P1", x, np.arange(1000), np.ones(1000, bool))
+    cells, _ = assign_components({"P1": fit_of(model)}, [part], 1000)
+    assert cells.background.min() >= 0
+    np.testing.assert_array_equal(cells.background, model.background_probability(x))
+
+
+@pytest.mark.parametrize("sharing", ["sample_specific", "global"])
+def test_the_layout_with_all_corrections(sharing):
+    cohort = fit(make_corrected(), component_sharing=sharing, **ALL, cutoff=9.0)
+    uns, shared = cohort.uns[KEY], sharing == "global"
+    assert uns.keys() == TOP | {"noise", "background"}
+    assert uns["noise"] == {"obsm": "X_pca_var"}
+    assert uns["fit_params"] == {
+        "max_iter": 30,
+        "tol": 1e-4,
+        "n_init": 2,
+        "eps": 1e-4,
+        "singularity_handling": "guarded",
+        "init": "kmeans",
+        "split_merge": 0,
+        "missing": True,
+        "cutoff": 9.0,
+    }
+    n = 1 if shared else 3
+    background = uns["background"]
+    assert background.keys() == {"lower", "upper", "amp"}
+    np.testing.assert_array_equal(background["lower"], np.full((n, 2), BOX[0]))
+    np.testing.assert_array_equal(background["upper"], np.full((n, 2), BOX[1]))
+    assert background["amp"].shape == (3,)  # of every patient, also where it shares the components
+    assert background["amp"].max() > 0.01
+    # ggml-ot knows no background: the weights that it reads are those of the components alone.
+    np.testing.assert_allclose(uns["model"]["pi"].sum(axis=1), 1, rtol=1e-14)
+    np.testing.assert_allclose(uns["distribution_weights"].sum(axis=1), 1, rtol=1e-14)
+    diagnostics = uns["diagnostics"]
+    assert diagnostics["n_empty"].tolist() == [0] * n
+    share, n_fit = diagnostics["completeness"], diagnostics["n_fit"]
+    assert ((share > 0.5) & (share < 1)).all()
+    np.testing.assert_allclose(diagnostics["n_unobserved"], n_fit * (1 - share) / share, rtol=1e-9)
+    assert cohort.obs[f"{KEY}_background"].dtype == np.float64
+    resp = cohort.obsm[f"{KEY}_resp"]
+    np.testing.assert_allclose(cohort.obs[f"{KEY}_background"], 1 - resp.sum(axis=1), atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("corrections", "keys"),
+    [
+        ({"missing": True}, set()),
+        ({"missing": True, "noise": {"obsm": "X_pca_var"}}, {"noise"}),
+        ({"missing": True, "background": {}}, {"background"}),
+        ({"missing": True, "completeness": ALL["completeness"]}, set()),
+    ],
+    ids=["missing", "noise", "background", "completeness"],
+)
+def test_every_correction_leaves_its_own_keys(corrections, keys):
+    cohort = fit(make_corrected(), **corrections, max_iter=5, n_init=1)
+    assert cohort.uns[KEY].keys() == TOP | keys
+    assert (f"{KEY}_background" in cohort.obs) == ("background" in corrections)
+    assert (cohort.uns[KEY]["diagnostics"]["n_unobserved"] > 0).all() == ("completeness" in corrections)
+    assert cohort.uns[KEY]["fit_params"]["missing"] is True
+
+
+@pytest.mark.parametrize("sharing", ["sample_specific", "global"])
+@pytest.mark.parametrize("kind", ["full", "diag"])
+def test_a_file_gives_back_the_corrections(tmp_path, sharing, kind):
+    cohort = make_corrected(("a/b", "P2"))
+    cohort.obsm["X_pca"][5] = np.nan
+    options = ALL | {"completeness": lambda x: np.where(x[:, 0] >= -1, 0.9, 0.0) + np.where(np.isnan(x[:, 0]), 0.5, 0)}
+    cohort = fit(cohort, component_sharing=sharing, covariance_type=kind, refit="full", **options)
+    cohort.write_h5ad(tmp_path / "x.h5ad")
+    again = ad.read_h5ad(tmp_path / "x.h5ad")
+    assert equal(cohort.uns[KEY], again.uns[KEY])
+    assert again.uns[KEY]["diagnostics"]["n_empty"].tolist() == ([1] if sharing == "global" else [0, 1])  # P2, a/b
+    np.testing.assert_array_equal(again.obs[f"{KEY}_background"], cohort.obs[f"{KEY}_background"])
+    ours, theirs = cohortgmm.read_gmm(cohort), cohortgmm.read_gmm(tmp_path / "x.h5ad")
+    for patient, model in ours.items():
+        for name, values in model.arrays().items():
+            np.testing.assert_array_equal(theirs[patient].arrays()[name], values)
+        assert model.covariance_type == kind
+        assert model.weights.sum() + model.background.amp == pytest.approx(1, abs=1e-14)
+
+
+def test_read_gmm_gives_back_the_mixtures_with_their_backgrounds():
+    """As a mapping of arrays gives them, up to the rounding of weights that were normalised."""
+    cohort = fit(make_corrected(), **ALL)
+    ids = cohort.obs["patient"].to_numpy()
+    arrays, noise = (
+        {patient: cohort.obsm[key][ids == patient] for patient in np.unique(ids)} for key in ("X_pca", "X_pca_var")
+    )
+    direct = cohortgmm.fit_gmm(
+        arrays,
+        component_sharing="sample_specific",
+        k_comps=[1, 2],
+        k_selection_metric="bic",
+        verbose=False,
+        **ALL | {"noise": noise, "completeness": lambda x: (x[:, 0] >= -1).astype(float)},
+    )
+    for patient, model in cohortgmm.read_gmm(cohort).items():
+        np.testing.assert_array_equal(model.means, direct[patient].means)
+        np.testing.assert_array_equal(model.covariances, direct[patient].covariances)
+        np.testing.assert_allclose(model.weights, direct[patient].weights, rtol=1e-14)
+        assert model.background.amp == direct[patient].background.amp
+        np.testing.assert_array_equal(model.background.upper, direct[patient].background.upper)
+        x, own = arrays[patient], noise[patient]
+        np.testing.assert_allclose(model.log_prob(x, own), direct[patient].log_prob(x, own), rtol=1e-12)
+        np.testing.assert_allclose(
+            model.responsibilities(x, own), cohort.obsm[f"{KEY}_resp"][ids == patient], atol=1e-14
+        )
+
+
+def test_a_patient_of_a_shared_mixture_keeps_its_share_of_background():
+    cohort = fit(make_corrected(), component_sharing="global", **ALL | {"k_comps": 2})
+    ids, resp = cohort.obs["patient"].to_numpy(), cohort.obsm[f"{KEY}_resp"]
+    for patient, model in cohortgmm.read_gmm(cohort).items():
+        np.testing.assert_allclose(model.weights, resp[ids == patient].mean(axis=0), rtol=1e-9)
+        own = cohort.obs[f"{KEY}_background"][ids == patient].mean()
+        assert model.background.amp == pytest.approx(own, rel=1e-9)
+
+
+def test_without_a_background_there_is_none():
+    for model in cohortgmm.read_gmm(fit(make_corrected(), missing=True, max_iter=5, n_init=1)).values():
+        assert model.background is None
 
 
 # read_gmm

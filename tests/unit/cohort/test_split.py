@@ -7,10 +7,12 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+from corrected import make_corrected
 from projects import make_cohort
 from scipy import sparse
 
 from cohortgmm.cohort.cells import PatientCells
+from cohortgmm.cohort.reading import Embedding
 from cohortgmm.cohort.split import check_finite, split_file, split_patients
 from cohortgmm.cohort.tables import read_rows
 from cohortgmm.errors import DataError
@@ -53,9 +55,11 @@ def test_every_cell_goes_to_its_patient():
         "reason": "",
     }
     x = np.arange(18).reshape(9, 2)
-    cells = result.cells_of("b", x)
+    cells = result.cells_of("b", Embedding(x, ("one", "two")))
     np.testing.assert_array_equal(cells.x, x[[0, 2, 4, 5]])
     assert cells.positions.dtype == np.int64
+    assert cells.feature_names == ("one", "two")
+    assert cells.noise is None
 
 
 def test_a_patients_mask_does_not_depend_on_the_others():
@@ -77,15 +81,16 @@ def test_the_share_of_fitted_cells(train_size, n_train):
 
 def test_the_cells_of_all_patients_together():
     x = np.arange(14).reshape(7, 2)
+    source = Embedding(x, ("one", "two"))
     result = split(np.array(list("bababab"), dtype=object))
-    (cells,) = result.parts(x, "global")
+    (cells,) = result.parts(source, "global")
     assert cells.patient == ALL_PATIENTS
     assert cells.patients == ("a", "b")
     assert cells.owner.tolist() == [0, 0, 0, 1, 1, 1, 1]
     assert cells.positions.tolist() == [1, 3, 5, 0, 2, 4, 6]
     np.testing.assert_array_equal(cells.x, x[[1, 3, 5, 0, 2, 4, 6]])
     np.testing.assert_array_equal(cells.train, np.concatenate([result.train["a"], result.train["b"]]))
-    assert [part.patient for part in result.parts(x, "sample_specific")] == ["a", "b"]
+    assert [part.patient for part in result.parts(source, "sample_specific")] == ["a", "b"]
 
 
 def test_small_patients_stop_the_run():
@@ -144,8 +149,24 @@ def test_values_that_are_not_finite_are_counted(dtype, make):
         check_finite(make(x), OWNERS, "obsm['X_pca']")
     assert str(caught.value) == (
         "obsm['X_pca'] has 4 NaN or infinite values in 3 cells, the first in patient 'a': "
-        "remove these cells or recompute the embedding"
+        "remove these cells or recompute the embedding, or set missing if NaN are missing features"
     )
+
+
+@pytest.mark.parametrize("make", [np.asarray, np.asfortranarray, sparse.csr_matrix], ids=["dense", "fortran", "sparse"])
+def test_nan_may_be_missing_features_but_nothing_may_be_infinite(make):
+    x = np.arange(12.0).reshape(4, 3) - 1
+    x[0, 0] = x[2, 1] = np.nan
+    check_finite(make(x), OWNERS, "X", missing=True)
+    with pytest.raises(DataError, match=r"^X has 2 NaN or infinite values in 2 cells, the first in patient 'a': "):
+        check_finite(make(x), OWNERS, "X")
+    x[1, 2], x[3, 0], x[3, 1] = np.inf, -np.inf, np.nan
+    with pytest.raises(DataError) as caught:
+        check_finite(make(x), OWNERS, "X", missing=True)
+    assert str(caught.value) == (
+        "X has 2 infinite values in 2 cells, the first in patient 'b': remove these cells or recompute the embedding"
+    )
+    check_finite(make(x), OWNERS, "X", used=np.array([0, 2]), missing=True)  # the others are left out
 
 
 def test_large_finite_values_and_integers_pass():
@@ -231,6 +252,66 @@ def test_sparse_x_is_split_into_dense_arrays(files):
     cohort = ad.AnnData(sparse.csc_matrix(cohort.obsm["X_pca"]), obs=cohort.obs)
     cells = PatientCells.load(files(cohort, use_rep=None) / "P2.npz")
     np.testing.assert_array_equal(cells.x, cohort.X[60:120].toarray())
+
+
+@pytest.mark.parametrize("sharing", ["sample_specific", "global"])
+def test_noise_is_split_like_the_cells(files, sharing):
+    cohort = make_corrected()
+    cohort = cohort[np.random.default_rng(0).permutation(cohort.n_obs)].copy()
+    covariances = cohort.obsm["X_pca_var"][:, :, None] * np.eye(2) + 0.05
+    cohort.obsm["flat"] = covariances.reshape(-1, 4)
+    x, ids = cohort.obsm["X_pca"], cohort.obs["patient"].to_numpy()
+    for key, noise in (("X_pca_var", cohort.obsm["X_pca_var"]), ("flat", covariances)):
+        folder = files(cohort, noise={"obsm": key, "layer": None}, missing=True, component_sharing=sharing)
+        for path in folder.iterdir():
+            cells = PatientCells.load(path)
+            assert cells.feature_names == ("PC1", "PC2")
+            np.testing.assert_array_equal(cells.x, x[cells.positions])
+            np.testing.assert_array_equal(cells.noise, noise[cells.positions])
+            if sharing == "sample_specific":
+                np.testing.assert_array_equal(np.flatnonzero(ids == cells.patient), cells.positions)
+                assert np.isnan(cells.x[:, 1]).any()
+    assert len(list(folder.iterdir())) == (1 if sharing == "global" else 3)
+
+
+def test_noise_of_x_itself_is_a_layer(files):
+    cohort = make_cohort()
+    x = np.abs(cohort.obsm["X_pca"])
+    cohort = ad.AnnData(sparse.csr_matrix(x), obs=cohort.obs, layers={"noise": sparse.csr_matrix(2 * x)})
+    cohort.var_names = ["g1", "g2", "g3"]
+    cells = PatientCells.load(files(cohort, use_rep=None, noise={"obsm": None, "layer": "noise"}) / "P2.npz")
+    np.testing.assert_array_equal(cells.x, x[60:120])
+    np.testing.assert_array_equal(cells.noise, 2 * x[60:120])
+    assert cells.feature_names == ("g1", "g2", "g3")
+
+
+def test_gaps_and_noise_that_cannot_be_used_are_named(files):
+    with pytest.raises(DataError, match=r"^obsm\['X_pca'\] has \d+ NaN or infinite .* set missing if NaN are missing"):
+        files(make_corrected())
+    cohort = make_corrected()
+    cohort.obsm["X_pca"][90, 1] = np.inf
+    with pytest.raises(
+        DataError, match=r"^obsm\['X_pca'\] has 1 infinite values in 1 cells, the first in patient 'P2'"
+    ):
+        files(cohort, missing=True)
+    cohort = make_corrected()
+    cohort.obsm["X_pca_var"][90, 1] = -1
+    with pytest.raises(DataError, match=r"^patient 'P2': the noise of cell 10 is no covariance: variances must be at"):
+        files(cohort, missing=True, noise={"obsm": "X_pca_var", "layer": None})
+    with pytest.raises(DataError, match=r"^noise\.obsm: key of obsm 'X_var' .* did you mean 'X_pca_var'\?"):
+        files(cohort, missing=True, noise={"obsm": "X_var", "layer": None})
+    with pytest.raises(DataError, match=r"^noise: obsm\['X_pca'\] must be variances of shape \(240, 1\), or"):
+        files(cohort, use_rep=None, noise={"obsm": "X_pca", "layer": None})
+
+
+def test_noise_that_cannot_be_used_leaves_the_files_alone(files):
+    folder = files(make_corrected(), missing=True)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    cohort = make_corrected()
+    cohort.obsm["X_pca_var"][90, 1] = -1
+    with pytest.raises(DataError, match="patient 'P2'"):
+        files(cohort, missing=True, noise={"obsm": "X_pca_var", "layer": None})
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_a_sheet_chooses_patients_and_keeps_a_file_for_the_dropped(files, tmp_path, caplog):

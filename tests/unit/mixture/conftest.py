@@ -5,9 +5,10 @@ from dataclasses import fields
 import numpy as np
 import pytest
 
-from cohortgmm.mixture import em, expectation, partial, screened, tiles
-from cohortgmm.mixture.em import MixtureFit
+from cohortgmm.mixture import expectation, grouped, partial, screened, tiles
+from cohortgmm.mixture.constraints import Constraints, Frozen
 from cohortgmm.mixture.model import GaussianMixture
+from cohortgmm.mixture.result import MixtureFit
 from cohortgmm.mixture.steps import Moments
 
 
@@ -50,6 +51,16 @@ def start_at_cells():
         return GaussianMixture(
             np.full(n_components, 1 / n_components), means, np.repeat(covariance[None], n_components, axis=0)
         )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def floor_only():
+    """Factory of constraints that freeze nothing."""
+
+    def make(n_components, floor, *, strict=False):
+        return Constraints(floor, strict, Frozen.read(None, n_components))
 
     return make
 
@@ -132,5 +143,5 @@ def small_tiles(monkeypatch):
 @pytest.fixture
 def screen_everything(monkeypatch):
     """Fits of full covariances leave out pairs and settled cells, however small they are."""
-    monkeypatch.setattr(em, "_FEW_FEATURES", 0)
-    monkeypatch.setattr(em, "_SMALL_WORK", 0)
+    monkeypatch.setattr(grouped, "_FEW_FEATURES", 0)
+    monkeypatch.setattr(grouped, "_SMALL_WORK", 0)

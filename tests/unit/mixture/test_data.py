@@ -68,6 +68,19 @@ def test_values_that_are_not_finite_are_counted_and_placed_over_all_tiles(make_c
         CellData(x)
 
 
+@pytest.mark.parametrize("value", [np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.usefixtures("small_tiles")
+def test_where_values_may_be_missing_they_are_counted_and_infinite_ones_are_refused(make_cells, value, dtype):
+    x = make_cells(200, 3).astype(dtype)
+    assert CellData(x, missing_allowed=True).n_missing == 0
+    x[3, 1] = x[150, 0] = x[150, 2] = np.nan
+    assert CellData(x, missing_allowed=True).n_missing == 3
+    x[77, 2] = x[77, 0] = x[64, 1] = x[190, 0] = value
+    with pytest.raises(DataError, match=r"^4 infinite values, the first in cell 64"):
+        CellData(x, missing_allowed=True)
+
+
 @pytest.mark.parametrize("n_features", [1, 3])
 @pytest.mark.parametrize("offset", [0.0, 1e5])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

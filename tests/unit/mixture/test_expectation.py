@@ -5,8 +5,9 @@ import pytest
 
 from cohortgmm.mixture import expectation
 from cohortgmm.mixture.data import CellData
-from cohortgmm.mixture.expectation import DenseExpectation, QuadraticExpectation, responsibilities
+from cohortgmm.mixture.expectation import DenseExpectation, QuadraticExpectation
 from cohortgmm.mixture.model import GaussianMixture
+from cohortgmm.mixture.posterior import responsibilities
 from cohortgmm.mixture.screened import ScreenedExpectation
 
 COVARIANCE_TYPES = ["full", "diag"]

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from cohortgmm.errors import SingularCovarianceError
-from cohortgmm.mixture.data import CellData
 from cohortgmm.mixture.gaussian import covariance_floor, factorize, floor_covariances, whiten
+from cohortgmm.mixture.measurements import Measurements
 from cohortgmm.mixture.model import GaussianMixture
 
 # Matrices here have condition numbers below 1e3, so results keep 1e-16 × 1e3 of relative precision and some room.
@@ -86,12 +86,12 @@ def test_densities_keep_their_digits_far_from_the_origin():
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_covariance_floor_is_eps_or_for_robust_one_percent_of_the_mean_variance(dtype):
     x = (np.random.default_rng(0).normal(size=(100, 3)) * [1, 2, 3]).astype(dtype)
-    cells = CellData(x)
-    assert covariance_floor(cells, 1e-4, "guarded") == 1e-4
-    assert covariance_floor(cells, 1e-4, "strict") == 1e-4
+    variances = Measurements(x).variances
+    assert covariance_floor(variances, 1e-4, "guarded") == 1e-4
+    assert covariance_floor(variances, 1e-4, "strict") == 1e-4
     expected = 0.01 * x.astype(np.float64).var(axis=0).mean()
-    assert covariance_floor(cells, 1e-4, "robust") == pytest.approx(expected, rel=1e-12)
-    assert covariance_floor(cells, 10.0, "robust") == 10.0
+    assert covariance_floor(variances, 1e-4, "robust") == pytest.approx(expected, rel=1e-12)
+    assert covariance_floor(variances, 10.0, "robust") == 10.0
 
 
 def mixed_covariances(n_features, floor, covariance_type):

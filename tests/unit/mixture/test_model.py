@@ -211,6 +211,15 @@ def test_cells_of_the_wrong_shape_are_refused(make_mixture, method, shape):
         getattr(make_mixture(2, 2), method)(np.zeros(shape))
 
 
+@pytest.mark.parametrize("method", ["log_prob", "responsibilities"])
+@pytest.mark.parametrize("value", [np.inf, -np.inf])
+def test_cells_with_infinite_values_are_refused(make_mixture, method, value):
+    x = np.zeros((5, 2))
+    x[3, 1], x[2, 0] = value, np.nan  # a missing feature is none of them
+    with pytest.raises(DataError, match=r"^1 infinite values, the first in cell 3"):
+        getattr(make_mixture(2, 2), method)(x)
+
+
 def test_no_cells_have_no_densities(make_mixture):
     model = make_mixture(3, 2)
     assert model.log_prob(np.empty((0, 2))).shape == (0,)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from cohortgmm.errors import SingularCovarianceError
-from cohortgmm.mixture import em
-from cohortgmm.mixture.data import CellData
+from cohortgmm.mixture import run
 from cohortgmm.mixture.em import fit_mixture
+from cohortgmm.mixture.measurements import Measurements
 from cohortgmm.mixture.model import GaussianMixture
 from cohortgmm.mixture.moves import move, moves
 from cohortgmm.mixture.start import STARTS
@@ -91,7 +91,7 @@ def crossroads(order=(0, 1, 2, 3, 4), covariance_type="full"):
 @pytest.mark.usefixtures("small_tiles")
 def test_the_first_move_merges_the_two_on_one_cluster_and_splits_the_one_on_two(covariance_type, order, n_threads):
     x, model, (i, j, k) = crossroads(order, covariance_type)
-    assert next(moves(CellData(x, n_threads), model)) == (min(i, j), max(i, j), k)
+    assert next(moves(Measurements(x, n_threads=n_threads), model)) == (min(i, j), max(i, j), k)
 
 
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
@@ -109,18 +109,18 @@ def test_moves_come_in_the_order_of_the_criteria(make_mixture, covariance_type, 
     pairs = sorted(itertools.combinations(range(6), 2), key=lambda pair: -similarity[pair])
     splits = sorted(range(6), key=lambda k: -divergence[k])
     expected = [(i, j, k) for i, j in pairs[:3] for k in [k for k in splits if k not in (i, j)][:2]]
-    assert list(moves(CellData(x), model)) == expected
+    assert list(moves(Measurements(x), model)) == expected
 
 
 def test_moves_are_few_and_possible(make_mixture):
     model = make_mixture(6, 3)
-    tried = list(moves(CellData(model.sample(300, 0)[0]), model))
+    tried = list(moves(Measurements(model.sample(300, 0)[0]), model))
     assert len(tried) == len(set(tried)) == 6
     for i, j, k in tried:
         assert 0 <= i < j < 6
         assert k not in (i, j)
         assert 0 <= k < 6
-    assert len(list(moves(CellData(model.sample(300, 0)[0]), make_mixture(3, 3)))) == 3
+    assert len(list(moves(Measurements(model.sample(300, 0)[0]), make_mixture(3, 3)))) == 3
 
 
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
@@ -159,7 +159,7 @@ def test_every_round_makes_one_move(monkeypatch, make_cells, rounds):
         asked.append(model)
         return moves(cells, model)
 
-    monkeypatch.setattr(em, "moves", spy)
+    monkeypatch.setattr(run, "moves", spy)
     x = make_cells(300, 2, n_components=8, spread=2.0)
     fit_mixture(x, 7, init="random", split_merge=rounds)
     assert len(asked) == rounds
@@ -172,7 +172,7 @@ def test_rounds_end_without_a_gain(monkeypatch, make_cells):
         asked.append(model)
         return iter([])
 
-    monkeypatch.setattr(em, "moves", none_better)
+    monkeypatch.setattr(run, "moves", none_better)
     fit_mixture(make_cells(100, 2), 3, split_merge=5)
     assert len(asked) == 1
 
@@ -181,7 +181,7 @@ def test_rounds_end_without_a_gain(monkeypatch, make_cells):
 def test_fewer_than_three_components_make_no_moves(monkeypatch, make_cells, assert_bit_identical, n_components):
     x = make_cells(100, 2)
     without = fit_mixture(x, n_components)
-    monkeypatch.setattr(em, "moves", None)
+    monkeypatch.setattr(run, "moves", None)
     assert_bit_identical(fit_mixture(x, n_components, split_merge=3), without)
 
 
@@ -192,7 +192,7 @@ def test_dead_components_are_moved_without_harm(make_mixture, covariance_type, d
     weights = np.where(np.isin(np.arange(5), dead), 0.0, model.weights)
     model = GaussianMixture(weights / weights.sum(), model.means, model.covariances)
     x = model.sample(200, 0)[0]
-    tried = list(moves(CellData(x), model))
+    tried = list(moves(Measurements(x), model))
     assert len(tried) == 6
     assert all(i in dead or j in dead for i, j, _ in tried[:4]), "to merge them costs nothing"
     assert not any(k in dead for _, _, k in tried), "there is nothing to split in them"
@@ -226,7 +226,7 @@ def test_a_move_that_ends_in_a_singular_covariance_is_skipped(monkeypatch, make_
 
     options = {"singularity_handling": handling, "eps": 1e-4}
     without = fit_mixture(x, 3, **options)
-    monkeypatch.setattr(em, "move", on_one_cell)
+    monkeypatch.setattr(run, "move", on_one_cell)
     moved = fit_mixture(x, 3, split_merge=1, **options)
     assert started
     if handling == "strict":

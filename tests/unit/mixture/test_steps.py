@@ -7,6 +7,7 @@ from cohortgmm.errors import SingularCovarianceError
 from cohortgmm.mixture.data import CellData
 from cohortgmm.mixture.em import fit_mixture
 from cohortgmm.mixture.expectation import DenseExpectation
+from cohortgmm.mixture.model import GaussianMixture
 from cohortgmm.mixture.steps import Moments, maximize
 
 COVARIANCE_TYPES = ["full", "diag"]
@@ -74,9 +75,9 @@ def test_cells_add_to_the_moments_of_their_component(
 
 
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
-def test_maximisation_is_the_weighted_mean_and_covariance(make_mixture, make_cells, covariance_type):
+def test_maximisation_is_the_weighted_mean_and_covariance(make_mixture, make_cells, floor_only, covariance_type):
     model, x = make_mixture(3, 3, covariance_type), make_cells(400, 3)
-    updated, floored = maximize(expect(x, model), model.means, 1e-9, strict=True)
+    updated, floored = maximize(expect(x, model), model, floor_only(3, 1e-9, strict=True))
     resp = model.responsibilities(x)
     np.testing.assert_allclose(updated.weights, resp.mean(axis=0), rtol=1e-12)
     for k in range(3):
@@ -92,11 +93,11 @@ def test_maximisation_is_the_weighted_mean_and_covariance(make_mixture, make_cel
 
 
 @pytest.mark.parametrize("suspected", [[False, False, False], [True, True, True], [True, False, False]])
-def test_maximisation_does_not_depend_on_what_is_suspected(make_mixture, make_cells, suspected):
+def test_maximisation_does_not_depend_on_what_is_suspected(make_mixture, make_cells, floor_only, suspected):
     model, x = make_mixture(3, 3), make_cells(400, 3)
     moments = expect(x, model)
-    expected, _ = maximize(moments, model.means, 1e-9, strict=False)
-    updated, floored = maximize(moments, model.means, 1e-9, strict=False, suspected=np.array(suspected))
+    expected, _ = maximize(moments, model, floor_only(3, 1e-9))
+    updated, floored = maximize(moments, model, floor_only(3, 1e-9), suspected=np.array(suspected))
     for name, array in updated.arrays().items():
         assert np.array_equal(array, getattr(expected, name))
     assert not floored.any()
@@ -104,19 +105,22 @@ def test_maximisation_does_not_depend_on_what_is_suspected(make_mixture, make_ce
 
 
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
-def test_a_dead_component_loses_its_weight_and_stays_finite(covariance_type):
+def test_a_dead_component_loses_its_weight_and_stays_finite(floor_only, covariance_type):
     second = np.array([4.0, 0.0])[:, None] * np.ones((2, 3))
     if covariance_type == "full":
         second = second[:, :, None] * np.eye(3)
     moments = Moments(np.array([4.0, 0.0]), np.zeros((2, 3)), second, -1.0, 4)
     means = np.arange(6.0).reshape(2, 3)
-    model, floored = maximize(moments, means, 1e-3, strict=False)
+    before = GaussianMixture(
+        [0.5, 0.5], means, np.ones((2, 3)) if covariance_type == "diag" else np.stack([np.eye(3)] * 2)
+    )
+    model, floored = maximize(moments, before, floor_only(2, 1e-3))
     assert model.weights.tolist() == [1.0, 0.0]
     assert np.array_equal(model.means, means)
     np.testing.assert_allclose(model.full_covariances, [np.eye(3), 1e-3 * np.eye(3)], rtol=1e-14)
     assert floored.tolist() == [False, True]
     with pytest.raises(SingularCovarianceError, match="component 1 of 2"):
-        maximize(moments, means, 1e-3, strict=True)
+        maximize(moments, before, floor_only(2, 1e-3, strict=True))
 
 
 def assert_second_of_three_died(fit):

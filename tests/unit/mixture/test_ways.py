@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 
-from cohortgmm.mixture import em, partial
+from cohortgmm.mixture import em, grouped, partial
 from cohortgmm.mixture.data import CellData
 from cohortgmm.mixture.em import fit_mixture
 from cohortgmm.mixture.expectation import DenseExpectation, QuadraticExpectation
+from cohortgmm.mixture.grouped import expectation_of
+from cohortgmm.mixture.measurements import Measurements
 from cohortgmm.mixture.partial import ListedExpectation, PartialExpectation
 from cohortgmm.mixture.screened import ScreenedExpectation
 from cohortgmm.mixture.start import STARTS
@@ -45,7 +47,7 @@ def overlapping(make_mixture):
 
 def dense_fit(x, n_components, **options):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(em, "_expectation", lambda cells, *_: DenseExpectation(cells))
+        patch.setattr(em, "expectation_of", lambda cells, *_: DenseExpectation(cells.whole))
         return fit_mixture(x, n_components, **options)
 
 
@@ -61,8 +63,8 @@ def dense_fit(x, n_components, **options):
     ],
 )
 def test_the_way_follows_from_the_shape(n, n_features, n_components, covariance_type, expected):
-    cells = CellData(np.broadcast_to(np.float32(1.0), (n, n_features)))
-    assert type(em._expectation(cells, n_components, covariance_type)) is expected
+    cells = Measurements(np.broadcast_to(np.float32(1.0), (n, n_features)))
+    assert type(expectation_of(cells, n_components, covariance_type)) is expected
 
 
 def test_screened_fits_converge_where_dense_ones_do(overlapping, screened_way, calls):
@@ -150,15 +152,15 @@ def threaded(monkeypatch, make_cells, small_tiles, request):
     """Cells of a shape that takes one of the ways, and options; its work is cut into several tiles."""
     n, n_features, n_components, covariance_type = SHAPES[request.param]
     if "screened" in request.param:
-        monkeypatch.setattr(em, "_FEW_FEATURES", 0)
-        monkeypatch.setattr(em, "_SMALL_WORK", 0)
+        monkeypatch.setattr(grouped, "_FEW_FEATURES", 0)
+        monkeypatch.setattr(grouped, "_SMALL_WORK", 0)
         monkeypatch.setattr(partial, "_FEW_PRODUCTS", 0)
     x = make_cells(n, n_features, n_components=n_components, spread=0.9)
     options = {"covariance_type": covariance_type, "max_iter": 8, "tol": 0, "n_init": 2}
-    way = em._expectation(CellData(x), n_components, covariance_type)
+    way = expectation_of(Measurements(x), n_components, covariance_type)
     assert type(way).__name__.lower().startswith(request.param.split()[0])
     assert len(CellData(x).tiles(way.cells.n_features * n_components)) > 3
-    assert len(getattr(way, "_tiles", range(4))) > 3
+    assert len(way.tiles if isinstance(way, ScreenedExpectation) else getattr(way, "_tiles", range(4))) > 3
     return x, n_components, options
 
 

@@ -5,6 +5,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.patches import Ellipse
 
 from cohortgmm.errors import DataError
+from cohortgmm.mixture.background import Background
 from cohortgmm.mixture.model import GaussianMixture
 from cohortgmm.plots.patient import ellipse_axes, plot_patient, type_counts
 from cohortgmm.plots.style import component_colors
@@ -145,3 +146,28 @@ def test_patient_repeats_byte_for_byte(options, assert_repeatable):
 def test_a_patient_without_scores_is_named(options):
     with pytest.raises(DataError, match="no scores of patient 'P77'"):
         plot_patient(**options | {"patient": "P77"})
+
+
+def test_cells_with_gaps_count_but_have_no_place(options, assert_legible):
+    """With a background the weights on the page are shares of all cells, and sum to less than one."""
+    model, x = options["model"], options["x"].copy()
+    model = model.with_background(Background(np.full(3, -20.0), np.full(3, 20.0), 0.3))
+    x[::3, 0] = x[1::3, 1] = np.nan
+    figure = plot_patient(**options | {"x": x, "model": model})
+    assert_legible(figure)
+    assert figure.get_suptitle() == "P0: 300 cells, k = 5 by BIC"
+    ax = panel(figure, "components in PC1 and PC2")
+    (dots,) = [dots for dots in ax.collections if dots.get_gid() == "cells"]
+    places = np.ma.masked_invalid(dots.get_offsets())
+    assert (~np.ma.getmaskarray(places).any(axis=1)).sum() == 100
+    assert {text.get_text() for text in ax.texts} == {f"{k}: {model.weights[k]:.1%}" for k in range(K)}
+    assert len(cells(panel(figure, "components on the UMAP"))) == 270
+
+
+def test_gaps_in_a_single_feature_are_left_out_of_the_histogram(options):
+    model = GaussianMixture([0.3, 0.7], [[0.0], [9.0]], [[[1.0]], [[2.0]]])
+    x, components = model.sample(500, 0)
+    x[::4] = np.nan
+    one = {"x": x, "components": components, "model": model, "feature_names": ["PC1"], "umap": None, "cell_types": None}
+    ax = panel(plot_patient(**options | one), "components")
+    assert sum(bar.get_width() * bar.get_height() for bar in ax.patches) == pytest.approx(1)

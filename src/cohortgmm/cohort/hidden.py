@@ -1,0 +1,205 @@
+"""From the configuration of a fit to the arguments of :func:`cohortgmm.fit_mixture`: gates, functions, files."""
+
+import importlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from cohortgmm.cohort.cells import PatientCells
+from cohortgmm.errors import ConfigError
+from cohortgmm.mixture.background import Background
+from cohortgmm.mixture.model import GaussianMixture
+
+
+def fit_arguments(options: Mapping[str, Any], cells: PatientCells) -> dict[str, Any]:
+    """Arguments of a fit, the same for all its candidates.
+
+    Parameters
+    ----------
+    options
+        As :meth:`cohortgmm.config.GmmConfig.fit_options` gives them; a notebook may have put functions, a
+        :class:`~cohortgmm.Background` or a mixture in the place of what describes them.
+    cells
+        The patient.
+
+    Returns
+    -------
+    dict
+        For :func:`cohortgmm.fit_mixture`, but for the cells, their noise, k and the seed.
+
+    Raises
+    ------
+    ConfigError
+        If a feature, function or file is not there or does not fit the cells.
+    """
+    arguments = dict(options)
+    reference, frozen = arguments.pop("reference"), arguments["frozen"]
+    if reference is not None:
+        arguments["initial"] = reference if isinstance(reference, GaussianMixture) else GaussianMixture.load(reference)
+        arguments["frozen"] = {"mean": "all", "covar": "all"} if frozen is None else frozen
+    arguments["completeness"] = _completeness(arguments["completeness"], cells)
+    arguments["background"] = _background(arguments["background"], cells)
+    if isinstance(arguments["noise_at"], str):
+        arguments["noise_at"] = load_function(arguments["noise_at"])
+    return arguments
+
+
+def describe_arguments(
+    *, noise=None, noise_at=None, completeness=None, background=None, reference=None, frozen=None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a notebook gives, as the configuration would say it, and the objects that it cannot say.
+
+    Returns
+    -------
+    described : dict
+        For :func:`cohortgmm.config.read_gmm_options`.
+    objects : dict
+        To be put over :meth:`cohortgmm.config.GmmConfig.fit_options`.
+    """
+    described: dict[str, Any] = {"completeness": completeness, "reference": None, "frozen": frozen}
+    objects: dict[str, Any] = {}
+    if noise_at is not None and noise is None:
+        raise ConfigError("noise_at is about cells with noise, which is not given")
+    if noise is not None:
+        if isinstance(noise, str):
+            noise = {"obsm": noise}
+        by_key = isinstance(noise, Mapping) and all(isinstance(key, str | None) for key in noise.values())
+        described["noise"] = dict(noise) if by_key else {"obsm": "an array"}
+    if noise_at is not None:
+        described["noise"] = {**described["noise"], "at": _name_of(noise_at)}
+        objects["noise_at"] = noise_at
+    if completeness is not None and not isinstance(completeness, Mapping):
+        if not callable(completeness):
+            raise ConfigError(f"completeness must be a function or gates, got {completeness!r}")
+        described["completeness"], objects["completeness"] = {"function": _name_of(completeness)}, completeness
+    if isinstance(background, Mapping):
+        background = {
+            key: np.asarray(value).tolist() if key in ("lower", "upper") and value is not None else value
+            for key, value in background.items()
+        }
+    if isinstance(background, Background):
+        corners = {"lower": background.lower.tolist(), "upper": background.upper.tolist()}
+        background = {**asdict(background), **corners}
+    described["background"] = background
+    if reference is not None:
+        try:
+            model = reference if isinstance(reference, GaussianMixture) else GaussianMixture.load(reference)
+        except FileNotFoundError:
+            raise ConfigError(f"reference: no such file: {reference}") from None
+        described["reference"], objects["reference"] = "a mixture" if model is reference else str(reference), model
+    if isinstance(frozen, Mapping):
+        described["frozen"] = {
+            kind: numbers if isinstance(numbers, str) else np.atleast_1d(numbers).tolist()
+            for kind, numbers in frozen.items()
+        }
+    return described, objects
+
+
+def _name_of(thing: Any) -> str:
+    name = getattr(thing, "__name__", "")
+    return f"{thing.__module__}:{name}" if name.isidentifier() else "notebook:function"
+
+
+def load_function(name: str) -> Callable:
+    """The function that a text such as ``file.py:function`` or ``module:function`` names."""
+    source, _, function = name.rpartition(":")
+    try:
+        module = _module_of_file(Path(source)) if source.endswith(".py") else importlib.import_module(source)
+    except Exception as error:  # anything may happen in a user's file
+        raise ConfigError(f"{name}: cannot be imported: {type(error).__name__}: {error}") from error
+    found = getattr(module, function, None)
+    if not hasattr(module, function):
+        raise ConfigError(f"{name}: {source} has no {function}")
+    if not callable(found):
+        raise ConfigError(f"{name}: {function} is {found!r}, not a function")
+    return found
+
+
+def _module_of_file(path: Path) -> ModuleType:
+    """The module in a file, read again every time: a cache could hold an older one."""
+    module = ModuleType(path.stem)
+    module.__file__ = str(path)
+    before = sys.modules.get(path.stem)
+    sys.modules[path.stem] = module  # dataclasses look their module up
+    try:
+        exec(compile(path.read_bytes(), path, "exec"), module.__dict__)
+    finally:
+        if before is not None:
+            sys.modules[path.stem] = before
+    return module
+
+
+class Gates:
+    """Completeness of cells that fulfil some conditions, times a function.
+
+    Parameters
+    ----------
+    gates
+        Each with ``inside``, ``outside`` or ``half_space`` and ``at_least``; see the configuration.
+    function
+        Another completeness function; None for none.
+    feature_names
+        (D,) names of the features.
+    """
+
+    def __init__(
+        self, gates: Sequence[Mapping[str, Any]], function: Callable | None, feature_names: Sequence[str]
+    ) -> None:
+        self._gates, self._function = gates, function
+        self._columns = {name: i for i, name in enumerate(feature_names)}
+        for gate in gates:
+            for name in {**(gate["inside"] or {}), **(gate["outside"] or {}), **(gate["half_space"] or {})}:
+                if name not in self._columns:
+                    known = ", ".join([*feature_names][:12]) + (", ..." if len(feature_names) > 12 else "")
+                    raise ConfigError(f"gmm.completeness: no feature {name!r}; known: {known}")
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """(m,) probabilities at places (m, D); NaN where a feature is missing that matters."""
+        result = np.ones(len(x))
+        for gate in self._gates:
+            result *= self._passes(gate, x)
+        return result if self._function is None else result * self._function(x)
+
+    def _passes(self, gate: Mapping[str, Any], x: np.ndarray) -> np.ndarray:
+        if gate["half_space"]:
+            total = sum(factor * x[:, self._columns[name]] for name, factor in gate["half_space"].items())
+            return np.where(np.isnan(total), np.nan, total >= gate["at_least"])
+        inside = np.ones((len(x), 0))
+        for name, (low, high) in (gate["inside"] or gate["outside"]).items():
+            values = x[:, self._columns[name]]
+            low, high = -np.inf if low is None else low, np.inf if high is None else high
+            between = np.where(np.isnan(values), np.nan, (values >= low) & (values <= high))
+            inside = np.column_stack([inside, between])
+        # Outside in one feature is outside, whatever the missing ones are.
+        within = np.where((inside == 0).any(axis=1), 0.0, inside.prod(axis=1))
+        return within if gate["inside"] else 1.0 - within
+
+
+def _completeness(described: Any, cells: PatientCells) -> Callable | None:
+    if described is None or callable(described):
+        return described
+    if not isinstance(described, Mapping):
+        raise ConfigError(f"completeness must be a function or gates, got {described!r}")
+    function = described["function"]
+    function = None if function is None else load_function(function)
+    return Gates(described["gates"], function, cells.feature_names) if described["gates"] else function
+
+
+def _background(described: Any, cells: PatientCells) -> Background | None:
+    if described is None or isinstance(described, Background):
+        return described
+    d = cells.x.shape[1]
+    corners = {}
+    for name, extreme in (("lower", np.fmin), ("upper", np.fmax)):
+        corner = described[name]
+        if corner is None:
+            corner = extreme.reduce(cells.measured(), axis=0)
+        elif np.ndim(corner) == 1 and len(corner) != d:
+            raise ConfigError(f"gmm.background.{name} has {len(corner)} numbers for {d} features")
+        corners[name] = np.broadcast_to(np.asarray(corner, dtype=np.float64), d)
+    return Background(**{**described, **corners})

@@ -1,0 +1,90 @@
+"""Densities of measured cells under a mixture."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+
+from cohortgmm.mixture.measurements import Group, Measurements
+from cohortgmm.mixture.model import GaussianMixture
+from cohortgmm.mixture.noisy import pairs_of
+from cohortgmm.mixture.posterior import normalize
+
+#: Cells of a tile whose noise is their own.
+_ROWS = 1024
+
+_Result = TypeVar("_Result")
+
+
+def map_joint(
+    function: Callable[[np.ndarray, np.ndarray | None], _Result], cells: Measurements, model: GaussianMixture
+) -> Iterator[tuple[np.ndarray, _Result]]:
+    """Results of ``function`` on all cells, tile by tile.
+
+    Parameters
+    ----------
+    function
+        Gets log(weight × density) of every component (K, n), which it may overwrite, and that of the background (n,)
+        or None.
+    cells
+        The cells.
+    model
+        The mixture.
+
+    Yields
+    ------
+    rows : ndarray
+        (n,) positions of the tile's cells in the data.
+    result
+        What the function returned.
+    """
+    everyone = np.arange(len(cells.whole))
+    for group in cells.groups:
+        rows = everyone[group.rows]
+        evaluate, tiles = _evaluation(group, model)
+        results = group.cells.map(partial(_look, function, evaluate, group, model), tiles)
+        for tile, result in zip(tiles, results, strict=True):
+            yield rows[tile], result
+
+
+def _look(function: Callable, evaluate: Callable, group: Group, model: GaussianMixture, tile: slice):
+    return function(evaluate(tile), group.cells.background_at(tile, model.background))
+
+
+def _evaluation(group: Group, model: GaussianMixture) -> tuple[Callable[[slice], np.ndarray], list[slice]]:
+    """What gives the joint log-densities (K, n) of a tile, and the tiles."""
+    if group.is_uniform:
+        seen = model.seen(group.features, group.noise)
+
+        def evaluate(tile: slice) -> np.ndarray:
+            return seen.joint_log_prob(group.cells.rows(tile) - seen.means[:, None, :])
+
+        return evaluate, group.cells.tiles(seen.means.size)
+
+    def evaluate_pairs(tile: slice) -> np.ndarray:
+        pairs = pairs_of(group, tile, model)
+        for k in range(model.n_components):
+            pairs.evaluate(k, np.arange(pairs.joint.shape[1]))
+            pairs.forget()
+        return pairs.joint
+
+    return evaluate_pairs, [slice(i, min(i + _ROWS, len(group.cells))) for i in range(0, len(group.cells), _ROWS)]
+
+
+def log_prob(model: GaussianMixture, x: np.ndarray, noise: np.ndarray | None) -> np.ndarray:
+    """See :meth:`cohortgmm.GaussianMixture.log_prob`."""
+    result = np.zeros(len(x))
+    cells = Measurements(x, noise, background=model.background)
+    for rows, values in map_joint(lambda *joint: normalize(*joint)[1], cells, model):
+        result[rows] = values
+    return result
+
+
+def responsibilities(model: GaussianMixture, x: np.ndarray, noise: np.ndarray | None) -> np.ndarray:
+    """See :meth:`cohortgmm.GaussianMixture.responsibilities`."""
+    result = np.tile(model.weights, (len(x), 1))
+    cells = Measurements(x, noise, background=model.background)
+    for rows, values in map_joint(lambda *joint: normalize(*joint)[0].T, cells, model):
+        result[rows] = values
+    return result

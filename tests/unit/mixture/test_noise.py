@@ -1,0 +1,174 @@
+"""Measurement noise as users give it: four shapes, checked cell by cell."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cohortgmm.errors import DataError
+from cohortgmm.mixture import tiles
+from cohortgmm.mixture.noise import Noise
+
+N, D = 7, 3
+SHAPES = {"(D,)": (D,), "(D, D)": (D, D), "(n, D)": (N, D), "(n, D, D)": (N, D, D)}
+
+
+def some_noise(shape, seed=0):
+    """Variances or covariances of this shape."""
+    rng = np.random.default_rng(seed)
+    if shape in ((D,), (N, D)):
+        return rng.uniform(0.1, 2.0, size=shape)
+    root = rng.normal(size=shape)
+    return root @ np.swapaxes(root, -1, -2)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_shared", "is_diagonal"),
+    [("(D,)", True, True), ("(D, D)", True, False), ("(n, D)", False, True), ("(n, D, D)", False, False)],
+)
+def test_the_shape_says_whose_noise_it_is(name, is_shared, is_diagonal):
+    given_noise = some_noise(SHAPES[name])
+    noise = Noise.read(given_noise, N, D)
+    assert (noise.shared, noise.is_diagonal, noise.n_features) == (is_shared, is_diagonal, D)
+    assert noise.values is given_noise
+    each = [given_noise] * N if is_shared else list(given_noise)
+    matrices = np.stack([np.diag(own) if is_diagonal else own for own in each])
+    assert np.array_equal(np.broadcast_to(noise.covariances(), (N, D, D)), matrices)
+    assert np.array_equal(np.broadcast_to(noise.variances(), (N, D)), np.diagonal(matrices, axis1=1, axis2=2))
+
+
+@pytest.mark.parametrize("rows", [slice(2, 5), np.array([6, 0, 0, 3]), np.arange(N) % 2 == 0])
+@pytest.mark.parametrize("name", SHAPES)
+def test_some_cells_have_their_own_noise_or_the_shared_one(name, rows):
+    noise = Noise.read(some_noise(SHAPES[name]), N, D)
+    some = noise.of(rows)
+    assert (some.shared, some.is_diagonal) == (noise.shared, noise.is_diagonal)
+    for left, right in ((some.variances(), noise.variances(rows)), (some.covariances(), noise.covariances(rows))):
+        assert np.array_equal(left, right)
+    if noise.shared:
+        assert some is noise
+        assert noise.variances(rows).shape == (D,)
+        assert noise.covariances(rows).shape == (D, D)
+    else:
+        assert np.array_equal(some.covariances(), noise.covariances()[rows])
+        assert np.array_equal(some.variances(), noise.variances()[rows])
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_float32_noise_is_kept_and_given_out_in_double_precision(name):
+    values = some_noise(SHAPES[name]).astype(np.float32)
+    noise = Noise.read(values, N, D)
+    assert noise.values is values
+    assert noise.variances().dtype == noise.covariances().dtype == np.float64
+    assert np.array_equal(noise.covariances(), Noise.read(values.astype(np.float64), N, D).covariances())
+
+
+@pytest.mark.parametrize("values", [[1, 2, 3], np.array([1, 2, 3]), np.array([1, 2, 3], dtype=np.float16), (1.0, 2, 3)])
+def test_other_numbers_become_float64(values):
+    noise = Noise.read(values, N, D)
+    assert noise.values.dtype == np.float64
+    assert noise.values.tolist() == [1.0, 2.0, 3.0]
+
+
+def test_a_square_array_of_as_many_cells_as_features_is_one_covariance_for_all():
+    square = some_noise((D, D))
+    noise = Noise.read(square, D, D)
+    assert (noise.shared, noise.is_diagonal) == (True, False)
+    assert not Noise.read(np.stack([square] * D), D, D).shared
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(), (1,), (D + 1,), (N,), (1, D), (N, D + 1), (N + 1, D), (N, 1), (N, D, 1), (1, D, D), (N, D, D, 1), (0,)],
+)
+def test_other_shapes_are_refused(shape):
+    message = rf"noise must have shape \(n, D\), \(n, D, D\), \(D,\) or \(D, D\) with n = {N} and D = {D}, got \("
+    with pytest.raises(DataError, match=message) as caught:
+        Noise.read(np.ones(shape), N, D)
+    assert str(caught.value).endswith(f"got {shape}")
+
+
+@pytest.mark.parametrize("values", ["much", ["a", "b", "c"], [[1.0, 2.0], [3.0]], [object()] * 3])
+def test_what_is_no_array_of_numbers_is_refused(values):
+    with pytest.raises(DataError, match="noise must be a numeric array: "):
+        Noise.read(values, N, D)
+
+
+@pytest.mark.parametrize("value", [-1e-300, -1.0, -np.inf, np.nan])
+def test_variances_below_zero_are_refused_and_the_first_such_cell_is_named(value):
+    values = some_noise((N, D))
+    values[[4, 6], 1] = value
+    with pytest.raises(
+        DataError, match=r"^the noise of cell 4 is no covariance: variances must be at least 0, not NaN$"
+    ):
+        Noise.read(values, N, D)
+    with pytest.raises(DataError, match=r"^the noise is no covariance: variances must be at least 0, not NaN$"):
+        Noise.read(values[4], N, D)
+
+
+def not_finite(matrix):
+    matrix[0, 1] = matrix[1, 0] = np.nan
+
+
+def infinite(matrix):
+    matrix[2, 2] = np.inf
+
+
+def skew(matrix):
+    matrix[0, 1] += 1e-3 * np.abs(matrix).max()
+
+
+def indefinite(matrix):
+    matrix -= (np.linalg.eigvalsh(matrix)[0] + 1e-3 * np.abs(matrix).max()) * np.eye(D)
+
+
+def negative(matrix):
+    matrix *= -1
+
+
+@pytest.mark.parametrize("spoil", [not_finite, infinite, skew, indefinite, negative])
+def test_matrices_that_are_no_covariances_are_refused_and_the_first_such_cell_is_named(spoil):
+    values = some_noise((N, D, D))
+    for cell in (4, 6):
+        spoil(values[cell])
+    expected = "is no covariance: variances must be at least 0, the matrix finite, symmetric and positive semidefinite$"
+    with pytest.raises(DataError, match=f"^the noise of cell 4 {expected}"):
+        Noise.read(values, N, D)
+    with pytest.raises(DataError, match=f"^the noise {expected}"):
+        Noise.read(values[4], N, D)
+
+
+@pytest.mark.parametrize("shape", [(1000, D), (1000, D, D)])
+def test_a_cell_of_a_later_tile_is_named_too(monkeypatch, shape):
+    monkeypatch.setattr(tiles, "_TILE_VALUES", 1)
+    values = np.ones(shape) if len(shape) == 2 else np.tile(np.eye(D), (1000, 1, 1))
+    values[777, 0] = values[900, 0] = -1.0
+    with pytest.raises(DataError, match="the noise of cell 777 "):
+        Noise.read(values, 1000, D)
+
+
+@pytest.mark.parametrize("shape", SHAPES.values())
+def test_no_noise_at_all_is_noise(shape):
+    assert not Noise.read(np.zeros(shape), N, D).covariances().any()
+
+
+@pytest.mark.parametrize("shape", [(D,), (N, D)])
+def test_infinite_variances_stand_for_missing_features(shape):
+    values = some_noise(shape)
+    values[..., 1] = np.inf
+    assert np.isinf(Noise.read(values, N, D).variances()[..., 1]).all()
+
+
+@settings(max_examples=50, derandomize=True, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), log_scale=st.floats(-8, 8), rank=st.integers(1, D))
+def test_covariances_of_any_rank_pass_even_when_rounded_to_float32(seed, log_scale, rank):
+    root = 10.0**log_scale * np.random.default_rng(seed).normal(size=(N, D, rank))
+    values = (root @ root.transpose(0, 2, 1)).astype(np.float32)
+    taken, largest = Noise.read(values, N, D).covariances(), np.abs(values).max(axis=(1, 2))
+    # Seven digits of the largest element.
+    assert (np.abs(taken - values).max(axis=(1, 2)) <= 1e-6 * largest).all()
+
+
+def test_no_cells_have_noise_too():
+    for shape in ((0, D), (0, D, D)):
+        assert Noise.read(np.empty(shape), 0, D).covariances().shape == (0, D, D)
