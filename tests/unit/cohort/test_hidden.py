@@ -364,6 +364,7 @@ def test_a_reference_keeps_its_shape_unless_something_else_is_asked_for(tmp_path
         (None, {"mean": "all", "covar": "all"}),
         ({"amp": [0], "mean": "all", "covar": []}, {"amp": [0], "mean": "all", "covar": []}),
         ({"amp": [], "mean": [], "covar": []}, {"amp": [], "mean": [], "covar": []}),
+        ({}, {}),
     ):
         found = fit_arguments(options | {"reference": reference, "frozen": frozen}, cells(np.zeros((2, 3))))
         assert "reference" not in found
