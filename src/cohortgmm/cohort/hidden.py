@@ -1,6 +1,7 @@
 """From the configuration of a fit to the arguments of :func:`cohortgmm.fit_mixture`: gates, functions, files."""
 
 import importlib
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -87,6 +88,8 @@ def describe_arguments(
         background = {**asdict(background), **corners}
     described["background"] = background
     if reference is not None:
+        if not isinstance(reference, GaussianMixture | str | os.PathLike):
+            raise ConfigError(f"reference must be a GaussianMixture or the path of one, got {reference!r}")
         try:
             model = reference if isinstance(reference, GaussianMixture) else GaussianMixture.load(reference)
         except FileNotFoundError:
@@ -102,7 +105,7 @@ def describe_arguments(
 
 def _name_of(thing: Any) -> str:
     name = getattr(thing, "__name__", "")
-    return f"{thing.__module__}:{name}" if name.isidentifier() else "notebook:function"
+    return f"{getattr(thing, '__module__', None) or 'notebook'}:{name}" if name.isidentifier() else "notebook:function"
 
 
 def load_function(name: str) -> Callable:
@@ -122,15 +125,11 @@ def load_function(name: str) -> Callable:
 
 def _module_of_file(path: Path) -> ModuleType:
     """The module in a file, read again every time: a cache could hold an older one."""
-    module = ModuleType(path.stem)
+    name = f"_cohortgmm_{path.stem}"  # a name of its own: it must hide no module of the same name
+    module = ModuleType(name)
     module.__file__ = str(path)
-    before = sys.modules.get(path.stem)
-    sys.modules[path.stem] = module  # dataclasses look their module up
-    try:
-        exec(compile(path.read_bytes(), path, "exec"), module.__dict__)
-    finally:
-        if before is not None:
-            sys.modules[path.stem] = before
+    sys.modules[name] = module  # dataclasses look their module up
+    exec(compile(path.read_bytes(), path, "exec"), module.__dict__)
     return module
 
 
@@ -202,4 +201,11 @@ def _background(described: Any, cells: PatientCells) -> Background | None:
         elif np.ndim(corner) == 1 and len(corner) != d:
             raise ConfigError(f"gmm.background.{name} has {len(corner)} numbers for {d} features")
         corners[name] = np.broadcast_to(np.asarray(corner, dtype=np.float64), d)
+    empty = np.flatnonzero(~(corners["lower"] < corners["upper"]))
+    if len(empty):
+        name = cells.feature_names[empty[0]] if cells.feature_names else f"feature {empty[0]}"
+        raise ConfigError(
+            f"gmm.background: the box is empty in {name}, from {corners['lower'][empty[0]]:.6g} to "
+            f"{corners['upper'][empty[0]]:.6g}: give lower and upper, or leave a constant feature out"
+        )
     return Background(**{**described, **corners})

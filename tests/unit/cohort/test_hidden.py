@@ -220,7 +220,6 @@ def test_an_attribute_error_of_the_file_is_told(user_file):
     )
 
 
-@pytest.mark.xfail(strict=True, reason="the user's module stays in sys.modules under the name of its file")
 def test_the_name_of_a_file_hides_no_module(user_file, monkeypatch):
     """A file called secrets.py must not become what everybody else imports as `secrets`."""
     monkeypatch.delitem(sys.modules, "secrets", raising=False)

@@ -331,6 +331,24 @@ def test_a_far_outlier_takes_one_component(name, covariance_type, distance):
 
 @pytest.mark.parametrize("name", list(SOME))
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+@pytest.mark.parametrize("distance", [1e4, 1e7, 1e9])
+def test_an_outlier_in_the_only_component_does_not_end_it_below_its_start(name, covariance_type, distance):
+    """The smallest eigenvalues are lost beside that of the outlier: whatever digits are left, EM has not to fall."""
+    x = blobs(d=3)
+    x[7] = distance * np.array([1.0, 1.1, 0.9])
+    problem = hide(x, SOME[name], kept=[7])
+    try:
+        fit = problem.fit(1, covariance_type=covariance_type)
+    except CohortgmmError:
+        return
+    assert np.isfinite(fit.model.covariances).all()
+    assert fit.log_likelihood >= fit.history[0] - 1e-6
+    if distance == 1e4:
+        assert_right(fit, problem)
+
+
+@pytest.mark.parametrize("name", list(SOME))
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
 @pytest.mark.parametrize("n_distinct", [1, 5])
 def test_cells_that_are_the_same_many_times_over_are_fitted_at_the_floor(name, covariance_type, n_distinct):
     x = np.repeat(blobs(30)[:n_distinct], 60 // n_distinct, axis=0)
