@@ -219,8 +219,8 @@ def likelihood_lines(results: dict) -> list[Line]:
                 f"{statistics.median(gains):+.4f} ({min(gains):+.4f} to {max(gains):+.4f})",
                 f"from the truth: {statistics.median(behind):+.4f}",
                 "",
-                "≥ 0",
-                statistics.median(gains) >= 0,
+                "≥ −0.001",
+                statistics.median(gains) >= -0.001,
             )
         )
     return lines
