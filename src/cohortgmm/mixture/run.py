@@ -22,6 +22,9 @@ _TRIAL_ITER, _TRIAL_TOL = 50, 1e-4
 #: Times that an E-step may begin again without a gain.
 _STALLED = 3
 
+#: A fall of the log-likelihood, relative to it, by which digits must have been lost.
+_LOST = 1e-6
+
 #: Nodes of the unseen part in such a trial.
 _TRIAL_NODES = 1 << 12
 
@@ -82,10 +85,12 @@ class Climb:
         EM has left it, and once more in the end. When that has brought nothing for some times, what EM gains in between
         is the error of the nodes, and the run ends with the best mixture that it began again from.
 
+        Where covariances are so ill-conditioned that EM falls, the best mixture is returned, as not converged.
+
         ``before`` is an earlier run that ended at this start.
         """
         expect, ahead, at = self._begin(start, np.zeros(start.n_components, dtype=bool), 0)
-        history, best, n_stalled, converged = [at.value], at, 0, False
+        history, best, top, n_stalled, converged = [at.value], at, at, 0, False
         done = 0 if before is None else before.n_iter
         for n_iter in range(1, self.max_iter - done + 1):
             model, floored = maximize(at.moments, at.model, self.constraints, suspected=at.floored)
@@ -93,6 +98,7 @@ class Climb:
                 last = n_iter + done == self.max_iter
                 at = self._look(expect, ahead, _Position(model, None, floored, n_iter), history[-1], last)
                 history.append(at.value)
+                top = at if at.value >= top.value else top
                 still = history[-1] - history[-2] < self.tol and (ahead is None or ahead.has_leapt)
                 converged = still and expect.is_settled(at.model)
                 if converged:
@@ -102,6 +108,7 @@ class Climb:
                 model = at.model
                 history.pop()
             expect, ahead, at = self._begin(model, floored, n_iter)
+            top = at
             history.append(at.value)
             n_stalled = 0 if at.value > best.value + self.tol else n_stalled + 1
             best = best if n_stalled else at
@@ -109,6 +116,9 @@ class Climb:
             if converged:
                 at, history[-1] = best, best.value
                 break
+        if at.value < top.value - _LOST * max(1.0, abs(top.value)):  # digits were lost on the way
+            at, history[-1] = replace(top, floored=top.floored | at.floored), top.value
+            converged = False
         return _result(at, np.array(history), converged, before)
 
     def _begin(
