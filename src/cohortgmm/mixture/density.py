@@ -10,6 +10,7 @@ from cohortgmm.mixture.measurements import Group, Measurements
 from cohortgmm.mixture.model import GaussianMixture
 from cohortgmm.mixture.noisy import pairs_of
 from cohortgmm.mixture.posterior import normalize
+from cohortgmm.mixture.tiles import range_slices
 
 #: Cells of a tile whose noise is their own.
 _ROWS = 1024
@@ -69,7 +70,7 @@ def _evaluation(group: Group, model: GaussianMixture) -> tuple[Callable[[slice],
             pairs.forget()
         return pairs.joint
 
-    return evaluate_pairs, [slice(i, min(i + _ROWS, len(group.cells))) for i in range(0, len(group.cells), _ROWS)]
+    return evaluate_pairs, list(range_slices(len(group.cells), _ROWS))
 
 
 def log_prob(model: GaussianMixture, x: np.ndarray, noise: np.ndarray | None) -> np.ndarray:

@@ -39,8 +39,8 @@ def expectation_of(
 def _expectation_of_group(group: Group, n_components: int, covariance_type: str, limit: float | None) -> Expectation:
     if not group.is_uniform:
         return NoisyExpectation(group, n_components, covariance_type, limit)
-    diagonal = covariance_type == "diag" and (group.noise is None or group.noise.is_diagonal)
-    seen = _expectation_of_cells(group.cells, n_components, "diag" if diagonal else "full", limit)
+    kind = "diag" if group.is_diagonal(covariance_type) else "full"
+    seen = _expectation_of_cells(group.cells, n_components, kind, limit)
     return seen if group.features is None and group.noise is None else SeenExpectation(group, seen)
 
 

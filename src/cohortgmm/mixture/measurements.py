@@ -49,6 +49,10 @@ class Group:
         """Whether all cells have the same features and the same noise."""
         return self.observed is None and (self.noise is None or self.noise.shared)
 
+    def is_diagonal(self, covariance_type: str) -> bool:
+        """Whether components of this type are seen with variances only."""
+        return covariance_type == "diag" and (self.noise is None or self.noise.is_diagonal)
+
 
 class Measurements:
     """Cells with what is known of their measurement.

@@ -51,7 +51,7 @@ class NoisyExpectation(PairedExpectation):
 
     def __init__(self, group: Group, n_components: int, covariance_type: str, cutoff: float | None = None) -> None:
         d = group.cells.n_features
-        values = n_components * (2 * d if _is_diagonal(group, covariance_type) else d * (d + 1) // 2)
+        values = n_components * (2 * d if group.is_diagonal(covariance_type) else d * (d + 1) // 2)
         tiles = range_slices(len(group.cells), min(max(_FEWEST_ROWS, _TILE_VALUES // values), _MOST_ROWS))
         super().__init__(group.cells, list(tiles), cutoff)
         self._group = group
@@ -296,13 +296,9 @@ class DiagonalPairs(NoisyPairs):
         moments.second[k] += (score**2 - inverse) @ weights
 
 
-def _is_diagonal(group: Group, covariance_type: str) -> bool:
-    return covariance_type == "diag" and (group.noise is None or group.noise.is_diagonal)
-
-
 def pairs_of(group: Group, tile: slice, model: GaussianMixture) -> NoisyPairs:
     """Pairs of some cells of a group, of the kind for their noise and this mixture."""
-    return (DiagonalPairs if _is_diagonal(group, model.covariance_type) else NoisyPairs)(group, tile, model)
+    return (DiagonalPairs if group.is_diagonal(model.covariance_type) else NoisyPairs)(group, tile, model)
 
 
 def lifted(moments: Moments, model: GaussianMixture) -> Moments:

@@ -22,8 +22,10 @@ from cohortgmm.plots.style import (
     UNASSIGNED,
     component_colors,
     dress,
+    fix_limits,
     freeze_layout,
     new_figure,
+    point_size,
     short_label,
 )
 
@@ -92,7 +94,7 @@ def _draw_components(ax: Axes, x: np.ndarray, correction: Correction, names: lis
     dress(ax, title="components at 1 sigma, corrected and naive", xlabel=names[0], ylabel=names[1])
     _scatter(ax, x, UNASSIGNED)
     _rug(ax, x)
-    _fix_limits(ax)
+    fix_limits(ax)
     model = correction.fit.model
     colors = component_colors(np.arange(model.n_components))
     handles = [Line2D([], [], color=INK, linewidth=1.6, label="corrected")]
@@ -137,10 +139,10 @@ def _draw_background(ax: Axes, x: np.ndarray, correction: Correction, names: lis
     order = np.argsort(correction.background, kind="stable")
     y = x[:, 1] if plane else correction.background
     points = ax.scatter(
-        x[order, 0], y[order], c=correction.background[order], s=_size(len(x)), cmap="viridis_r", vmin=0, vmax=1,
+        x[order, 0], y[order], c=correction.background[order], s=point_size(len(x)), cmap="viridis_r", vmin=0, vmax=1,
         linewidths=0, rasterized=True, gid="background",
     )  # fmt: skip
-    _fix_limits(ax)
+    fix_limits(ax)
     box = correction.fit.model.background
     if plane:
         size = box.upper[:2] - box.lower[:2]
@@ -155,8 +157,8 @@ def _draw_unseen(ax: Axes, x: np.ndarray, correction: Correction, names: list[st
     dress(ax, title="cells, and where unseen ones are expected", xlabel=names[0], ylabel=names[1])
     _scatter(ax, x, UNASSIGNED)
     unseen = correction.unseen[: round(len(x) * len(correction.unseen) / max(len(correction.seen), 1))]
-    ax.scatter(unseen[:, 0], unseen[:, 1], s=_size(len(x)), color=ALARM, alpha=0.5, linewidths=0, rasterized=True)
-    _fix_limits(ax)
+    ax.scatter(unseen[:, 0], unseen[:, 1], s=point_size(len(x)), color=ALARM, alpha=0.5, linewidths=0, rasterized=True)
+    fix_limits(ax)
     handles = [
         Line2D([], [], marker="o", linestyle="", color=color, markersize=4, label=label)
         for color, label in ((UNASSIGNED, "seen"), (ALARM, "unseen, drawn from the mixture"))
@@ -198,12 +200,10 @@ def _n_bins(n: int) -> int:
     return int(np.clip(2.5 * np.sqrt(n), 10, _MOST_BINS))
 
 
-def _size(n: int) -> float:
-    return float(np.clip(6000 / max(n, 1), 1.0, 12.0))
-
-
 def _scatter(ax: Axes, x: np.ndarray, color: str) -> None:
-    ax.scatter(x[:, 0], x[:, 1], s=_size(len(x)), color=color, linewidths=0, rasterized=True, zorder=1, gid="cells")
+    ax.scatter(
+        x[:, 0], x[:, 1], s=point_size(len(x)), color=color, linewidths=0, rasterized=True, zorder=1, gid="cells"
+    )
 
 
 def _rug(ax: Axes, x: np.ndarray) -> None:
@@ -218,9 +218,3 @@ def _rug(ax: Axes, x: np.ndarray) -> None:
                 *places, marker="|" if feature == 0 else "_", s=14, linewidths=0.4, color=MUTED, transform=along,
                 rasterized=True, gid=f"missing-{other}",
             )  # fmt: skip
-
-
-def _fix_limits(ax: Axes) -> None:
-    ax.margins(0.06)
-    ax.autoscale_view()
-    ax.set_autoscale_on(False)

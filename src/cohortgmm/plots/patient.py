@@ -17,9 +17,11 @@ from cohortgmm.plots.style import (
     UNASSIGNED,
     component_colors,
     dress,
+    fix_limits,
     freeze_layout,
     label_points,
     new_figure,
+    point_size,
     short_label,
 )
 
@@ -120,10 +122,7 @@ def _draw_features(
     xlabel, ylabel = (short_label(name) for name in feature_names[:2])
     dress(ax, title=f"components in {xlabel} and {ylabel}: 1 and 2 sigma", xlabel=xlabel, ylabel=ylabel)
     _scatter_cells(ax, x[:, :2], components)
-    # Limits from the cells alone: one huge ellipse must not shrink them to a spot.
-    ax.margins(0.06)
-    ax.autoscale_view()
-    ax.set_autoscale_on(False)
+    fix_limits(ax)
     outline = [patheffects.Stroke(linewidth=2.4, foreground="white", alpha=0.7), patheffects.Normal()]
     colors = component_colors(np.arange(model.n_components))
     for k, covariance in enumerate(model.full_covariances[:, :2, :2]):
@@ -164,7 +163,7 @@ def _draw_umap(ax: Axes, umap: np.ndarray, components: np.ndarray) -> None:
 def _scatter_cells(ax: Axes, x: np.ndarray, components: np.ndarray) -> None:
     """Cells coloured by component, in an order that lets no component lie on top of the others."""
     order = np.random.default_rng(0).permutation(len(x))
-    size = float(np.clip(6000 / max(len(x), 1), 1.0, 12.0))
+    size = point_size(len(x))
     ax.scatter(
         x[order, 0], x[order, 1], s=size, c=component_colors(components[order]), alpha=0.65, linewidths=0,
         rasterized=True, zorder=2, gid="cells",

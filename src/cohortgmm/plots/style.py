@@ -146,6 +146,18 @@ def dress(
     ax.set_axisbelow(True)
 
 
+def point_size(n: int) -> float:
+    """Area of a cell's point, in points squared, in a panel of n cells."""
+    return float(np.clip(6000 / max(n, 1), 1.0, 12.0))
+
+
+def fix_limits(ax: Axes) -> None:
+    """Limits from what is drawn so far: a huge ellipse that follows must not shrink the cells to a spot."""
+    ax.margins(0.06)
+    ax.autoscale_view()
+    ax.set_autoscale_on(False)
+
+
 def say_empty(ax: Axes, message: str) -> None:
     """Put a message where a panel has nothing to show."""
     ax.set(xticks=[], yticks=[])
