@@ -49,6 +49,8 @@ class NoisyExpectation(PairedExpectation):
         See :class:`~cohortgmm.mixture.paired.PairedExpectation`.
     """
 
+    bounds_are_dear = True
+
     def __init__(self, group: Group, n_components: int, covariance_type: str, cutoff: float | None = None) -> None:
         d = group.cells.n_features
         values = n_components * (2 * d if group.is_diagonal(covariance_type) else d * (d + 1) // 2)
@@ -70,6 +72,9 @@ class NoisyExpectation(PairedExpectation):
 
         return open_tile
 
+    def _open(self, tile, model):
+        return pairs_of(self._group, tile, model)
+
     @cached_property
     def _spread(self) -> "Spread":
         return Spread.of_group(self._group, self.tiles)
@@ -85,13 +90,13 @@ class Spread:
         (n,) largest eigenvalue.
     mean
         (n,) mean eigenvalue.
-    log_det
-        (n,) logarithm of the determinant; −∞ for noise that leaves a direction alone.
+    geometric
+        (n,) geometric mean of the eigenvalues; 0 for noise that leaves a direction alone.
     """
 
     most: np.ndarray
     mean: np.ndarray
-    log_det: np.ndarray
+    geometric: np.ndarray
 
     @classmethod
     def of_group(cls, group: Group, tiles: list[slice]) -> "Spread":
@@ -107,12 +112,12 @@ class Spread:
             values = np.concatenate([np.linalg.eigvalsh(noise.covariances(tile)) for tile in tiles])
         values = np.maximum(values, 0.0)
         with np.errstate(divide="ignore"):
-            parts = (values.max(axis=1), values.mean(axis=1), np.log(values).sum(axis=1))
+            parts = (values.max(axis=1), values.mean(axis=1), np.exp(np.log(values).mean(axis=1)))
         return cls(*(np.broadcast_to(part, n) for part in parts))
 
     def of(self, rows: slice) -> "Spread":
         """Of some of the cells."""
-        return Spread(self.most[rows], self.mean[rows], self.log_det[rows])
+        return Spread(self.most[rows], self.mean[rows], self.geometric[rows])
 
 
 class NoisyPairs:
@@ -169,7 +174,8 @@ class NoisyPairs:
             along *= along
             along /= values[k][:, None] + spread.most
             along.sum(axis=0, out=distance[k])
-        half_log_det = self._half_log_det(np.log(values).sum(axis=1)[:, None], spread.log_det)
+        self._geometric = np.exp(np.log(values).mean(axis=1))
+        half_log_det = self._half_log_det(self._geometric[:, None], spread)
         bound = self._tops - half_log_det - 0.5 * distance
         if self.observed is not None:  # what is missing could have any value
             incomplete = ~self.observed.all(axis=0)
@@ -191,7 +197,7 @@ class NoisyPairs:
         with np.errstate(invalid="ignore", divide="ignore"):
             distance = np.einsum("dp,dp->p", weighted, along) ** 2 / total
         distance[total == 0] = 0.0
-        half_log_det = self._half_log_det(np.log(values).sum(), spread.log_det)
+        half_log_det = self._half_log_det(self._geometric[k], spread)
         return rows[self._tops[k, rows] - half_log_det - 0.5 * distance > needed]
 
     def _along(self, k: int, rows) -> np.ndarray:
@@ -199,10 +205,9 @@ class NoisyPairs:
         deviation = self.x[:, rows] - self._model.means[k][:, None]
         return deviation if self._axes is None else self._axes[k].T @ deviation
 
-    def _half_log_det(self, log_det: np.ndarray | float, of_noise: np.ndarray) -> np.ndarray:
+    def _half_log_det(self, geometric: np.ndarray | float, spread: Spread) -> np.ndarray:
         """½ log det(Σ + S) from below (Minkowski): det(Σ + S)^(1/D) ≥ det(Σ)^(1/D) + det(S)^(1/D)."""
-        d = len(self.x)
-        return 0.5 * d * np.logaddexp(log_det / d, of_noise / d)
+        return 0.5 * len(self.x) * np.log(geometric + spread.geometric)
 
     def _noise_along(self, u: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """uᵀ S u (n,)."""

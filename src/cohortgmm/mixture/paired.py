@@ -17,6 +17,9 @@ _BEYOND_ROUNDING = 37.0
 #: Relative slack of the bounds for their own rounding.
 _SLACK = 1e-9
 
+#: Share of the pairs of a tile that mattered the last time, from which on bounds cost more than they save.
+_CROWDED = 0.1
+
 _Seen = TypeVar("_Seen")
 
 
@@ -45,7 +48,7 @@ class PairedExpectation(Expectation):
     """Every component for the cells that it could matter for.
 
     A component is evaluated where a bound of its density comes within rounding of the density of the component that
-    was the cell's best the last time.
+    was the cell's best the last time; where many mattered then, all are.
 
     Parameters
     ----------
@@ -58,13 +61,21 @@ class PairedExpectation(Expectation):
         always has. None for no limit, with which nothing that could be seen in a result is left out.
     """
 
+    #: Whether bounds cost about as much as the evaluation of all pairs: then they are made only where few pairs matter.
+    bounds_are_dear = False
+
     def __init__(self, cells: CellData, tiles: list[slice], cutoff: float | None = None) -> None:
         super().__init__(cells)
         self.tiles, self._cutoff = tiles, cutoff
         self._best: dict[int, np.ndarray] = {}
+        self._crowded: dict[int, bool] = {}
 
     @abstractmethod
     def _reach(self, model: GaussianMixture) -> Reach: ...
+
+    def _open(self, tile: slice, model: GaussianMixture) -> EvaluatedPairs:
+        """Pairs of a tile without bounds; asked for only where ``bounds_are_dear``."""
+        return self._reach(model)(tile)[0]
 
     def __call__(self, model, *, exact=True):
         return Moments.sum(moments for moments, _ in self.by_tile(model, lambda tile, resp: None))
@@ -76,29 +87,47 @@ class PairedExpectation(Expectation):
         open_tile = self._reach(model)
 
         def expect_tile(tile: slice) -> tuple[Moments, _Seen]:
-            pairs, bound, distance = open_tile(tile)
-            best = self._best.get(tile.start)
-            if best is None:
-                best = bound.argmax(axis=0)
-            everyone = np.arange(bound.shape[1])
-            for k in range(model.n_components):
-                pairs.evaluate(k, np.flatnonzero(best == k))
-            found = pairs.joint[best, everyone]
-            needed = found - _BEYOND_ROUNDING - _SLACK * np.abs(found)
-            candidates = bound > needed
-            if self._cutoff is not None:
-                candidates &= (distance <= self._cutoff) | (bound > found - _SLACK * np.abs(found))
-            candidates[best, everyone] = False
-            del bound, distance  # the pairs need their memory
-            for k in range(model.n_components):
-                rows = np.flatnonzero(candidates[k])
-                pairs.evaluate(k, pairs.narrow(k, rows, needed[rows]))
+            if self.bounds_are_dear and self._crowded.get(tile.start, True):
+                pairs = self._open(tile, model)
+                for k in range(model.n_components):
+                    pairs.evaluate(k, np.arange(pairs.joint.shape[1]))
+            else:
+                pairs, bound, distance = open_tile(tile)
+                self._evaluate_candidates(tile, pairs, bound, distance)
+                del bound, distance  # the pairs need their memory
             if self._cutoff is not None:
                 beyond = pairs.distance > self._cutoff
-                beyond[pairs.joint.argmax(axis=0), everyone] = False
+                beyond[pairs.joint.argmax(axis=0), np.arange(beyond.shape[1])] = False
                 pairs.joint[beyond] = -np.inf
+            if self.bounds_are_dear:
+                self._crowded[tile.start] = bool(np.mean(pairs.joint > _needed(pairs.joint.max(axis=0))) > _CROWDED)
             moments, resp = pairs.moments(self.cells.background_at(tile, model.background))
             self._best[tile.start] = resp.argmax(axis=0).astype(np.int32)
             return moments, look(tile, resp)
 
         return self.cells.map(expect_tile, self.tiles)
+
+    def _evaluate_candidates(
+        self, tile: slice, pairs: EvaluatedPairs, bound: np.ndarray, distance: np.ndarray | None
+    ) -> None:
+        """Evaluate what the bounds do not rule out."""
+        best = self._best.get(tile.start)
+        if best is None:
+            best = bound.argmax(axis=0)
+        everyone = np.arange(bound.shape[1])
+        for k in range(len(bound)):
+            pairs.evaluate(k, np.flatnonzero(best == k))
+        found = pairs.joint[best, everyone]
+        needed = _needed(found)
+        candidates = bound > needed
+        if self._cutoff is not None:
+            candidates &= (distance <= self._cutoff) | (bound > found - _SLACK * np.abs(found))
+        candidates[best, everyone] = False
+        for k in range(len(bound)):
+            rows = np.flatnonzero(candidates[k])
+            pairs.evaluate(k, pairs.narrow(k, rows, needed[rows]))
+
+
+def _needed(found: np.ndarray) -> np.ndarray:
+    """Joint log-density below which a component is of no account to a cell of which one was found."""
+    return found - _BEYOND_ROUNDING - _SLACK * np.abs(found)

@@ -8,6 +8,7 @@ import pytest
 from cohortgmm.mixture import expectation, grouped, partial, screened, tiles
 from cohortgmm.mixture.constraints import Constraints, Frozen
 from cohortgmm.mixture.model import GaussianMixture
+from cohortgmm.mixture.noisy import NoisyExpectation
 from cohortgmm.mixture.result import MixtureFit
 from cohortgmm.mixture.steps import Moments
 
@@ -145,3 +146,15 @@ def screen_everything(monkeypatch):
     """Fits of full covariances leave out pairs and settled cells, however small they are."""
     monkeypatch.setattr(grouped, "_FEW_FEATURES", 0)
     monkeypatch.setattr(grouped, "_SMALL_WORK", 0)
+
+
+@pytest.fixture
+def bounded(monkeypatch):
+    """Pairs of noisy cells are bounded before they are evaluated, as where few of them matter."""
+    monkeypatch.setattr(NoisyExpectation, "bounds_are_dear", False)
+
+
+@pytest.fixture(params=["bounded", "all evaluated"])
+def both_ways(monkeypatch, request):
+    """Pairs of noisy cells are bounded first, or not where many matter."""
+    monkeypatch.setattr(NoisyExpectation, "bounds_are_dear", request.param == "all evaluated")

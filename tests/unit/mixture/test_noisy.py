@@ -350,8 +350,8 @@ def test_the_spread_of_the_noise_is_that_of_its_eigenvalues(make_mixture, kind):
         matrix = np.diag(own) if own.ndim == 1 else own
         assert spread.most[i] == pytest.approx(np.linalg.eigvalsh(matrix)[-1], rel=1e-12)
         assert spread.mean[i] == pytest.approx(np.trace(matrix) / 3, rel=1e-12)
-        expected = -np.inf if noise is None else np.linalg.slogdet(matrix)[1]
-        assert spread.log_det[i] == pytest.approx(expected, rel=1e-10)
+        expected = 0.0 if noise is None else np.linalg.det(matrix) ** (1 / 3)
+        assert spread.geometric[i] == pytest.approx(expected, rel=1e-10)
 
 
 def overlapping(make_mixture, kind, covariance_type):
@@ -394,6 +394,7 @@ PROBLEMS = [
 ]
 
 
+@pytest.mark.usefixtures("bounded")
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
 @pytest.mark.parametrize("kind", ["own variances", "own covariances"])
 @pytest.mark.parametrize("problem", PROBLEMS)
@@ -411,15 +412,31 @@ def test_nothing_that_could_be_seen_is_left_out(make_mixture, assert_same_moment
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
 @pytest.mark.parametrize("kind", ["own variances", "own covariances"])
 def test_far_components_are_not_evaluated(make_mixture, evaluated, kind, covariance_type):
-    model = make_mixture(6, 4, covariance_type, spread=30.0)
+    model = make_mixture(24, 4, covariance_type, spread=100.0)
     x, noise = noisy_cells(model, kind, 500)
-    step = NoisyExpectation(one_group(x, noise), 6, covariance_type)
+    step = NoisyExpectation(one_group(x, noise), 24, covariance_type)
+    step(model)
+    assert sum(evaluated) == 24 * 500  # nothing is known yet of how many matter
     for _ in range(2):
         evaluated.clear()
         step(model)
         assert 500 <= sum(evaluated) < 600
 
 
+def test_all_pairs_are_evaluated_where_many_matter(make_mixture, evaluated):
+    near, far = make_mixture(16, 3, spread=1.0), make_mixture(16, 3, spread=1000.0)
+    x, noise = noisy_cells(near, "own covariances", 200)
+    step = NoisyExpectation(one_group(x, noise), 16, "full")
+    for mixture, fewest, most in ((near, 3200, 3200), (far, 3200, 3200), (far, 200, 400), (near, 200, 3200)):
+        evaluated.clear()
+        step(mixture)
+        assert fewest <= sum(evaluated) <= most
+    evaluated.clear()
+    step(near)
+    assert sum(evaluated) == 3200
+
+
+@pytest.mark.usefixtures("bounded")
 def test_pairs_that_matter_are_evaluated_and_some_of_the_others_are_not(make_mixture, evaluated):
     model = make_mixture(8, 4, spread=6.0)
     x, noise = noisy_cells(model, "own variances", 500)
@@ -429,6 +446,7 @@ def test_pairs_that_matter_are_evaluated_and_some_of_the_others_are_not(make_mix
     assert 600 < matter <= n_evaluated < 0.8 * 8 * 500
 
 
+@pytest.mark.usefixtures("bounded")
 def test_every_component_is_evaluated_for_cells_with_gaps(make_mixture, evaluated):
     model = make_mixture(6, 4, spread=30.0)
     x, _ = noisy_cells(model, "none", 100)

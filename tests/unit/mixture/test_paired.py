@@ -201,7 +201,7 @@ def _small_groups(monkeypatch):
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
 @pytest.mark.parametrize("gaps", ["complete", "both"])
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.usefixtures("_small_groups")
+@pytest.mark.usefixtures("_small_groups", "both_ways")
 def test_moments_with_a_cutoff_are_those_of_the_definition(
     make_mixture, assert_same_moments, kind, gaps, covariance_type, has_background
 ):
@@ -225,7 +225,7 @@ def test_moments_with_a_cutoff_are_those_of_the_definition(
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
 @pytest.mark.parametrize("gaps", ["complete", "both"])
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.usefixtures("_small_groups")
+@pytest.mark.usefixtures("_small_groups", "both_ways")
 def test_a_second_e_step_with_a_cutoff_does_not_depend_on_the_first(
     make_mixture, assert_same_moments, kind, gaps, covariance_type
 ):
