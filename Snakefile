@@ -34,3 +34,4 @@ rule all:
         "results/scores.tsv",
         "results/selection.tsv",
         qc_outputs,
+        "results/qc/efficiency.tsv",

@@ -19,6 +19,12 @@ class Sample:
     x: np.ndarray
     options: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def start(self) -> GaussianMixture:
+        """The truth as the start of a fit."""
+        background = self.options.get("background")
+        return self.truth if background is None else self.truth.with_background(background)
+
 
 def planar(n_components: int = 3) -> GaussianMixture:
     """Components of the plane with widths from 0.5 to 2.8."""
@@ -143,6 +149,16 @@ def background(noisy: bool) -> Callable[[Rng], Sample]:
     return simulate
 
 
+def crowded(rng: Rng) -> Sample:
+    """Eight components that overlap, behind noise as wide as some of them."""
+    means = rng.uniform(0.0, 12.0, size=(8, 2))
+    factors = rng.normal(size=(8, 2, 2)) * 0.6
+    covariances = factors @ factors.transpose(0, 2, 1) + 0.2 * np.eye(2)
+    truth = GaussianMixture(rng.dirichlet(np.full(8, 3.0)), means, covariances)
+    noise = rng.uniform(0.2, 1.0, size=(4000, 2)) ** 2
+    return Sample(truth, with_noise(truth.sample(4000, rng)[0], noise, rng), {"noise": noise})
+
+
 @dataclass(frozen=True, eq=False)
 class Case:
     """A kind of cells, and the largest median KL divergence that is wanted (None: as good as the peer)."""
@@ -166,6 +182,9 @@ CASES = {
     "background": Case("background 0.3 on [−10, 20]²", background(False)),
     "background, noise": Case("background 0.3 on [−10, 20]², diagonal noise", background(True)),
 }
+
+#: Where starts differ; the truth is another one for every seed.
+HARD = {"crowded": Case("2-D, 8 components that overlap, n = 4,000, diagonal noise of 0.2 to 1", crowded)}
 
 
 def divergence(truth: GaussianMixture, fit: GaussianMixture, n: int = 100_000) -> float:

@@ -1,5 +1,5 @@
 from cohortgmm.cohort.reading import check_input
 from cohortgmm.log import job_log
 
-with job_log(snakemake.log[0]):
+with job_log(snakemake):
     check_input(snakemake.input[0], snakemake.params.columns)

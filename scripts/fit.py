@@ -1,10 +1,9 @@
 from cohortgmm.cohort.cells import PatientCells
 from cohortgmm.cohort.fitting import fit_candidate, write_fit
 from cohortgmm.cohort.tables import write_score
-from cohortgmm.files import describe
 from cohortgmm.log import job_log
 
-with job_log(snakemake.log[0], describe(snakemake.wildcards)):
+with job_log(snakemake):
     row, fit = fit_candidate(
         PatientCells.load(snakemake.input.cells),
         int(snakemake.wildcards.k),

@@ -1,7 +1,7 @@
 from cohortgmm.cohort.merge import merge_models
 from cohortgmm.log import job_log
 
-with job_log(snakemake.log[0]):
+with job_log(snakemake):
     merge_models(
         snakemake.input.cohort,
         snakemake.output[0],

@@ -2,6 +2,6 @@ from cohortgmm.cohort.preprocess import preprocess_file
 from cohortgmm.config import PreprocessConfig
 from cohortgmm.log import job_log
 
-with job_log(snakemake.log[0]):
+with job_log(snakemake):
     options = PreprocessConfig(**snakemake.params.options)
     preprocess_file(snakemake.input.cohort, snakemake.output[0], options, snakemake.params.seed)

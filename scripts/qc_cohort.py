@@ -5,7 +5,7 @@ from cohortgmm.plots.criteria import plot_cohort_criteria
 from cohortgmm.plots.overview import plot_overview
 from cohortgmm.plots.style import save_figure
 
-with job_log(snakemake.log[0]):
+with job_log(snakemake):
     tables = {name: read_frame(path) for name, path in snakemake.input.items()}
     figure = {
         "criteria": lambda: plot_cohort_criteria(tables["scores"], tables["selection"], metric=snakemake.params.metric),

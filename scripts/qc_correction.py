@@ -1,12 +1,11 @@
 from cohortgmm.cohort.cells import PatientCells
 from cohortgmm.cohort.correction import correction_of
-from cohortgmm.files import describe
 from cohortgmm.log import job_log
 from cohortgmm.mixture.result import MixtureFit
 from cohortgmm.plots.correction import plot_correction
 from cohortgmm.plots.style import save_figure
 
-with job_log(snakemake.log[0], describe(snakemake.wildcards)):
+with job_log(snakemake):
     cells, params = PatientCells.load(snakemake.input.cells), snakemake.params
     fit = MixtureFit.load(snakemake.input.model)
     correction = correction_of(cells, fit, params.options, max_cells=params.max_cells, seed=params.seed)

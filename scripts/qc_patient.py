@@ -1,13 +1,12 @@
 from cohortgmm.cohort.annotation import CellAnnotation, draw_cells
 from cohortgmm.cohort.cells import PatientCells
 from cohortgmm.cohort.diagnostics import read_frame
-from cohortgmm.files import describe
 from cohortgmm.log import job_log
 from cohortgmm.mixture.model import GaussianMixture
 from cohortgmm.plots.patient import plot_patient
 from cohortgmm.plots.style import save_figure
 
-with job_log(snakemake.log[0], describe(snakemake.wildcards)):
+with job_log(snakemake):
     cells, model = PatientCells.load(snakemake.input.cells), GaussianMixture.load(snakemake.input.model)
     annotation, params = CellAnnotation.load(snakemake.input.annotation), snakemake.params
     figure = plot_patient(

@@ -5,7 +5,7 @@ from cohortgmm.cohort.fitting import load_fits
 from cohortgmm.cohort.tables import read_rows
 from cohortgmm.log import job_log
 
-with job_log(snakemake.log[0]):
+with job_log(snakemake):
     parts = [PatientCells.load(path) for path in snakemake.input.cells]
     fits = load_fits(parts, snakemake.input.models)
     labels = {row["patient"]: row["label"] for row in read_rows(snakemake.input.table)}

@@ -1,11 +1,10 @@
 from cohortgmm.cohort.cells import PatientCells
 from cohortgmm.cohort.fitting import final_fit, write_fit
 from cohortgmm.cohort.tables import read_rows
-from cohortgmm.files import describe
 from cohortgmm.log import job_log
 from cohortgmm.mixture.result import MixtureFit
 
-with job_log(snakemake.log[0], describe(snakemake.wildcards)):
+with job_log(snakemake):
     (k,) = (int(row["k"]) for row in read_rows(snakemake.input.selection) if row["selected"] == "True")
     selected = MixtureFit.load(snakemake.input.fits[snakemake.params.candidates.index(k)])
     cells = PatientCells.load(snakemake.input.cells)

@@ -1,7 +1,7 @@
 from cohortgmm.cohort.split import split_file
 from cohortgmm.log import job_log
 
-with job_log(snakemake.log[0]):
+with job_log(snakemake):
     split_file(
         snakemake.input.cohort,
         snakemake.params.folder,

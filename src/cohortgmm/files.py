@@ -67,12 +67,17 @@ def unescape_id(name: str) -> str:
     return re.sub(rb"=([0-9A-F]{2})", lambda m: bytes([int(m[1], 16)]), name.encode()).decode()
 
 
+def patient_name(name: str) -> str:
+    """Patient id of a file name, as messages and the report show it."""
+    return ALL_PATIENTS if name == COHORT else unescape_id(name)
+
+
 def describe(wildcards: Any) -> str:
     """What a job is about, for messages: patient and k."""
     words = []
     if hasattr(wildcards, "patient"):
         name = wildcards.patient
-        words.append(ALL_PATIENTS if name == COHORT else f"patient {unescape_id(name)!r}")
+        words.append(ALL_PATIENTS if name == COHORT else f"patient {patient_name(name)!r}")
     if hasattr(wildcards, "k"):
         words.append(f"k={wildcards.k}")
     return ", ".join(words)

@@ -1,14 +1,19 @@
-"""What a job of the pipeline says: a log file, and one line where it fails."""
+"""What a job of the pipeline says: a log file that ends with what it used, and one line where it fails."""
 
 import logging
 import os
+import re
 import sys
+import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cohortgmm.errors import CohortgmmError
+from cohortgmm.files import describe
 
 #: How the last line of a failed job's log begins.
 ERROR_PREFIX = "error: "
@@ -17,16 +22,46 @@ ERROR_PREFIX = "error: "
 LEVEL_VARIABLE = "COHORTGMM_LOG_LEVEL"
 
 
+@dataclass(frozen=True)
+class Usage:
+    """What a job used and what it had asked for.
+
+    Attributes
+    ----------
+    memory
+        Peak resident memory in MB.
+    memory_asked
+        MB.
+    seconds
+        Wall time.
+    seconds_asked
+        Time limit.
+    """
+
+    memory: int
+    memory_asked: int
+    seconds: float
+    seconds_asked: int
+
+    def __str__(self) -> str:
+        return f"used {self.memory} MB of {self.memory_asked}, {self.seconds:.1f} s of {self.seconds_asked}"
+
+    @classmethod
+    def find(cls, log: str) -> "Usage | None":
+        """The last one in the text of a log; None without."""
+        found = re.findall(r"^used (\d+) MB of (\d+), (\d+\.\d) s of (\d+)$", log, re.MULTILINE)
+        return cls(int(found[-1][0]), int(found[-1][1]), float(found[-1][2]), int(found[-1][3])) if found else None
+
+
 @contextmanager
-def job_log(path: str | os.PathLike, context: str = "") -> Iterator[None]:
+def job_log(job: Any) -> Iterator[None]:
     """Send everything a job says to its log; end the job with one line where it fails.
 
     Parameters
     ----------
-    path
-        The log file.
-    context
-        What the job is about ("patient P1, k=3"), put before the message of an error.
+    job
+        The object ``snakemake`` of a script: its log, the wildcards that say what it is about ("patient 'P1', k=3") and
+        are put before the message of an error, the resources it asked for.
 
     Raises
     ------
@@ -34,24 +69,38 @@ def job_log(path: str | os.PathLike, context: str = "") -> Iterator[None]:
         With status 1, where an exception was raised: its one line is on the terminal and last in the log; for an
         exception that cohortgmm did not foresee, the traceback stands above it in the log.
     """
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    terminal = sys.stderr
+    path, terminal = Path(job.log[0]), sys.stderr
+    path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w") as file, redirect_stdout(file), redirect_stderr(file):
         root = logging.getLogger()
         handler = logging.StreamHandler(file)
         handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
         root.addHandler(handler)
         root.setLevel(os.environ.get(LEVEL_VARIABLE, "INFO"))
+        line = ""
         try:
             yield
         except Exception as error:
             if not isinstance(error, CohortgmmError):
                 traceback.print_exc(file=file)
-            print(line := failure_line(error, context), file=file, flush=True)
+            line = failure_line(error, describe(job.wildcards))
             print(line, file=terminal)
             raise SystemExit(1) from None
         finally:
             root.removeHandler(handler)
+            print(_usage(job.resources), *filter(None, [line]), sep="\n", file=file, flush=True)
+
+
+def _usage(asked: Any) -> Usage:
+    """Of this process so far; zero where the system does not tell."""
+    memory, seconds = 0, 0.0
+    with suppress(OSError):
+        # Not getrusage: its peak counts what Snakemake used before it started us.
+        status, stat = Path("/proc/self/status").read_text(), Path("/proc/self/stat").read_text()
+        memory = int(re.search(r"^VmHWM:\s+(\d+)", status, re.MULTILINE)[1]) >> 10
+        started = int(stat.rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+        seconds = time.clock_gettime(time.CLOCK_BOOTTIME) - started
+    return Usage(memory, int(asked.get("mem_mb", 0)), seconds, 60 * int(asked.get("runtime", 0)))
 
 
 def failure_line(error: Exception, context: str = "") -> str:

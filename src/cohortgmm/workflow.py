@@ -1,20 +1,18 @@
-"""What the Snakefile asks: the checked configuration, the jobs that follow from it, and what to say at start and end."""
+"""What the Snakefile asks: the checked configuration, the jobs that follow from it, and the code they run."""
 
 import ast
-import fcntl
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cohortgmm import __version__
 from cohortgmm.cohort.tables import read_rows
 from cohortgmm.config import Config, read_config
 from cohortgmm.errors import CohortgmmError, ConfigError
-from cohortgmm.files import ALL_PATIENTS, COHORT, escape_id, unescape_id
-from cohortgmm.log import ERROR_PREFIX, LEVEL_VARIABLE
+from cohortgmm.files import COHORT, escape_id
+from cohortgmm.log import LEVEL_VARIABLE
 
 PREFIX = "cohortgmm."
 
@@ -59,37 +57,6 @@ def prepare_jobs(source: str, *, verbose: bool) -> None:
     """Let the jobs, which inherit the environment of this process, find the package and know how much to log."""
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
     os.environ[LEVEL_VARIABLE] = "INFO" if verbose else "WARNING"
-
-
-def start_message(executor: str, planned: Mapping[str, int], has_results: bool) -> str:
-    """What a run says before its first job: where it runs, how much, and if every patient is fitted again.
-
-    Parameters
-    ----------
-    executor
-        Name of Snakemake's executor.
-    planned
-        Jobs per rule that are known so far.
-    has_results
-        Whether an earlier run left scores.
-    """
-    n_jobs = sum(count for rule, count in planned.items() if rule != "all")
-    more = ", more once the patients are known" if planned.get("split") else ""
-    lines = [f"cohortgmm {__version__}: {n_jobs} jobs{more}, executor {executor}"]
-    if planned.get("preprocess") and has_results:
-        lines.append(
-            "The embedding is computed again, from all patients together: it moves every patient, and all are fitted "
-            "again. To add patients without that, use an embedding of your own with preprocess.enabled: false."
-        )
-    return "\n".join(lines)
-
-
-def finish_message(configfiles: Iterable[str | os.PathLike], workflow_dir: str | os.PathLike) -> str:
-    """What a run says when it has succeeded: how to make the report, with the options that name the same run."""
-    options = "".join(f" --configfile {path}" for path in configfiles)
-    if Path.cwd() != Path(workflow_dir).resolve():
-        options = f" --directory {Path.cwd()}{options}"
-    return f"Finished. For the report: snakemake{options} --report results/report.html"
 
 
 @functools.cache
@@ -218,22 +185,6 @@ def sheet_part_names(component_sharing: str, patients: Iterable[str], table: str
     return dict.fromkeys(escape_id(patient) for patient in patients if patient not in dropped)
 
 
-def patient_name(name: str) -> str:
-    """Patient id of a file name, as the report shows it."""
-    return ALL_PATIENTS if name == COHORT else unescape_id(name)
-
-
-def scaled(base: float, per_mb: float = 0.0) -> Callable[..., int]:
-    """Resource function: ``base`` plus ``per_mb`` for every MB of input that exists, doubled by every further attempt."""
-
-    def amount(wildcards, input, attempt) -> int:
-        # Not input.size_mb: within an input function (a report, a checkpoint) Snakemake leaves it unevaluated.
-        size = sum(os.path.getsize(path) for path in input if os.path.isfile(path)) / 1e6
-        return int((base + per_mb * size) * 2 ** (attempt - 1))
-
-    return amount
-
-
 def check_results_folder(folder: str | os.PathLike) -> None:
     """Refuse a results folder that cannot be written to.
 
@@ -247,51 +198,3 @@ def check_results_folder(folder: str | os.PathLike) -> None:
     reason = "is not a folder" if not place.is_dir() else "" if os.access(place, os.W_OK) else "is not writable"
     if reason:
         raise CohortgmmError(f"results cannot be written: {place.absolute()} {reason}; choose another with --directory")
-
-
-def lock_results(folder: str | os.PathLike) -> int:
-    """Keep a second run out of a results folder for as long as this process lives.
-
-    The lock ends with the process, however it ends, so that a killed run needs no unlocking.
-
-    Returns
-    -------
-    int
-        The open file descriptor that holds the lock, or -1 where the file system knows no locks.
-
-    Raises
-    ------
-    CohortgmmError
-        If another run holds it, naming the process.
-    """
-    path = Path(folder) / ".lock"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise CohortgmmError(f"cannot lock {path}: {error.strerror}; it may be another user's run") from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.read(descriptor, 200).decode(errors="replace").strip() or "another process"
-        os.close(descriptor)
-        raise CohortgmmError(
-            f"{Path(folder).resolve()} is in use by another run ({holder}): wait for it, or use --directory"
-        ) from None
-    except OSError:
-        os.close(descriptor)
-        return -1
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, f"process {os.getpid()} on {os.uname().nodename}".encode())
-    return descriptor
-
-
-def failures(log_folder: str | os.PathLike, since: float) -> list[str]:
-    """Last lines of the logs of failed jobs written after ``since`` (seconds since the epoch), with the log's path."""
-    lines = []
-    for path in sorted(Path(log_folder).rglob("*.log")):
-        if path.stat().st_mtime >= since:
-            last = path.read_text(errors="replace").rstrip().rsplit("\n", 1)[-1]
-            if last.startswith(ERROR_PREFIX):
-                lines.append(f"{last.removeprefix(ERROR_PREFIX)}  [{path}]")
-    return lines

@@ -1,11 +1,11 @@
 # The checked configuration, the names that all stages share, and what a run says when it begins and ends.
 
+import functools
 import os
 import sys
-import time
-from collections import Counter
 
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 
 # The package beside this workflow is the one that its jobs use, installed or not.
 sys.path.insert(0, os.path.join(workflow.basedir, "src"))
@@ -13,11 +13,16 @@ sys.path.insert(0, os.path.join(workflow.basedir, "src"))
 import cohortgmm.workflow as helpers
 from cohortgmm.cohort.tables import read_sheet
 from cohortgmm.errors import CohortgmmError
+from cohortgmm.files import patient_name
+from cohortgmm.runs import failures, messages, orphans, requests
+from cohortgmm.runs.lock import Shard, lock_results
+from cohortgmm.runs.shards import SHARD_VARIABLE
 
 try:
     helpers.check_results_folder("results")
     CONFIG = helpers.load_config(config, ", ".join(map(str, workflow.configfiles)) or "config", workflow.basedir)
     SHEET = read_sheet(CONFIG.patients) if CONFIG.patients else None
+    SHARD = Shard.read(os.environ[SHARD_VARIABLE]) if SHARD_VARIABLE in os.environ else None
 except CohortgmmError as error:
     raise WorkflowError(str(error)) from None
 
@@ -25,8 +30,9 @@ helpers.prepare_jobs(sys.path[0], verbose=CONFIG.gmm.verbose)
 
 COHORT_FILE = "results/preprocessed/cohort.h5ad" if CONFIG.preprocess.enabled else CONFIG.input
 ENVIRONMENT = os.path.join(workflow.basedir, "envs", "cohortgmm.yaml")
+TABLE = "results/patients.tsv"
 FIGURES = ["criteria", "overview"] + (["composition"] if CONFIG.celltype_col else [])
-STARTED = time.time()
+ERRORS = failures.JobErrors()
 
 
 wildcard_constraints:
@@ -39,13 +45,20 @@ def code_of(script):
     return helpers.code_of(os.path.join(workflow.basedir, script))
 
 
+@functools.cache
+def foreseen():
+    """File names of what will be fitted, from the sample sheet, for a dry run; else none."""
+    # Not when this file is read: Snakemake does not know yet that it is a dry run.
+    return helpers.sheet_part_names(CONFIG.component_sharing, SHEET, TABLE) if SHEET and workflow.dryrun else {}
+
+
 def parts():
-    """File names of what is fitted: in a dry run from the sample sheet, else once the cohort has been split."""
-    table = "results/patients.tsv"
-    if SHEET is not None and workflow.dryrun:
-        return helpers.sheet_part_names(CONFIG.component_sharing, SHEET, table)
+    """File names of what is fitted: those foreseen, or once the cohort has been split those that are there."""
+    if foreseen():
+        return foreseen()
     try:
-        return helpers.part_names(CONFIG.component_sharing, checkpoints.split.get().output.table)
+        # A shard takes the division of the cohort as it finds it.
+        return helpers.part_names(CONFIG.component_sharing, TABLE if SHARD else checkpoints.split.get().output.table)
     except CohortgmmError as error:
         raise WorkflowError(str(error)) from None
 
@@ -53,8 +66,19 @@ def parts():
 def cells_of(wildcards):
     """The array file of one patient, which is there once the cohort has been split."""
     if wildcards.patient not in parts():
-        raise WorkflowError(f"no patient {helpers.patient_name(wildcards.patient)!r}; results/patients.tsv lists them")
-    return f"results/patients/{wildcards.patient}.npz"
+        raise WorkflowError(f"no patient {patient_name(wildcards.patient)!r}; results/patients.tsv lists them")
+    return cells_file(wildcards.patient)
+
+
+def cells_file(name):
+    """The array file of a part; where it is only foreseen, the table that will be beside it."""
+    path = f"results/patients/{name}.npz"
+    return path if not foreseen() or os.path.exists(path) else TABLE
+
+
+def all_cells(wildcards):
+    """The array files of all parts."""
+    return [cells_file(name) for name in parts()]
 
 
 def per_part(pattern):
@@ -81,21 +105,46 @@ def say(message):
     print(f"\n{message}\n", file=sys.stderr)
 
 
-onstart:
+def known_patients():
+    """Number of patients; None before the cohort has been split."""
     try:
-        LOCK = helpers.lock_results("results")
+        return len(helpers.part_names("sample_specific", TABLE))
+    except (OSError, CohortgmmError):
+        return None if SHEET is None else len(SHEET)
+
+
+def begin():
+    """Lock the results, end what a killed run has left behind, and say what will run."""
+    executor = workflow.executor_plugin.name
+    try:
+        lock = lock_results("results", SHARD)
+        n_cancelled = 0 if SHARD else orphans.cancel_orphans("results")
     except CohortgmmError as error:
         raise WorkflowError(str(error)) from None
-    planned = Counter(job.rule.name for job in workflow.dag.needrun_jobs())
-    say(helpers.start_message(workflow.executor_plugin.name, planned, os.path.exists("results/scores.tsv")))
+    if n_cancelled:
+        say(f"Cancelled {n_cancelled} jobs that a run that was killed had left in SLURM's queue.")
+    logger.addHandler(ERRORS)
+    jobs = list(workflow.dag.needrun_jobs())
+    if executor == "slurm":
+        remote = next(job for job in jobs if not job.is_local)
+        orphans.remember_run("results", workflow.scheduler.get_executor(remote).run_uuid)
+    say(messages.start_message(executor, jobs, known_patients(), os.path.exists("results/scores.tsv")))
+    return lock
+
+
+onstart:
+    LOCK = begin()
 
 
 onsuccess:
-    if os.path.exists("results/cohort_gmm.h5ad"):
-        say(helpers.finish_message(workflow.overwrite_configfiles, workflow.basedir))
+    if os.path.exists("results/cohort_gmm.h5ad") and not SHARD:
+        failures.write_failures("results", [])
+        say(messages.finish_message(workflow.overwrite_configfiles, workflow.basedir))
 
 
 onerror:
-    lines = helpers.failures("results/logs", STARTED)
-    if lines:
-        say("\n  ".join([f"{len(lines)} failed:", *lines]))
+    failed = ERRORS.failures(workflow.scheduler.failed, workflow.dag.jobid)
+    if failed:
+        say("\n  ".join([f"{len(failed)} failed:", *map(str, failed)]))
+    if not SHARD:
+        failures.write_failures("results", failed)

@@ -18,8 +18,8 @@ rule fit:
         ENVIRONMENT
     threads: CONFIG.threads
     resources:
-        mem_mb=helpers.scaled(400, 8),
-        runtime=helpers.scaled(10, 1),
+        mem_mb=requests.memory("fit"),
+        runtime=requests.fit_minutes("fit", CONFIG.gmm, CONFIG.threads),
     params:
         options=CONFIG.gmm.fit_options(),
         seed=CONFIG.seed,

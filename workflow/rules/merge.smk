@@ -7,9 +7,9 @@ rule merge:
     input:
         source=CONFIG.input,
         cohort=COHORT_FILE,
-        table="results/patients.tsv",
+        table=TABLE,
         scores="results/scores.tsv",
-        cells=per_part("results/patients/{patient}.npz"),
+        cells=all_cells,
         models=per_part("results/models/{patient}.npz"),
     output:
         "results/cohort_gmm.h5ad",
@@ -20,8 +20,8 @@ rule merge:
     conda:
         ENVIRONMENT
     resources:
-        mem_mb=helpers.scaled(1000, 6),
-        runtime=helpers.scaled(15, 0.1),
+        mem_mb=requests.memory("merge"),
+        runtime=requests.minutes("merge"),
     params:
         gmm=CONFIG.gmm.model_dump(exclude={"verbose"}),
         component_sharing=CONFIG.component_sharing,

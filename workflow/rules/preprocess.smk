@@ -16,8 +16,8 @@ rule check_input:
     conda:
         ENVIRONMENT
     resources:
-        mem_mb=helpers.scaled(500, 2),
-        runtime=helpers.scaled(5),
+        mem_mb=requests.memory("check_input"),
+        runtime=requests.minutes("check_input"),
     params:
         columns={key: getattr(CONFIG, key) for key in ("patient_col", "label_col", "celltype_col")},
         code=code_of("scripts/check_input.py"),
@@ -41,8 +41,8 @@ rule preprocess:
         ENVIRONMENT
     threads: 1  # a PCA on another number of threads differs in its last digits
     resources:
-        mem_mb=helpers.scaled(1500, 40),
-        runtime=helpers.scaled(20, 0.2),
+        mem_mb=requests.memory("preprocess"),
+        runtime=requests.minutes("preprocess"),
     params:
         options=CONFIG.preprocess.model_dump(),
         seed=CONFIG.seed,
@@ -58,16 +58,7 @@ checkpoint split:
         cohort=COHORT_FILE,
         sheet=CONFIG.patients or [],
     output:
-        table="results/patients.tsv",
-        # With a sample sheet the array files are known beforehand; else they appear beside the table.
-        cells=(
-            expand(
-                "results/patients/{patient}.npz",
-                patient=helpers.sheet_part_names(CONFIG.component_sharing, SHEET),
-            )
-            if SHEET
-            else []
-        ),
+        table=TABLE,  # and the patients' array files beside it: declared, they would rerun with every new table
     log:
         "results/logs/split.log",
     benchmark:
@@ -75,8 +66,8 @@ checkpoint split:
     conda:
         ENVIRONMENT
     resources:
-        mem_mb=helpers.scaled(1000, 10),
-        runtime=helpers.scaled(10, 0.05),
+        mem_mb=requests.memory("split"),
+        runtime=requests.minutes("split"),
     params:
         folder=lambda wildcards, output: os.path.join(os.path.dirname(output.table), "patients"),
         options=CONFIG.split_options(),

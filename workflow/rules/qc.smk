@@ -1,7 +1,7 @@
 # Figures and tables that say whether to believe the mixtures.
 # REQUIRED INPUTS: the cohort, results/patients/{patient}.npz, results/models/{patient}.npz, the tables
 # OUTPUTS: results/qc/*.tsv, results/qc/*.svg, results/qc/*.png, results/qc/patients/{patient}.svg, .png,
-#   results/qc/corrections/{patient}.svg, .png
+#   results/qc/corrections/{patient}.svg, .png, results/qc/efficiency.tsv
 
 
 rule qc_cells:
@@ -17,8 +17,8 @@ rule qc_cells:
         ENVIRONMENT
     threads: 1  # a UMAP on several threads is another one every time
     resources:
-        mem_mb=helpers.scaled(1500, 10),
-        runtime=helpers.scaled(20, 0.1),
+        mem_mb=requests.memory("qc_cells"),
+        runtime=requests.minutes("qc_cells"),
     params:
         options={
             "use_rep": CONFIG.use_rep,
@@ -37,10 +37,10 @@ rule qc_cells:
 rule qc_tables:
     input:
         annotation="results/qc/cells.npz",
-        table="results/patients.tsv",
+        table=TABLE,
         scores="results/scores.tsv",
         selection="results/selection.tsv",
-        cells=per_part("results/patients/{patient}.npz"),
+        cells=all_cells,
         models=per_part("results/models/{patient}.npz"),
     output:
         diagnostics=report(
@@ -58,8 +58,8 @@ rule qc_tables:
     conda:
         ENVIRONMENT
     resources:
-        mem_mb=helpers.scaled(800, 5),
-        runtime=helpers.scaled(10, 0.1),
+        mem_mb=requests.memory("qc_tables"),
+        runtime=requests.minutes("qc_tables"),
     params:
         refit=CONFIG.gmm.refit,
         code=code_of("scripts/qc_tables.py"),
@@ -95,8 +95,8 @@ for figure in FIGURES:
         conda:
             ENVIRONMENT
         resources:
-            mem_mb=helpers.scaled(800, 20),
-            runtime=helpers.scaled(10),
+            mem_mb=requests.memory("qc_cohort"),
+            runtime=requests.minutes("qc_cohort"),
         params:
             figure=figure,
             metric=CONFIG.gmm.k_selection_metric,
@@ -118,7 +118,7 @@ rule qc_patient:
             "results/qc/patients/{patient}.svg",
             category="Patients",
             caption="../report/patient.rst",
-            labels=lambda wildcards: {"patient": helpers.patient_name(wildcards.patient)},
+            labels=lambda wildcards: {"patient": patient_name(wildcards.patient)},
         ),
         "results/qc/patients/{patient}.png",
     log:
@@ -128,8 +128,8 @@ rule qc_patient:
     conda:
         ENVIRONMENT
     resources:
-        mem_mb=helpers.scaled(800, 10),
-        runtime=helpers.scaled(10),
+        mem_mb=requests.memory("qc_patient"),
+        runtime=requests.minutes("qc_patient"),
     params:
         metric=CONFIG.gmm.k_selection_metric,
         max_cells=CONFIG.qc.max_cells,
@@ -153,7 +153,7 @@ if CONFIG.gmm.is_corrected:
                 "results/qc/corrections/{patient}.svg",
                 category="Corrections",
                 caption="../report/correction.rst",
-                labels=lambda wildcards: {"patient": helpers.patient_name(wildcards.patient)},
+                labels=lambda wildcards: {"patient": patient_name(wildcards.patient)},
             ),
             "results/qc/corrections/{patient}.png",
         log:
@@ -163,8 +163,8 @@ if CONFIG.gmm.is_corrected:
         conda:
             ENVIRONMENT
         resources:
-            mem_mb=helpers.scaled(800, 10),
-            runtime=helpers.scaled(10),
+            mem_mb=requests.memory("qc_correction"),
+            runtime=requests.minutes("qc_correction"),
         params:
             options=CONFIG.gmm.fit_options(),
             max_cells=CONFIG.qc.max_cells,
@@ -174,3 +174,33 @@ if CONFIG.gmm.is_corrected:
             "Drawing what the corrections change for {wildcards.patient}"
         script:
             "../../scripts/qc_correction.py"
+
+
+# Comes last: its table is of all jobs before it.
+rule efficiency:
+    input:
+        "results/cohort_gmm.h5ad",
+        qc_outputs,
+    output:
+        report(
+            "results/qc/efficiency.tsv",
+            category="Tables",
+            caption="../report/efficiency.rst",
+            labels={"table": "memory and time, asked for and used"},
+        ),
+    log:
+        "results/logs/efficiency.log",
+    benchmark:
+        "results/benchmarks/efficiency.tsv"
+    conda:
+        ENVIRONMENT
+    resources:
+        mem_mb=requests.memory("efficiency"),
+        runtime=requests.minutes("efficiency"),
+    params:
+        logs=lambda wildcards, output: os.path.join(os.path.dirname(os.path.dirname(output[0])), "logs"),
+        code=code_of("scripts/efficiency.py"),
+    message:
+        "Comparing what jobs asked for with what they used"
+    script:
+        "../../scripts/efficiency.py"

@@ -19,8 +19,8 @@ rule refit:
         ENVIRONMENT
     threads: CONFIG.threads
     resources:
-        mem_mb=helpers.scaled(400, 8),
-        runtime=helpers.scaled(10, 1),
+        mem_mb=requests.memory("refit"),
+        runtime=requests.fit_minutes("refit", CONFIG.gmm, CONFIG.threads),
     params:
         candidates=CONFIG.gmm.candidates,
         refit=CONFIG.gmm.refit,

@@ -15,8 +15,8 @@ rule select:
     conda:
         ENVIRONMENT
     resources:
-        mem_mb=helpers.scaled(300),
-        runtime=helpers.scaled(5),
+        mem_mb=requests.memory("select"),
+        runtime=requests.minutes("select"),
     params:
         metric=CONFIG.gmm.k_selection_metric,
         code=code_of("scripts/select.py"),
@@ -39,8 +39,8 @@ rule select_cohort:
     conda:
         ENVIRONMENT
     resources:
-        mem_mb=helpers.scaled(500, 10),
-        runtime=helpers.scaled(10),
+        mem_mb=requests.memory("select_cohort"),
+        runtime=requests.minutes("select_cohort"),
     params:
         metric=CONFIG.gmm.k_selection_metric,
         code=code_of("scripts/select_cohort.py"),

@@ -1,0 +1,147 @@
+"""The commands beside Snakemake: how far a run is, and a run divided among SLURM jobs.
+
+python -m cohortgmm status
+python -m cohortgmm submit --shards 20
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import cohortgmm
+from cohortgmm.errors import CohortgmmError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; its exit status."""
+    own, others = _at_dashes(list(sys.argv[1:] if arguments is None else arguments))
+    options = _parser().parse_args(own)
+    try:
+        return options.run(options, others)
+    except CohortgmmError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _at_dashes(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Ours, and those for Snakemake after ``--``."""
+    if "--" not in arguments:
+        return arguments, []
+    i = arguments.index("--")
+    return arguments[:i], arguments[i + 1 :]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m cohortgmm", description=__doc__.splitlines()[0])
+    parser.add_argument("--version", action="version", version=cohortgmm.__version__)
+    commands = parser.add_subparsers(required=True, metavar="command")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--directory", type=Path, default=Path(), help="where results/ is (here)")
+    common.add_argument("--configfile", type=Path, help="the configuration (config/config.yaml beside the Snakefile)")
+    common.add_argument("--snakefile", type=Path, help="the Snakefile (the one here, else that of this package)")
+
+    status = commands.add_parser("status", parents=[common], help="patients × k: done, running, failed; from the files")
+    status.set_defaults(run=_status)
+
+    submit = commands.add_parser(
+        "submit",
+        parents=[common],
+        help="run in few SLURM jobs, each with many fits",
+        description="Submit the run as SLURM jobs in which Snakemake runs locally. Options after -- go to Snakemake.",
+    )
+    submit.add_argument(
+        "--shards", type=int, default=0, metavar="N", help="jobs that divide the patients (0: one for all)"
+    )
+    submit.add_argument("--cpus", type=int, default=4, help="CPUs of each job (%(default)s)")
+    submit.add_argument("--mem-mb", type=int, help="memory of each job in MB (2,000 for every CPU)")
+    submit.add_argument("--minutes", type=int, default=240, help="time limit of each job (%(default)s)")
+    for name in ("partition", "account", "qos"):
+        submit.add_argument(f"--{name}", help=f"{name} of SLURM")
+    submit.add_argument("--sbatch", action="append", default=[], metavar="OPTION", help="another option of sbatch")
+    submit.add_argument("--print", action="store_true", help="print the batch scripts and submit nothing")
+    submit.set_defaults(run=_submit)
+
+    shard = commands.add_parser(
+        "shard", parents=[common], help="what a job of `submit` runs: the patients of one shard"
+    )
+    shard.add_argument("shard", metavar="I/N")
+    shard.set_defaults(run=_shard)
+    return parser
+
+
+def _place(options: argparse.Namespace) -> tuple[Path, Path]:
+    """Go to the directory; the folder of the Snakefile and the configuration, both absolute."""
+    candidates = (
+        [options.snakefile] if options.snakefile else [Path("Snakefile"), Path(__file__).parents[2] / "Snakefile"]
+    )
+    found = [path.resolve() for path in candidates if path.is_file()]
+    if not found:
+        raise CohortgmmError(f"no Snakefile: {candidates[-1]} is not there; name it with --snakefile")
+    workflow_dir = found[0].parent
+    default = [Path("config/config.yaml").resolve(), workflow_dir / "config" / "config.yaml"]
+    configfile = (
+        options.configfile.resolve() if options.configfile else next(filter(Path.is_file, default), default[-1])
+    )
+    if not configfile.is_file():
+        raise CohortgmmError(f"no such configuration: {configfile}")
+    if not options.directory.is_dir():
+        raise CohortgmmError(f"no such directory: {options.directory}")
+    os.chdir(options.directory)
+    return workflow_dir, configfile
+
+
+def _config(configfile: Path, workflow_dir: Path):
+    import yaml
+
+    from cohortgmm.workflow import load_config
+
+    try:
+        values = yaml.safe_load(configfile.read_text())
+    except yaml.YAMLError as error:
+        raise CohortgmmError(f"{configfile} is no YAML: {' '.join(str(error).split())}") from None
+    return load_config(values or {}, str(configfile), workflow_dir)
+
+
+def _status(options: argparse.Namespace, others: Sequence[str]) -> int:
+    from cohortgmm.runs.status import read_status
+
+    workflow_dir, configfile = _place(options)
+    config = _config(configfile, workflow_dir)
+    print(read_status("results", config.gmm.candidates, config.component_sharing))
+    return 0
+
+
+def _submit(options: argparse.Namespace, others: Sequence[str]) -> int:
+    from cohortgmm.runs import shards
+
+    if options.shards < 0 or options.cpus < 1 or options.minutes < 1:
+        raise CohortgmmError("--shards must be 0 or more, --cpus and --minutes 1 or more")
+    workflow_dir, configfile = _place(options)
+    _config(configfile, workflow_dir)  # a mistake in it is told now, not by every job
+    chosen = ((name, getattr(options, name)) for name in ("partition", "account", "qos"))
+    extra = [f"--{name}={value}" for name, value in chosen if value] + options.sbatch
+    allocation = shards.Allocation(options.cpus, options.mem_mb or 2000 * options.cpus, options.minutes, extra)
+    batch = shards.scripts(options.shards, allocation, others, workflow_dir, configfile)
+    if options.print:
+        print("\n".join(batch.values()))
+        return 0
+    numbers = shards.submit(batch)
+    print("submitted " + ", ".join(f"{name} as SLURM job {number}" for name, number in numbers.items()))
+    print(f"scripts and output: {shards.LOG_FOLDER}; progress: python -m cohortgmm status")
+    return 0
+
+
+def _shard(options: argparse.Namespace, others: Sequence[str]) -> int:
+    from cohortgmm.runs import shards
+    from cohortgmm.runs.lock import Shard
+
+    shard = Shard.read(options.shard)
+    workflow_dir, configfile = _place(options)
+    targets = shards.shard_targets(shard, _config(configfile, workflow_dir).component_sharing, "results/patients.tsv")
+    return shards.run_shard(shard, targets, ["--configfile", str(configfile), *others], workflow_dir)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

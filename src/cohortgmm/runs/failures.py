@@ -1,0 +1,133 @@
+"""What went wrong in a run: one line a job, with patient and k, what SLURM says, and what to change."""
+
+import logging
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from cohortgmm.cohort.tables import read_rows, write_table
+from cohortgmm.files import describe
+from cohortgmm.log import ERROR_PREFIX
+
+#: The table of what failed in the last run, within the results.
+FAILED_TABLE = "failed.tsv"
+
+#: What to do about a job that SLURM ended; `{rule}`, `{memory}` and `{minutes}` are filled in.
+_REMEDIES = {
+    "OUT_OF_MEMORY": "give it more: --set-resources {rule}:mem_mb={memory}",
+    "TIMEOUT": "give it longer: --set-resources {rule}:runtime={minutes}",
+    "DEADLINE": "run again",
+    "CANCELLED": "somebody cancelled it: run again",
+    "PREEMPTED": "run again, or on a partition without preemption",
+    "NODE_FAIL": "run again",
+    "BOOT_FAIL": "run again",
+}
+_UNKNOWN = "see what SLURM says of it"
+_KILLED = "it was killed (out of memory?): give it more with --set-resources {rule}:mem_mb={memory}, or run again"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A job that failed for good.
+
+    Attributes
+    ----------
+    rule, patient, k
+        The job; patient and k as in file names, or empty.
+    reason
+        What was found and what to change.
+    log
+        Path of its log.
+    slurm_job, slurm_state, slurm_log
+        Its number, the state it ended in and its output on the cluster; empty for a local job.
+    """
+
+    rule: str
+    patient: str
+    k: str
+    reason: str
+    log: str
+    slurm_job: str = ""
+    slurm_state: str = ""
+    slurm_log: str = ""
+
+    def __str__(self) -> str:
+        job = f"SLURM job {self.slurm_job} {self.slurm_state}".rstrip() if self.slurm_job else ""
+        return f"{self.reason}  [{', '.join(filter(None, [self.log, job, self.slurm_log]))}]"
+
+
+class JobErrors(logging.Handler):
+    """Collects what Snakemake's log says of jobs that end with an error, by Snakemake's number of the job."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self._last: dict[Any, logging.LogRecord] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if getattr(getattr(record, "event", None), "name", "") == "JOB_ERROR":
+            self._last[record.jobid] = record
+
+    def failures(self, jobs: Iterable[Any], numbers: Any) -> list[Failure]:
+        """What is known of Snakemake's jobs that failed for good.
+
+        Parameters
+        ----------
+        jobs
+            The jobs.
+        numbers
+            Function from a job to its number.
+        """
+        found = [_failure(job, self._last.get(numbers(job))) for job in jobs if hasattr(job, "rule")]
+        return sorted(found, key=lambda failure: (failure.rule, failure.patient, int(failure.k or 0)))
+
+
+def _failure(job: Any, record: logging.LogRecord | None) -> Failure:
+    log = str(job.log[0]) if job.log else ""
+    rule, wildcards = job.rule.name, job.wildcards
+    text = "" if record is None else f"{record.getMessage()} {getattr(record, 'rule_msg', '')}"
+    state = match[1] if (match := re.search(r"SLURM status is: '(\w+)", text)) else ""
+    number = "" if record is None else str((getattr(record, "aux", None) or {}).get("external_jobid") or "")
+    slurm_logs = [] if record is None else [path for path in record.log if number and path.endswith(f"{number}.log")]
+    said = last_error(log)
+    if not said or state in _REMEDIES:
+        remedy = _REMEDIES.get(state, _UNKNOWN if number else _KILLED).format(
+            rule=rule, memory=2 * int(job.resources.get("mem_mb", 0)), minutes=2 * int(job.resources.get("runtime", 0))
+        )
+        attempts = f", {job.attempt} attempts" if job.attempt > 1 else ""
+        said = f"{describe(wildcards) or rule}: {rule} ended without a result{attempts}; {remedy}"
+    return Failure(
+        rule=rule,
+        patient=str(getattr(wildcards, "patient", "")),
+        k=str(getattr(wildcards, "k", "")),
+        reason=said,
+        log=log,
+        slurm_job=number,
+        slurm_state=state,
+        slurm_log=slurm_logs[0] if slurm_logs else "",
+    )
+
+
+def last_error(log: str) -> str:
+    """The error that ended a job, from its log; empty if it did not end with one."""
+    try:
+        last = Path(log).read_text(errors="replace").rstrip().rsplit("\n", 1)[-1]
+    except OSError:
+        return ""
+    return last.removeprefix(ERROR_PREFIX) if last.startswith(ERROR_PREFIX) else ""
+
+
+def write_failures(results: str, failures: Iterable[Failure]) -> None:
+    """Keep what failed for :func:`read_failures`; without failures, remove what an earlier run left."""
+    path, rows = Path(results) / FAILED_TABLE, [vars(failure) for failure in failures]
+    if rows:
+        write_table(path, [field.name for field in fields(Failure)], rows)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def read_failures(results: str) -> list[Failure]:
+    """What failed in the last run."""
+    path = Path(results) / FAILED_TABLE
+    return [Failure(**row) for row in read_rows(path)] if path.is_file() else []

@@ -1,0 +1,137 @@
+"""Who may work in a results folder: one run, or the shards of one division."""
+
+import fcntl
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from cohortgmm.errors import CohortgmmError
+
+#: Name of the lock in the results folder.
+LOCK = ".lock"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One of several runs that divide the patients among them.
+
+    Attributes
+    ----------
+    index
+        Which one, from 1 to ``count``.
+    count
+        Of how many.
+    """
+
+    index: int
+    count: int
+
+    @classmethod
+    def read(cls, text: str) -> "Shard":
+        """From text such as ``3/20``.
+
+        Raises
+        ------
+        CohortgmmError
+            If it is something else.
+        """
+        index, _, count = text.partition("/")
+        if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
+            raise CohortgmmError(f"a shard is written I/N with 1 <= I <= N, such as 3/20, got {text!r}")
+        return cls(int(index), int(count))
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+
+def lock_results(folder: str | os.PathLike, shard: Shard | None = None) -> list[int]:
+    """Keep other runs out of a results folder for as long as this process lives.
+
+    The lock ends with the process, however it ends, so that a killed run needs no unlocking. Shards of one division work
+    side by side, each of them once.
+
+    Parameters
+    ----------
+    folder
+        The results.
+    shard
+        The part of the patients that the run is for; None for a run that may touch everything.
+
+    Returns
+    -------
+    list of int
+        Open file descriptors that hold the lock; empty where the file system knows no locks.
+
+    Raises
+    ------
+    CohortgmmError
+        If another run holds it, naming the process.
+    """
+    path = Path(folder) / LOCK
+    if shard is None:
+        return _take(path, fcntl.LOCK_EX)
+    held = _take(path, fcntl.LOCK_SH) + _take(Path(f"{path}.shard-{shard.index}-of-{shard.count}"), fcntl.LOCK_EX)
+    others = [other for other in _shard_locks(path) if not other.name.endswith(f"-of-{shard.count}")]
+    for holder in filter(None, map(_holder, others)):  # only after this shard can be seen by those of another division
+        for descriptor in held:
+            os.close(descriptor)
+        raise CohortgmmError(_in_use(path, holder))
+    return held
+
+
+def lock_holders(folder: str | os.PathLike) -> list[str]:
+    """The runs that hold the lock of a results folder."""
+    path = Path(folder) / LOCK
+    return [holder for holder in map(_holder, [path, *_shard_locks(path)]) if holder]
+
+
+def _shard_locks(path: Path) -> list[Path]:
+    return sorted(path.parent.glob(f"{path.name}.shard-*"))
+
+
+def _take(path: Path, kind: int) -> list[int]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise CohortgmmError(f"cannot lock {path}: {error.strerror}; it may be another user's run") from None
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise CohortgmmError(_in_use(path, _text(path))) from None
+    except OSError:
+        os.close(descriptor)
+        return []
+    os.ftruncate(descriptor, 0)
+    if kind == fcntl.LOCK_EX:
+        os.write(descriptor, f"process {os.getpid()} on {os.uname().nodename}".encode())
+    return [descriptor]
+
+
+def _holder(path: Path) -> str:
+    """Who keeps everybody else from a lock; empty if nobody does."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return ""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _text(path)
+    except OSError:
+        return ""
+    finally:
+        os.close(descriptor)
+    return ""
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace").strip() or "shards of it"
+    except OSError:
+        return "another process"
+
+
+def _in_use(path: Path, holder: str) -> str:
+    return f"{path.parent.resolve()} is in use by another run ({holder}): wait for it, or use --directory"

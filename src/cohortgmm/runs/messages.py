@@ -1,0 +1,49 @@
+"""What a run says when it begins and when it has succeeded."""
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from cohortgmm import __version__
+
+
+def start_message(executor: str, jobs: Sequence[Any], n_patients: int | None, has_results: bool) -> str:
+    """What a run says before its first job: where it runs, how much it asks for, and if every patient is fitted again.
+
+    Parameters
+    ----------
+    executor
+        Name of Snakemake's executor.
+    jobs
+        Snakemake's jobs that are known so far.
+    n_patients
+        Number of patients; None while it is not known.
+    has_results
+        Whether an earlier run left scores.
+    """
+    jobs = [job for job in jobs if job.rule.name != "all"]
+    planned = Counter(job.rule.name for job in jobs)
+    hours = sum(job.threads * int(job.resources.get("runtime", 0)) for job in jobs) / 60
+    more = ", more once the patients are known" if n_patients is None or planned.get("split") else ""
+    whom = "" if n_patients is None else f" for {n_patients:,} patients"
+    lines = [
+        f"cohortgmm {__version__}: {len(jobs):,} jobs{whom}{more}, executor {executor}; "
+        f"time limits of {hours:,.1f} core-hours in all"
+    ]
+    lines += ["  " + ", ".join(f"{count:,} {rule}" for rule, count in sorted(planned.items()))] if planned else []
+    if planned.get("preprocess") and has_results:
+        lines.append(
+            "The embedding is computed again, from all patients together: it moves every patient, and all are fitted "
+            "again. To add patients without that, use an embedding of your own with preprocess.enabled: false."
+        )
+    return "\n".join(lines)
+
+
+def finish_message(configfiles: Iterable[str | os.PathLike], workflow_dir: str | os.PathLike) -> str:
+    """What a run says when it has succeeded: how to make the report, with the options that name the same run."""
+    options = "".join(f" --configfile {path}" for path in configfiles)
+    if Path.cwd() != Path(workflow_dir).resolve():
+        options = f" --directory {Path.cwd()}{options}"
+    return f"Finished. For the report: snakemake{options} --report results/report.html"
