@@ -7,21 +7,23 @@ VENV := .venv
 GGML := .venv-ggml
 VERSION := $(shell $(PYTHON) -c 'import sys; print("py%d%d" % sys.version_info[:2])')
 SNAKEMAKE := $(VENV)/bin/snakemake --configfile config/demo.yaml
+# A progress display where somebody looks.
+PROGRESS := $(shell [ -t 2 ] && echo --logger rich)
 export PYTHON
 
-.PHONY: help demo test test-fast lint format docs bench env ggml clean
+.PHONY: help demo test test-fast lint format docs bench env ggml slurm-shards status clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 env:  ## the environment in .venv
-	@envs/make_env.sh $(VENV) envs/constraints-$(VERSION).txt '--editable=.[dev,harmony,slurm]'
+	@envs/make_env.sh $(VENV) envs/constraints-$(VERSION).txt '--editable=.[dev,harmony,slurm,progress]'
 
 ggml:  ## an environment of its own for ggml-ot, the reader of the results (downloads PyTorch)
 	@envs/make_env.sh $(GGML) envs/constraints-ggml.txt torch==2.13.0 ggml-ot==0.9.94 pydantic
 
 demo: env  ## run the demo cohort from raw counts to the report
-	$(SNAKEMAKE) --cores all
+	$(SNAKEMAKE) --cores all $(PROGRESS)
 	$(SNAKEMAKE) --report results/report.html
 	@echo "Open results/report.html; the mixtures are in results/cohort_gmm.h5ad."
 
@@ -30,6 +32,12 @@ test: env  ## all tests that this machine can run; those it cannot are named
 
 test-fast: env  ## the unit tests
 	$(VENV)/bin/python -m pytest -m "not pipeline"
+
+slurm-shards: env  ## run config/config.yaml in few SLURM jobs: SHARDS=20 SUBMIT="--partition short --account lab"
+	$(VENV)/bin/python -m cohortgmm submit --shards $(or $(SHARDS),0) $(SUBMIT)
+
+status: env  ## what has come of every patient and k
+	$(VENV)/bin/python -m cohortgmm status
 
 lint: env  ## ruff, snakefmt, snakemake --lint
 	$(VENV)/bin/ruff check .
@@ -49,6 +57,8 @@ bench: env  ## the figures of the README
 	$(VENV)/bin/python benchmarks/pipeline.py
 	$(VENV)/bin/python benchmarks/engine.py
 	$(VENV)/bin/python benchmarks/density.py
+	$(VENV)/bin/python benchmarks/dag.py
+	$(VENV)/bin/python benchmarks/resources.py
 
 clean:  ## remove the results (not the environments)
 	git clean -qfdX results .snakemake

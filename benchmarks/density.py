@@ -201,11 +201,8 @@ def likelihood_lines(results: dict) -> list[Line]:
     for name, rows in results.items():
         if "value" not in rows[0]["ours"]:
             continue
-        gains = [
-            row["ours"]["value"]
-            - max((row[who]["value"] for who in ("default", "tight") if row[who]["value"] is not None), default=-np.inf)
-            for row in rows
-        ]
+        theirs = [[r for who in ("default", "tight") if (r := row[who]["value"]) is not None] for row in rows]
+        gains = [row["ours"]["value"] - max(values) for row, values in zip(rows, theirs, strict=True) if values]
         behind = [row["ours"]["best_value"] - row["ours"]["value"] for row in rows]
         lines.append(
             Line(

@@ -72,16 +72,17 @@ class Project:
 
     def run(self, *arguments: str, cores: int = 2) -> Counter:
         """Run Snakemake, which must succeed; which jobs ran, as a count per rule or ``rule/patient``."""
-        before = self._logs()
+        before = self.logs()
         result = self.call(*(arguments or TARGETS), cores=cores)
         assert result.returncode == 0, result.stdout + result.stderr
-        return Counter(job for job, time in self._logs().items() if before.get(job) != time)
+        return Counter(job for job, time in self.logs().items() if before.get(job) != time)
 
-    def _logs(self) -> dict[str, int]:
+    def logs(self) -> dict[str, int]:
+        """Times of the logs of all jobs."""
         folder = self.directory / "results" / "logs"
-        return {
-            str(path.relative_to(folder).with_suffix("")): path.stat().st_mtime_ns for path in folder.rglob("*.log")
-        }
+        paths = [path.relative_to(folder) for path in folder.rglob("*.log")]
+        ours = [path for path in paths if path.parts[0] != "slurm"]
+        return {str(path.with_suffix("")): (folder / path).stat().st_mtime_ns for path in ours}
 
     def results(self) -> dict[str, bytes]:
         """Content of the final tables and models by name; without the seconds, which no two runs share."""

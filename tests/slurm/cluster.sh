@@ -68,8 +68,8 @@ PartitionName=short Nodes=ALL Default=YES MaxTime=24:00:00 State=UP
 CONF
 }
 
-is_running() { [[ -s $(pid_file "$1") ]] && [[ $(ps -o stat= -p "$(<"$(pid_file "$1")")" 2>/dev/null) == [^Z]* ]]; }
-pid_file() { [[ $1 == munged ]] && echo "$home/munge/pid" || echo "$home/$1.pid"; }
+pid_of() { cat "$home/$1.pid" 2>/dev/null || echo 0; }
+is_running() { [[ $(ps -o stat= -p "$(pid_of "$1")" 2>/dev/null) == [^Z]* ]]; } # a zombie is not
 listens() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 
 await() { # SECONDS COMMAND...
@@ -88,7 +88,7 @@ start() {
     is_running "$1" && return
     case $1 in
     munged)
-        munged --key-file="$home/munge/key" --socket="$home/munge/socket" --pid-file="$home/munge/pid" \
+        munged --key-file="$home/munge/key" --socket="$home/munge/socket" --pid-file="$home/munged.pid" \
             --log-file="$home/log/munged.log" --seed-file="$home/munge/seed" --force 2>/dev/null
         ;;
     slurmctld) slurmctld && await 20 listens "${port[slurmctld]}" ;;
@@ -98,7 +98,7 @@ start() {
 
 stop() { # PROGRAM [SIGNAL]
     is_running "$1" || return 0
-    kill "-${2:-TERM}" "$(<"$(pid_file "$1")")"
+    kill "-${2:-TERM}" "$(pid_of "$1")"
     await 30 gone "$1"
 }
 gone() { ! is_running "$1"; }

@@ -90,6 +90,9 @@ def _failure(job: Any, record: logging.LogRecord | None) -> Failure:
     state = match[1] if (match := re.search(r"SLURM status is: '(\w+)", text)) else ""
     number = "" if record is None else str((getattr(record, "aux", None) or {}).get("external_jobid") or "")
     slurm_logs = [] if record is None else [path for path in record.log if number and path.endswith(f"{number}.log")]
+    slurm_log = slurm_logs[0] if slurm_logs else ""
+    if state == "FAILED" and _ran_out_of_memory(slurm_log):
+        state = "OUT_OF_MEMORY"
     said = last_error(log)
     if not said or state in _REMEDIES:
         remedy = _REMEDIES.get(state, _UNKNOWN if number else _KILLED).format(
@@ -105,8 +108,17 @@ def _failure(job: Any, record: logging.LogRecord | None) -> Failure:
         log=log,
         slurm_job=number,
         slurm_state=state,
-        slurm_log=slurm_logs[0] if slurm_logs else "",
+        slurm_log=slurm_log,
     )
+
+
+def _ran_out_of_memory(slurm_log: str) -> bool:
+    """Whether SLURM's own words say so: where only a step did, the job is just FAILED."""
+    try:
+        text = Path(slurm_log).read_text(errors="replace")
+    except OSError:
+        return False
+    return re.search(r"oom.kill|Out Of Memory|Exceeded job memory limit", text) is not None
 
 
 def last_error(log: str) -> str:

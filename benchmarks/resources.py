@@ -1,0 +1,159 @@
+"""What jobs ask for against what they need, from small cohorts to large ones.
+
+    python benchmarks/resources.py [--only demo tiny large noise counts] [--output benchmarks/resources.md]
+
+Every cohort goes through the pipeline on this machine; what a job used is read from its log. On a cluster Snakemake runs
+beside it, so that a job needs that much more (``SNAKEMAKE_MB``: read off the memory cgroups of jobs on the SLURM of
+``tests/slurm``). About ten minutes on two cores; Linux.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from reporting import DEMO, ROOT, circumstances, markdown
+
+from cohortgmm.runs.efficiency import JobUsage, read_usage
+from cohortgmm.runs.requests import SNAKEMAKE_MB
+
+#: Requests between these multiples of the need are good.
+GOOD = (1.2, 3.0)
+
+#: Time limits up to this are not judged: a cluster may need minutes until a job's first line of Python.
+SHORT_SECONDS = 600
+
+
+def embedded(folder: Path, n_patients: int, n_cells: int, d: int, *, noise: bool = False) -> dict:
+    """A cohort with an embedding: five groups of cells a patient."""
+    import anndata as ad
+    import pandas as pd
+
+    rng = np.random.default_rng(0)
+    n = n_patients * n_cells
+    means = rng.normal(0.0, 3.0, size=(5, d))
+    x = (means[rng.integers(5, size=n)] + rng.normal(size=(n, d))).astype(np.float32)
+    obsm = {"X_pca": x}
+    if noise:
+        variances = rng.uniform(0.05, 0.5, size=(n, d)).astype(np.float32)
+        obsm |= {"X_pca": x + np.sqrt(variances) * rng.normal(size=(n, d)).astype(np.float32), "variances": variances}
+    obs = pd.DataFrame({"patient": np.repeat([f"P{i}" for i in range(n_patients)], n_cells)})
+    obs.index = [f"c{i}" for i in range(n)]
+    ad.AnnData(np.zeros((n, 1), dtype=np.float32), obs=obs, obsm=obsm).write_h5ad(folder / "cohort.h5ad")
+    gmm = {"k_comps": [2, 10, 20]} | ({"noise": {"obsm": "variances"}, "k_comps": [2, 5]} if noise else {})
+    return {"input": "cohort.h5ad", "patient_col": "patient", "preprocess": {"enabled": False}, "gmm": gmm}
+
+
+def counts(folder: Path) -> dict:
+    """A cohort of raw counts: 12 patients of 2,500 cells with 5,000 genes, one in ten of them seen."""
+    import anndata as ad
+    import pandas as pd
+    import scipy.sparse as sp
+
+    rng = np.random.default_rng(0)
+    n, n_genes = 30_000, 5000
+    rates = rng.gamma(0.3, 0.5, size=(6, n_genes))
+    kinds = rng.integers(6, size=n)
+    blocks = [sp.csr_matrix(rng.poisson(rates[kinds[i : i + 2000]]).astype(np.float32)) for i in range(0, n, 2000)]
+    obs = pd.DataFrame({"patient": np.repeat([f"P{i}" for i in range(12)], n // 12)}, index=[f"c{i}" for i in range(n)])
+    ad.AnnData(sp.vstack(blocks).tocsr(), obs=obs).write_h5ad(folder / "cohort.h5ad")
+    return {"input": "cohort.h5ad", "patient_col": "patient", "gmm": {"k_comps": [2, 5]}}
+
+
+def demo(folder: Path) -> dict:
+    """The demo from raw counts."""
+    return {"input": str(DEMO), "patient_col": "patient", "celltype_col": "cell_type", "gmm": {"k_comps": [2, 5, 8]}}
+
+
+COHORTS: dict[str, tuple[str, Callable[[Path], dict]]] = {
+    "tiny": ("20 patients × 60 cells, D = 3", lambda folder: embedded(folder, 20, 60, 3)),
+    "demo": ("the demo: 20 × 250 cells, counts to D = 20", demo),
+    "noise": ("6 × 3,000 cells, D = 10, noise of their own", lambda folder: embedded(folder, 6, 3000, 10, noise=True)),
+    "counts": ("12 × 2,500 cells, counts of 5,000 genes", counts),
+    "large": ("4 × 200,000 cells, D = 50", lambda folder: embedded(folder, 4, 200_000, 50)),
+}
+
+
+def run(name: str) -> list[JobUsage]:
+    """All jobs of one cohort."""
+    import yaml
+
+    folder = Path(tempfile.mkdtemp(prefix="resources-"))
+    try:
+        (folder / "config.yaml").write_text(yaml.safe_dump(COHORTS[name][1](folder)))
+        command = [
+            *(sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder)),
+            *("--configfile", str(folder / "config.yaml"), "--cores", "2", "-q"),
+        ]
+        subprocess.run(command, check=True)
+        return read_usage(folder / "results" / "logs")
+    finally:
+        shutil.rmtree(folder)
+
+
+def rows_of(name: str, jobs: list[JobUsage]) -> list[list[str]]:
+    """A row for every rule."""
+    rows = []
+    for rule in sorted({job.rule for job in jobs}):
+        own = [job for job in jobs if job.rule == rule]
+        ratios = [job.usage.memory_asked / job.need for job in own]
+        needs, asked = [job.need for job in own], [job.usage.memory_asked for job in own]
+        seconds, limits = [job.usage.seconds for job in own], [job.usage.seconds_asked for job in own]
+        rows.append(
+            [
+                *(COHORTS[name][0], rule, f"{len(own):,}"),
+                *(_range(asked, 0), _range(needs, 0), _range(ratios, 2)),
+                *(_range([limit / 60 for limit in limits], 0), _range(seconds, 1)),
+            ]
+        )
+    return rows
+
+
+def _range(values: list[float], digits: int) -> str:
+    low, high = f"{min(values):,.{digits}f}", f"{max(values):,.{digits}f}"
+    return low if low == high else f"{low}–{high}"
+
+
+def verdict(jobs: list[JobUsage]) -> str:
+    """How many requests are good."""
+    ratios = np.array([job.usage.memory_asked / job.need for job in jobs])
+    good = float(np.mean((ratios >= GOOD[0]) & (ratios <= GOOD[1])))
+    long = [job for job in jobs if job.usage.seconds > SHORT_SECONDS / GOOD[1]]
+    late = sum(job.usage.seconds > job.usage.seconds_asked for job in jobs)
+    text = (
+        f"Memory asked for is {GOOD[0]} to {GOOD[1]:.0f} × the need for {good:.1%} of {len(jobs):,} jobs (target: 95 %; "
+        f"lowest {ratios.min():.2f} ×, highest {ratios.max():.2f} ×). {late} jobs ran over their time limit"
+    )
+    if long:
+        times = [job.usage.seconds_asked / job.usage.seconds for job in long]
+        text += f"; of the {len(long)} longer than 200 s it was {_range(times, 1)} × the time"
+    return text + "."
+
+
+def main() -> None:
+    """Measure, and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="*", choices=COHORTS, default=list(COHORTS))
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "resources.md")
+    options = parser.parse_args()
+    load, rows, everything = os.getloadavg()[0], [], []
+    for name in options.only:
+        jobs = run(name)
+        rows += rows_of(name, jobs)
+        everything += jobs
+        print(name, verdict(jobs), flush=True)
+    heading = ["cohort", "rule", "jobs", "MB asked", "MB needed", "ratio", "limit, min", "used, s"]
+    head = (
+        f"`python benchmarks/resources.py`: needed is what the job used and {SNAKEMAKE_MB} MB for Snakemake, as on a "
+        f"cluster.\n{circumstances(['numpy', 'scanpy', 'snakemake'], load)}"
+    )
+    options.output.write_text("\n\n".join([head, markdown(heading, rows), verdict(everything)]) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""Faults of a cluster: whatever happens, the results are those of an undisturbed run."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import pytest
+from clusters import SlurmProject, cluster, slurm, slurm_project, wait_for
+from projects import TARGETS
+
+from cohortgmm.runs.failures import read_failures
+
+pytestmark = [pytest.mark.pipeline, pytest.mark.slurm]
+
+#: Faults of single runs, which are tried side by side: a run mostly waits.
+SCENARIOS: dict[str, Callable[[SlurmProject], None]] = {}
+
+
+def scenario(function):
+    SCENARIOS[function.__name__] = function
+    return function
+
+
+@scenario
+def out_of_memory(project):
+    """Fits need 400 MB more than is foreseen: their first try is killed, the next one has twice as much."""
+    (project.directory / "eat").write_text("400")
+    assert project.finish(project.start(*TARGETS)).count("Trying to restart job") >= 4
+    logs = [log.read_text() for log in (project.directory / "results/logs/slurm/rule_fit").rglob("*.log")]
+    assert sum("oom" in log.lower() for log in logs) == 4
+
+
+@scenario
+def over_its_time_limit(project):
+    project.hold()
+    output = project.finish(project.start("--set-resources", "fit:runtime=1", "--", *TARGETS))
+    assert "SLURM status is: 'TIMEOUT'" in output
+
+
+@scenario
+def cancelled_from_outside(project):
+    project.hold()
+    process = project.start(*TARGETS)
+    project.wait_until_held()
+    slurm("scancel", project.held_job())
+    assert "SLURM status is: 'CANCELLED'" in project.finish(process)
+
+
+@scenario
+def snakemake_terminated(project):
+    """Snakemake ends what it has begun; the next call does the rest."""
+    project.hold()
+    process = project.start(*TARGETS)
+    project.wait_until_held()
+    process.send_signal(signal.SIGTERM)
+    wait_for(lambda: "Will exit after finishing currently running jobs" in project.output(), "Snakemake has heard")
+    project.release()
+    project.finish(process, status=1)
+    assert not (project.directory / "results" / "cohort_gmm.h5ad").exists()
+    project.finish(project.start(*TARGETS))
+
+
+@scenario
+def snakemake_killed(project):
+    """The jobs live on; the next call cancels them, as they would do its work beside it."""
+    project.hold()
+    process = project.start(*TARGETS)
+    project.wait_until_held()
+    job = project.held_job()
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert slurm("squeue", f"--jobs={job}", "--noheader", "--format=%T") == "RUNNING"
+    output = project.finish(project.start(*TARGETS))
+    assert "jobs that a run that was killed had left in SLURM's queue" in output
+    assert slurm("squeue", f"--jobs={job}", "--states=all", "--noheader", "--format=%T") == "CANCELLED"
+
+
+@scenario
+def two_runs_in_one_directory(project):
+    project.hold()
+    process = project.start(*TARGETS)
+    project.wait_until_held()
+    second = subprocess.run(project.command(*TARGETS), capture_output=True, text=True, timeout=120, check=False)
+    assert second.returncode != 0
+    assert "results is in use by another run (process" in second.stderr
+    assert "Traceback" not in second.stderr
+    project.release()
+    project.finish(process)
+
+
+@scenario
+def a_full_disk(project):
+    """Retries do not help; the failures name the disk, and nothing half-written is taken for whole afterwards."""
+    results = project.directory / "results"
+    results.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=260k", "tmpfs", str(results)], check=True)
+    try:
+        process = project.start("--retries", "0", "--", *TARGETS)
+        output = project.finish(process, status=1)
+        assert "No space left on device" in output
+        assert not list(results.rglob(".*.npz"))
+        subprocess.run(["mount", "-o", "remount,size=50m", str(results)], check=True)
+        project.finish(project.start(*TARGETS))
+        project.kept = project.results()
+    finally:
+        subprocess.run(["umount", "--lazy", str(results)], check=True)
+
+
+@scenario
+def a_fit_that_never_succeeds(project):
+    """The others are done; patient, k, the state in SLURM and the remedy are told at the end and kept."""
+    (project.directory / "eat").write_text("3000")
+    options = ["--retries", "0", "--set-resources", "fit:mem_mb=400", "--", *TARGETS]
+    output = project.finish(project.start(*options), status=1)
+    (_, told) = output.split("4 failed:")
+    first = told.strip().splitlines()[0]
+    assert first.strip().startswith(
+        "patient 'P1', k=1: fit ended without a result; give it more: --set-resources fit:mem_mb=800"
+    )
+    assert "OUT_OF_MEMORY" in first
+    failures = read_failures(str(project.directory / "results"))
+    assert [(f.rule, f.patient, f.k, f.slurm_state) for f in failures] == [
+        ("fit", patient, k, "OUT_OF_MEMORY") for patient in ("P1", "P2") for k in "12"
+    ]
+    assert all(os.path.exists(failure.slurm_log) for failure in failures)
+    (project.directory / "eat").unlink()
+    project.finish(project.start(*TARGETS))
+    assert not read_failures(str(project.directory / "results"))
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory, one_node_cluster) -> dict[str, tuple[SlurmProject, Future]]:
+    """All scenarios, begun."""
+    folder = tmp_path_factory.mktemp("faults")
+    with ThreadPoolExecutor(len(SCENARIOS)) as pool:
+        projects = {name: slurm_project(folder / name) for name in SCENARIOS}
+        yield {name: (project, pool.submit(SCENARIOS[name], project)) for name, project in projects.items()}
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_the_results_are_those_of_an_undisturbed_run(outcomes, undisturbed, name):
+    project, outcome = outcomes[name]
+    outcome.result(timeout=500)
+    assert getattr(project, "kept", None) or project.results() == undisturbed
+
+
+def test_the_controller_is_restarted_in_the_middle(project, undisturbed):
+    project.hold()
+    process = project.start(*TARGETS)
+    project.wait_until_held()
+    cluster("stop", "slurmctld")
+    project.release()  # the fit ends while nobody can be asked
+    wait_for(lambda: list((project.directory / "results").glob("fits/*/*.npz")), "a fit ends without the controller")
+    cluster("start", "slurmctld")
+    project.finish(process)
+    assert project.results() == undisturbed
+
+
+def test_the_daemon_of_the_node_dies_and_comes_back(project, undisturbed):
+    project.hold()
+    process = project.start(*TARGETS)
+    project.wait_until_held()
+    cluster("kill", "slurmd")
+    project.release()
+    wait_for(lambda: list((project.directory / "results").glob("fits/*/*.npz")), "a fit ends without the daemon")
+    cluster("start", "slurmd")
+    project.finish(process)
+    assert project.results() == undisturbed
