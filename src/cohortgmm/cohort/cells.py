@@ -82,6 +82,10 @@ class PatientCells:
             return self.x
         return np.where(np.isinf(self.noise), np.nan, self.x)
 
+    def name_of(self, feature: int) -> str:
+        """A feature in an error: its name, where there are names."""
+        return f"feature {self.feature_names[feature]!r}" if self.feature_names else f"feature {feature}"
+
     def n_fit(self, refit: str) -> int:
         """Number of cells the final mixture is fitted to."""
         return len(self.x) if refit == "full" else self.n_train

@@ -12,6 +12,7 @@ import numpy as np
 from cohortgmm.cohort.cells import MIN_CELLS_PER_COMPONENT, PatientCells, derived_seed
 from cohortgmm.cohort.hidden import fit_arguments
 from cohortgmm.cohort.tables import SCORE_COLUMNS, Row
+from cohortgmm.errors import DataError
 from cohortgmm.files import atomic_path
 from cohortgmm.mixture.constraints import Frozen
 from cohortgmm.mixture.criteria import aic, bic, n_free_parameters
@@ -127,8 +128,21 @@ def _fit(
     cells: PatientCells, rows: np.ndarray, k: int, arguments: Mapping[str, Any], seed: int, n_threads: int
 ) -> MixtureFit:
     x = cells.x if rows.all() else cells.x[rows]
+    _check_features(cells, rows, Frozen.read(arguments["frozen"], k))
     seed_of_fit = derived_seed(seed, cells.patient, k)
     return fit_mixture(x, k, noise=cells.noise_of(rows), random_state=seed_of_fit, n_threads=n_threads, **arguments)
+
+
+def _check_features(cells: PatientCells, rows: np.ndarray, frozen: Frozen) -> None:
+    """Refuse a feature that none of the fitted cells has, by its name, where components are to be fitted in it."""
+    never = np.flatnonzero(np.isnan(cells.measured()[rows]).all(axis=0))
+    if frozen.all_components or len(never) in (0, cells.x.shape[1]):
+        return
+    hint = ", fit the patients together (component_sharing global) or map them onto a reference"
+    raise DataError(
+        f"{cells.name_of(never[0])} is missing in all {np.count_nonzero(rows)} fitted cells: leave it out"
+        f"{hint if cells.owner is None else ''}"
+    )
 
 
 def heldout_nll(fit: MixtureFit, cells: PatientCells) -> float:

@@ -203,9 +203,8 @@ def _background(described: Any, cells: PatientCells) -> Background | None:
         corners[name] = np.broadcast_to(np.asarray(corner, dtype=np.float64), d)
     empty = np.flatnonzero(~(corners["lower"] < corners["upper"]))
     if len(empty):
-        name = cells.feature_names[empty[0]] if cells.feature_names else f"feature {empty[0]}"
         raise ConfigError(
-            f"gmm.background: the box is empty in {name}, from {corners['lower'][empty[0]]:.6g} to "
+            f"gmm.background: the box is empty in {cells.name_of(empty[0])}, from {corners['lower'][empty[0]]:.6g} to "
             f"{corners['upper'][empty[0]]:.6g}: give lower and upper, or leave a constant feature out"
         )
     return Background(**{**described, **corners})

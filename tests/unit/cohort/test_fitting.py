@@ -499,3 +499,30 @@ def test_a_corrected_fit_is_written_and_loaded(make_corrected_part, tmp_path):
     assert same(load_fits([whole], [tmp_path / "b.npz"])["P1"], fit)
     assert fit.n_unobserved > 0
     assert fit.model.background is not None
+
+
+def lacks_a_feature(**more):
+    """60 cells that have the first of two features only, three quarters of them about 0, the others about 6."""
+    rng = np.random.default_rng(0)
+    x = np.column_stack([rng.normal(size=60) + 6.0 * (np.arange(60) % 4 == 0), np.full(60, np.nan)])
+    return PatientCells("P1", x, np.arange(60), np.arange(60) % 2 == 0, feature_names=("CD3", "CD4"), **more)
+
+
+def test_a_feature_that_a_patient_lacks_is_named():
+    with pytest.raises(DataError) as caught:
+        fit_candidate(lacks_a_feature(), 1, options(missing=True), seed=0)
+    assert str(caught.value) == (
+        "feature 'CD4' is missing in all 30 fitted cells: leave it out, fit the patients together (component_sharing "
+        "global) or map them onto a reference"
+    )
+    everyone = lacks_a_feature(owner=np.zeros(60, dtype=int), patients=("P1",))
+    with pytest.raises(DataError, match=r"^feature 'CD4' is missing in all 30 fitted cells: leave it out$"):
+        fit_candidate(everyone, 1, options(missing=True), seed=0)
+
+
+def test_a_patient_that_lacks_a_feature_is_mapped_onto_a_reference(tmp_path):
+    GaussianMixture([0.5, 0.5], [[0.0, 1.0], [6.0, 2.0]], [np.eye(2)] * 2).save(tmp_path / "atlas.npz")
+    mapped = options(missing=True, reference=str(tmp_path / "atlas.npz"), k_comps=2)
+    _, fit = fit_candidate(lacks_a_feature(), 2, mapped, seed=0)
+    np.testing.assert_allclose(fit.model.weights, [0.5, 0.5], atol=0.01)  # every other training cell is about 6
+    assert fit.model.means.tolist() == [[0.0, 1.0], [6.0, 2.0]]
