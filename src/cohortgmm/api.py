@@ -88,8 +88,9 @@ def fit_gmm(
         Key of ``obsm`` to model (AnnData); None is X.
     component_sharing
         ``"sample_specific"``: an independent mixture per patient. ``"global"``: one mixture over all cells, every
-        patient's weights being the mean responsibilities of its cells. ``"auto"``: the first for AnnData, the second
-        for a mapping.
+        patient's weights being the mean responsibilities of its cells; where cells are corrected (noise, missing
+        features, completeness, background), those of an EM on its cells with the components as they are. ``"auto"``:
+        the first for AnnData, the second for a mapping.
     k_comps
         int, or a sequence of one: fixed, fitted on all cells. Longer sequence: candidates to select from. None: 1 to
         10, each patient up to what its cells can carry. A candidate that a patient has too few cells for is left out
@@ -213,17 +214,17 @@ def fit_gmm(
     )
     outcomes = _fit_parts(split, cells, sharing, gmm, options, seed, n_jobs)
     fits = {name: outcome.fit for name, outcome in outcomes.items()}
-    assigned, mean_resp = assign_components(fits, split.parts(cells, sharing), len(ids))
+    assigned, weights = assign_components(fits, split.parts(cells, sharing), len(ids))
     if is_mapping:
         if sharing == "sample_specific":
             return {patient: fit.model for patient, fit in fits.items()}
         (shared,) = fits.values()
-        return {patient: _with_weights(shared.model, mean_resp[patient]) for patient in split.patients}
+        return {patient: _with_weights(shared.model, weights[patient]) for patient in split.patients}
     key = gmm.gmm_key or default_gmm_key(use_rep)
     data.uns[key] = build_uns(
         patients=split.patients,
         fits=fits,
-        mean_resp=mean_resp,
+        weights=weights,
         scores={name: outcome.rows for name, outcome in outcomes.items()},
         selection={name: outcome.choice for name, outcome in outcomes.items()},
         gmm=gmm,
@@ -241,13 +242,13 @@ def fit_gmm(
     return data
 
 
-def _with_weights(model: GaussianMixture, mean_resp: np.ndarray) -> GaussianMixture:
-    """A shared mixture with the weights of one patient, given its mean responsibilities; the rest is background."""
+def _with_weights(model: GaussianMixture, weights: np.ndarray) -> GaussianMixture:
+    """A shared mixture with the weights (K,) of one patient; what they lack of one is background."""
     background = model.background
     if background is None:
-        return GaussianMixture(mean_resp, model.means, model.covariances)
-    background = replace(background, amp=float(np.clip(1.0 - mean_resp.sum(), 0.0, 1.0)), amp_min=0.0, amp_max=1.0)
-    return GaussianMixture(mean_resp, model.means, model.covariances, background)
+        return GaussianMixture(weights, model.means, model.covariances)
+    background = replace(background, amp=float(np.clip(1.0 - weights.sum(), 0.0, 1.0)), amp_min=0.0, amp_max=1.0)
+    return GaussianMixture(weights, model.means, model.covariances, background)
 
 
 def _from_anndata(

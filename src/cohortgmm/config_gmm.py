@@ -132,8 +132,9 @@ class GmmConfig(Section):
     component_sharing: Literal["sample_specific", "global", "auto"] = Field(
         "sample_specific",
         description="`sample_specific`: one independent mixture per patient. `global`: one mixture over all cells, each "
-        "patient with its own weights. `auto`: `sample_specific` for AnnData (and so here), `global` for a mapping of "
-        "arrays.",
+        "patient with its own weights: the mean responsibilities of its cells, or, with `noise`, `missing`, "
+        "`completeness` or `background`, those fitted to its cells by EM. `auto`: `sample_specific` for AnnData (and so "
+        "here), `global` for a mapping of arrays.",
     )
     k_comps: int | list[int] | None = Field(
         None,

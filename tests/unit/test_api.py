@@ -438,7 +438,6 @@ def test_a_mapping_is_corrected_like_anndata(sharing):
     models = fit(arrays, **options | corrections)
     sparse_noise = {patient: sparse.csr_matrix(values) for patient, values in reversed(noise.items())}
     again = fit(arrays, **options | corrections | {"noise": sparse_noise})
-    resp = cohort.obsm[f"{KEY}_resp"]
     for patient, model in models.items():
         assert same(model, again[patient])
         np.testing.assert_array_equal(model.means, stored[patient].means)
@@ -448,10 +447,9 @@ def test_a_mapping_is_corrected_like_anndata(sharing):
         if sharing == "sample_specific":
             np.testing.assert_allclose(model.weights, stored[patient].weights, rtol=1e-12)
             assert model.background.amp == stored[patient].background.amp
-        else:  # its cells decide of a patient's weights and background
-            own = (cohort.obs["patient"] == patient).to_numpy()
-            np.testing.assert_allclose(model.weights, resp[own].mean(axis=0), rtol=1e-12)
-            assert model.background.amp == pytest.approx(1 - resp[own].sum(axis=1).mean(), rel=1e-9)
+        else:  # a share of the components there, of all cells here
+            np.testing.assert_allclose(model.weights, stored[patient].weights, rtol=1e-12)
+            assert model.background.amp == pytest.approx(stored[patient].background.amp, abs=1e-12)
     assert len({model.background.amp for model in models.values()}) == 3
 
 
@@ -470,13 +468,84 @@ def test_a_corrected_patient_does_not_depend_on_the_others():
     assert not same(more["P1"], more["P2"])
 
 
-def test_shared_components_of_hidden_cells_have_the_mean_responsibilities_as_weights():
-    cohort = fit(make_corrected(), component_sharing="global", **ALL | FEW)
-    weights, resp = cohort.uns[KEY]["distribution_weights"], cohort.obsm[f"{KEY}_resp"]
-    for patient, own in zip(("P1", "P2", "P3"), weights, strict=True):
-        mean = resp[(cohort.obs["patient"] == patient).to_numpy()].mean(axis=0)
-        assert 0.7 < mean.sum() < 1
-        np.testing.assert_allclose(own, mean / mean.sum(), rtol=1e-12)
+#: Two patients of the same two components, and their shares of debris.
+COMPONENTS = cohortgmm.GaussianMixture([0.5, 0.5], [[0.0, 0.0], [3.5, 1.0]], [np.eye(2), 0.7 * np.eye(2)])
+TRUE_WEIGHTS = {"A": (0.8, 0.2), "B": (0.2, 0.8)}
+TRUE_DEBRIS = {"A": 0.05, "B": 0.25}
+
+
+def hidden_patients(corrections, n=1500):
+    """n cells of each patient, and the arguments that say what was done to them."""
+    cells, options = {}, {}
+    box = cohortgmm.Background([-10.0, -10.0], [14.0, 12.0], 0.1)
+    if "completeness" in corrections:
+        options["completeness"] = lambda x: (x[:, 0] > 1.0).astype(float)
+    if "background" in corrections:
+        options["background"] = box
+    if "noise" in corrections:
+        options["noise"] = {patient: np.full((n, 2), 3.0) for patient in TRUE_WEIGHTS}
+    for i, (patient, weights) in enumerate(TRUE_WEIGHTS.items()):
+        rng = np.random.default_rng(i)
+        x = cohortgmm.GaussianMixture(weights, COMPONENTS.means, COMPONENTS.covariances).sample(20 * n, rng)[0]
+        if "background" in corrections:
+            debris = rng.random(len(x)) < TRUE_DEBRIS[patient]
+            x[debris] = box.sample(debris.sum(), rng)
+        if "noise" in corrections:
+            x += np.sqrt(3.0) * rng.normal(size=x.shape)
+        if "completeness" in corrections:
+            x = x[x[:, 0] > 1.0]
+        cells[patient] = x[:n]
+        if "missing" in corrections:
+            options["missing"] = True
+            cells[patient][rng.random((n, 2)) < [0.6, 0.3]] = np.nan
+    return cells, options
+
+
+@pytest.mark.parametrize(
+    "corrections",
+    [("completeness",), ("noise",), ("missing",), ("background",), ("noise", "completeness", "background")],
+    ids="+".join,
+)
+@pytest.mark.parametrize("covariance_type", ["full", "diag"])
+def test_patients_of_shared_components_have_the_weights_that_their_cells_were_drawn_with(corrections, covariance_type):
+    cells, options = hidden_patients(corrections)
+    known = cohortgmm.GaussianMixture(
+        COMPONENTS.weights,
+        COMPONENTS.means,
+        COMPONENTS.covariances if covariance_type == "full" else COMPONENTS.covariances.diagonal(axis1=1, axis2=2),
+    )
+    options |= {"covariance_type": covariance_type, "component_sharing": "global", "k_comps": 2, "reference": known}
+    models = fit(cells, **options, frozen=None if "noise" in corrections else {"mean": [0]})
+    for patient, truth in TRUE_WEIGHTS.items():
+        np.testing.assert_allclose(models[patient].signal().weights, truth, atol=0.05)
+        if "background" in corrections:
+            assert models[patient].background.amp == pytest.approx(TRUE_DEBRIS[patient], abs=0.05)
+
+
+def test_a_patient_of_shared_components_may_have_few_cells_or_lack_features():
+    cells, options = hidden_patients(("noise", "completeness", "background"), n=400)
+    lacking = cells["A"].copy()
+    lacking[:, 1] = np.nan
+    more = {"lacking": lacking, "few": cells["B"][:4], "none": np.full((4, 2), np.nan)}
+    options["noise"] |= {patient: np.full(x.shape, 3.0) for patient, x in more.items()}
+    options["noise"]["lacking"][:, 1] = np.inf  # so that no cell of its own says what noise unseen cells have
+    options |= {"missing": True, "component_sharing": "global", "k_comps": 2, "reference": COMPONENTS}
+    models = fit(cells | more, **options)
+    np.testing.assert_allclose(models["lacking"].signal().weights, models["A"].signal().weights, atol=0.1)
+    assert min(models["A"].weights[0], 0.8) > models["none"].weights[0] > models["B"].weights[0]  # the pooled one
+    for model in models.values():
+        assert model.weights.sum() + model.background.amp == pytest.approx(1, abs=1e-9)
+
+
+def test_a_weight_that_cannot_be_fitted_names_the_patient():
+    def picky(x):
+        if len(x) == 4:
+            raise ValueError("four places")
+        return np.ones(len(x))
+
+    cells = {"a": np.random.default_rng(0).normal(size=(30, 2)), "b": np.zeros((4, 2))}
+    with pytest.raises(DataError, match=r"^all patients, k=1: weights of patient 'b': .*failed on 4 places"):
+        fit(cells, completeness=picky, component_sharing="global", k_comps=1)
 
 
 def test_gates_and_their_function_are_the_same():

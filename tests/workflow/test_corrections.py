@@ -48,6 +48,10 @@ def corrected(corrected_run, tmp_path) -> Project:
     return Project(tmp_path / "project", corrected_run / "workflow_copy")
 
 
+def seen(x):
+    return (x[:, 0] >= GATE["PC1"][0]) * np.where(x[:, 0] < 2, 0.5, 1.0)
+
+
 def assert_same(ours, theirs):
     if isinstance(ours, dict):
         assert ours.keys() == theirs.keys()
@@ -60,9 +64,6 @@ def assert_same(ours, theirs):
 def test_pipeline_and_api_correct_alike_bit_by_bit(corrected):
     written = ad.read_h5ad(corrected.directory / "results" / "cohort_gmm.h5ad")
     direct = make_corrected(PATIENTS)
-
-    def seen(x):
-        return (x[:, 0] >= GATE["PC1"][0]) * np.where(x[:, 0] < 2, 0.5, 1.0)
 
     options = CORRECTIONS | {"completeness": seen, "k_comps": [1, 2], "refit": "full"}
     cohortgmm.fit_gmm(direct, patient_col="patient", use_rep="X_pca", verbose=False, n_jobs=2, **options)
@@ -199,6 +200,13 @@ def test_a_shared_mixture_is_corrected_too(corrected):
     assert 0.3 < written.uns[KEY]["diagnostics"]["completeness"][0] < 0.9
     resp = written.obsm[f"{KEY}_resp"]
     np.testing.assert_allclose(written.obs[f"{KEY}_background"], 1 - resp.sum(axis=1), atol=1e-12)
+    direct = make_corrected(PATIENTS)
+    options = CORRECTIONS | {"completeness": seen, "k_comps": 2, "refit": "full", "component_sharing": "global"}
+    cohortgmm.fit_gmm(direct, patient_col="patient", use_rep="X_pca", verbose=False, **options)
+    for name in written.uns[KEY].keys() - {"provenance"}:
+        assert_same(written.uns[KEY][name], direct.uns[KEY][name])
+    weights = written.uns[KEY]["distribution_weights"]
+    assert len(np.unique(weights[:, 0])) == 3  # each patient's own
 
 
 def test_files_and_keys_that_are_wrong_run_nothing(corrected):

@@ -3,6 +3,7 @@
 import hashlib
 import os
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -75,6 +76,11 @@ class PatientCells:
             return None
         values = self.noise[rows]
         return Noise.read(values, len(values), self.x.shape[1], per_cell=True)
+
+    @cached_property
+    def has_features(self) -> np.ndarray:
+        """(n,) bool: cells that have any feature at all."""
+        return ~np.isnan(self.measured()).all(axis=1)
 
     def measured(self) -> np.ndarray:
         """(n, D) cells, NaN where a feature is missing, as it is with an infinite variance."""

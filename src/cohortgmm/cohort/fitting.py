@@ -5,12 +5,14 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from cohortgmm.cohort.cells import MIN_CELLS_PER_COMPONENT, PatientCells, derived_seed
 from cohortgmm.cohort.hidden import fit_arguments
+from cohortgmm.cohort.sharing import is_corrected, patient_weights
 from cohortgmm.cohort.tables import SCORE_COLUMNS, Row
 from cohortgmm.errors import DataError
 from cohortgmm.files import atomic_path
@@ -116,12 +118,23 @@ def final_fit(
     seed: int,
     n_threads: int = 1,
 ) -> MixtureFit:
-    """The mixture of the chosen k: the selection's own, or with ``refit="full"`` one fitted to all cells."""
-    if refit == "none" or cells.train.all():
-        return selected
-    logger.info("patient %s, k=%d: refit on all %d cells", cells.patient, k, len(cells.x))
-    everyone = np.ones(len(cells.x), dtype=bool)
-    return _fit(cells, everyone, k, fit_arguments(options, cells), seed, n_threads)
+    """The mixture of the chosen k: the selection's own, or with ``refit="full"`` one fitted to all cells.
+
+    That of a cohort whose cells are corrected comes with the weights of every patient.
+    """
+    fit = selected
+    if refit == "full" and not cells.train.all():
+        logger.info("patient %s, k=%d: refit on all %d cells", cells.patient, k, len(cells.x))
+        everyone = np.ones(len(cells.x), dtype=bool)
+        fit = _fit(cells, everyone, k, fit_arguments(options, cells), seed, n_threads)
+    if cells.owner is None:
+        return fit
+    arguments = fit_arguments(options, cells)
+    if not is_corrected(cells, fit.model, arguments):
+        return fit
+    logger.info("weights of %d patients, k=%d", len(cells.patients), k)
+    weights = patient_weights(cells, fit.model, arguments, seed=seed, n_threads=n_threads)
+    return replace(fit, patient_weights=weights)
 
 
 def _fit(
@@ -147,7 +160,7 @@ def _check_features(cells: PatientCells, rows: np.ndarray, frozen: Frozen) -> No
 
 def heldout_nll(fit: MixtureFit, cells: PatientCells) -> float:
     """Mean negative log-likelihood of the cells held out that have any features, in nats, among cells that are seen."""
-    out = ~cells.train & ~np.isnan(cells.measured()).all(axis=1)
+    out = ~cells.train & cells.has_features
     if not out.any():
         return math.nan
     return float(np.log(fit.completeness) - np.mean(fit.model.log_prob(cells.x[out], cells.noise_of(out))))

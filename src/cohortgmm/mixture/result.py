@@ -36,6 +36,9 @@ class MixtureFit:
         Share of all cells that is seen.
     n_empty
         Number of cells without any feature, which took no part.
+    patient_weights
+        Of a mixture that patients share whose cells were corrected: (P, K) weights of every patient, whose sum falls
+        short of one by its background. None otherwise.
     """
 
     model: GaussianMixture
@@ -47,6 +50,7 @@ class MixtureFit:
     n_unobserved: float = 0.0
     completeness: float = 1.0
     n_empty: int = 0
+    patient_weights: np.ndarray | None = None
 
     def __repr__(self) -> str:
         state = "converged" if self.converged else "not converged"
@@ -54,9 +58,11 @@ class MixtureFit:
 
     def save(self, file: str | os.PathLike | BinaryIO) -> None:
         """Write to an ``.npz`` file, which :meth:`GaussianMixture.load` reads too."""
+        shared = {} if self.patient_weights is None else {"patient_weights": self.patient_weights}
         np.savez(
             file,
             **self.model.arrays(),
+            **shared,
             n_iter=self.n_iter,
             converged=self.converged,
             history=self.history,
@@ -77,7 +83,7 @@ class MixtureFit:
         """
         model = GaussianMixture.load(file)
         names = ("n_iter", "converged", "history", "floored", "n_unobserved", "completeness", "n_empty")
-        arrays = read_arrays(file, names, content="fit")
+        arrays = read_arrays(file, names, content="fit", optional=("patient_weights",))
         history = arrays["history"]
         return cls(
             model,
@@ -89,4 +95,5 @@ class MixtureFit:
             float(arrays["n_unobserved"]),
             float(arrays["completeness"]),
             int(arrays["n_empty"]),
+            arrays.get("patient_weights"),
         )

@@ -332,6 +332,20 @@ def test_a_cutoff_leaves_a_lower_bound_of_the_likelihood():
     assert fit_mixture(x, 3, cutoff=30.0, **settings).history[0] == pytest.approx(exact, rel=1e-13)
 
 
+def test_cells_may_be_outside_the_box_of_a_known_mixture():
+    """A box that is given anew and holds no cell is a mistake; of a known mixture, there is none of it here."""
+    known = TRUTH.with_background(Background([90.0, 90.0], [99.0, 99.0], 0.3))
+    x = TRUTH.sample(300, np.random.default_rng(0))[0]
+    kept = {"mean": "all", "covar": "all"}
+    fit = fit_mixture(x, 3, initial=known, frozen=kept)
+    assert fit.model.background.amp == 0
+    np.testing.assert_allclose(
+        fit.model.weights, fit_mixture(x, 3, initial=TRUTH, frozen=kept).model.weights, atol=1e-3
+    )
+    with pytest.raises(DataError, match="the background's box holds none of the cells"):
+        fit_mixture(x, 3, initial=TRUTH, background=known.background, frozen=kept)
+
+
 def test_a_feature_that_nobody_has_is_named():
     x = np.random.default_rng(0).normal(size=(50, 3))
     x[:, 1] = np.nan
