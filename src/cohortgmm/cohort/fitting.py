@@ -120,9 +120,12 @@ def final_fit(
 ) -> MixtureFit:
     """The mixture of the chosen k: the selection's own, or with ``refit="full"`` one fitted to all cells.
 
-    That of a cohort whose cells are corrected comes with the weights of every patient.
+    Either way, it counts all of the patient's cells, of which some may be empty, and those unobserved beside them. That
+    of a cohort whose cells are corrected comes with the weights of every patient.
     """
-    fit = selected
+    n_empty = int(np.count_nonzero(~cells.has_features))
+    n_unobserved = (len(cells.x) - n_empty) * (1.0 - selected.completeness) / selected.completeness
+    fit = selected if cells.train.all() else replace(selected, n_empty=n_empty, n_unobserved=n_unobserved)
     if refit == "full" and not cells.train.all():
         logger.info("patient %s, k=%d: refit on all %d cells", cells.patient, k, len(cells.x))
         everyone = np.ones(len(cells.x), dtype=bool)

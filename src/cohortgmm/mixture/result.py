@@ -31,11 +31,12 @@ class MixtureFit:
     floored
         (K,) components whose covariance sits at the floor in ``model``: too few distinct cells for their features.
     n_unobserved
-        Expected number of cells beside the fitted ones that were never seen; 0 without a completeness function.
+        Expected number of cells beside the fitted ones that were never seen; 0 without a completeness function. Of a
+        patient's final mixture, beside all of its cells, fitted or held out.
     completeness
         Share of all cells that is seen.
     n_empty
-        Number of cells without any feature, which took no part.
+        Number of cells without any feature, which took no part; counted like ``n_unobserved``.
     patient_weights
         Of a mixture that patients share whose cells were corrected: (P, K) weights of every patient, whose sum falls
         short of one by its background. None otherwise.

@@ -124,7 +124,7 @@ def test_a_refit_uses_all_cells(make_part):
     _, selected = fit_candidate(part, 1, options(), seed=0)
     x = part.x.astype(float)
     np.testing.assert_allclose(selected.model.means[0], x[:20].mean(axis=0), rtol=1e-10)
-    assert final_fit(part, 1, selected, "none", options(), seed=0) is selected
+    assert same(final_fit(part, 1, selected, "none", options(), seed=0), selected)
     final = final_fit(part, 1, selected, "full", options(), seed=0)
     np.testing.assert_allclose(final.model.means[0], x.mean(axis=0), rtol=1e-10)
     np.testing.assert_allclose(final.model.covariances[0], np.cov(x.T, bias=True), rtol=1e-9)
@@ -340,7 +340,7 @@ def test_a_candidate_is_fit_mixture_on_the_training_cells(make_corrected_part, k
     again = final_fit(part, 2, fit, "full", chosen, seed=3)
     assert same(again, direct(np.ones(80, bool)))
     assert not same(again, fit)
-    assert final_fit(part, 2, fit, "none", chosen, seed=3) is fit
+    assert final_fit(part, 2, fit, "none", chosen, seed=3).model is fit.model
 
 
 def test_the_noise_of_unseen_cells_may_be_told(make_corrected_part):
@@ -484,6 +484,17 @@ def test_as_many_cells_as_features_keep_their_own_noise():
     _, fit = fit_candidate(part, 1, corrected(noise={"obsm": "v"}, max_iter=5, tol=0), seed=0)
     expected = posterior_by_definition(fit.model, part.x[:2], np.full((2, 2, 2), 0.3 * np.eye(2))).log_prob.mean()
     assert fit.log_likelihood == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_final_mixture_counts_the_cells_held_out_too(make_corrected_part):
+    part = make_corrected_part(empty=(4, 7, 9))  # of which 4 is fitted
+    chosen = corrected(**ALL) | {"completeness": lambda x: np.full(len(x), 0.25)}
+    _, fit = fit_candidate(part, 1, chosen, seed=0)
+    assert (fit.n_empty, fit.n_unobserved) == (1, pytest.approx(39 * 3, rel=1e-3))
+    final = final_fit(part, 1, fit, "none", chosen, seed=0)
+    assert (final.n_empty, final.n_unobserved) == (3, pytest.approx(77 * 3, rel=1e-3))
+    again = final_fit(part, 1, fit, "full", chosen, seed=0)
+    assert (again.n_empty, again.n_unobserved) == (3, pytest.approx(77 * 3, rel=1e-3))
 
 
 def test_a_corrected_fit_is_written_and_loaded(make_corrected_part, tmp_path):
