@@ -663,7 +663,7 @@ TWO = cohortgmm.GaussianMixture([0.5, 0.5], [[0.0] * 3, [6.0] * 3], [np.eye(3)] 
         ),
         (
             {"noise": -np.ones((180, 3))},
-            "patient 'P1': the noise of cell 0 is no covariance: variances must be at least 0, not NaN",
+            "patient 'P1': the noise of cell 0 of the cohort is no covariance: variances must be at least 0, not NaN",
         ),
         ({"completeness": {}}, "fit_gmm: completeness: needs gates or a function"),
         ({"background": {"amp": 2}}, "fit_gmm: background.amp: input should be less than or equal to 1, got 2"),
@@ -674,7 +674,7 @@ TWO = cohortgmm.GaussianMixture([0.5, 0.5], [[0.0] * 3, [6.0] * 3], [np.eye(3)] 
         ),
         (
             {"completeness": lambda x: np.ones(3)},
-            "patient 'P1', k=1: cells 0 to 29: the completeness function returned shape (3,) for 30 places",
+            "patient 'P1', k=1: cells 0 to 59 of the cohort: the completeness function returned shape (3,) for 60 places",
         ),
         ({"cutoff": 0}, "fit_gmm: cutoff: input should be greater than 0, got 0"),
     ],

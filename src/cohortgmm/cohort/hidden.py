@@ -14,7 +14,9 @@ import numpy as np
 from cohortgmm.cohort.cells import PatientCells
 from cohortgmm.errors import ConfigError
 from cohortgmm.mixture.background import Background
+from cohortgmm.mixture.completeness import Completeness
 from cohortgmm.mixture.model import GaussianMixture
+from cohortgmm.mixture.tiles import tile_slices
 
 
 def fit_arguments(options: Mapping[str, Any], cells: PatientCells) -> dict[str, Any]:
@@ -48,6 +50,21 @@ def fit_arguments(options: Mapping[str, Any], cells: PatientCells) -> dict[str, 
     if isinstance(arguments["noise_at"], str):
         arguments["noise_at"] = load_function(arguments["noise_at"])
     return arguments
+
+
+def check_seen(completeness: Callable | None, cells: PatientCells) -> None:
+    """Refuse cells, fitted or held out, that could not have been seen, by their rows in the cohort.
+
+    Raises
+    ------
+    DataError
+        For such cells, or a function that fails on them.
+    """
+    if completeness is None:
+        return
+    x = cells.measured()
+    tiles = ((tile, np.asarray(x[tile], dtype=np.float64)) for tile in tile_slices(*x.shape))
+    Completeness(completeness).check_cells(tiles, cells.positions)
 
 
 def describe_arguments(

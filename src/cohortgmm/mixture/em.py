@@ -261,7 +261,7 @@ def _selection(
     cells: Measurements, completeness: Callable, noise_at: NoiseAt | None, rng: np.random.Generator
 ) -> Selection:
     checked = Completeness(completeness)
-    checked.check_cells(cells)
+    checked.check_cells((tile, cells.measured(tile)) for tile in cells.whole.tiles(cells.n_features))
     seed = int(rng.integers(1 << 31))
     if noise_at is None and cells.noise is not None:
         noise_at = cells.noise.values if cells.noise.shared else CellNoise(cells.noise.values, seed)

@@ -1,5 +1,6 @@
 """Measurement noise of the cells: one covariance for all, or one for each."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +28,15 @@ class Noise:
     shared: bool
 
     @classmethod
-    def read(cls, noise: "np.ndarray | Noise", n: int, n_features: int, *, per_cell: bool = False) -> "Noise":
+    def read(
+        cls,
+        noise: "np.ndarray | Noise",
+        n: int,
+        n_features: int,
+        *,
+        per_cell: bool = False,
+        numbers: np.ndarray | None = None,
+    ) -> "Noise":
         """Check what a user gave.
 
         Parameters
@@ -41,6 +50,8 @@ class Noise:
             Shape of the cells.
         per_cell
             Whether a square array is one row of variances for each cell after all.
+        numbers
+            (n,) row of every cell in the cohort, by which errors name it; None for its row here.
 
         Raises
         ------
@@ -63,7 +74,7 @@ class Noise:
                 f"got {values.shape}"
             )
         shared = values.shape in one and not (per_cell and values.shape == (n, n_features))
-        checked = _checked(values[None])[0] if shared else _checked(values, "cell")
+        checked = _checked(values[None], None)[0] if shared else _checked(values, _names_of(numbers))
         return cls(values if np.shares_memory(checked, values) else checked, shared)
 
     def scale(self, normal: np.ndarray) -> np.ndarray:
@@ -101,14 +112,18 @@ class Noise:
         return values[..., None] * np.eye(self.n_features) if self.is_diagonal else values
 
 
-def _checked(values: np.ndarray, each: str = "") -> np.ndarray:
+def _names_of(numbers: np.ndarray | None) -> Callable[[int], str]:
+    return lambda i: f" of cell {i}" if numbers is None else f" of cell {numbers[i]} of the cohort"
+
+
+def _checked(values: np.ndarray, name_of: Callable[[int], str] | None) -> np.ndarray:
     """The values (n, D) or (n, D, D), with eigenvalues that rounding made negative raised to zero."""
     result = values
     for tile in tile_slices(len(values), int(np.prod(values.shape[1:]))):
         part = np.asarray(values[tile], dtype=np.float64)
         bad, rounded = _faults(part)
         if bad.any():
-            where = f" of {each} {tile.start + int(np.argmax(bad))}" if each else ""
+            where = "" if name_of is None else name_of(tile.start + int(np.argmax(bad)))
             raise DataError(
                 f"the noise{where} is no covariance: variances must be at least 0, "
                 f"{'not NaN' if part.ndim == 2 else 'the matrix finite, symmetric and positive semidefinite'}"

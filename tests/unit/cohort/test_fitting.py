@@ -2,6 +2,7 @@
 
 import logging
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -442,14 +443,21 @@ def test_a_reference_of_other_features_or_components(make_part):
 
 
 def test_completeness_that_denies_the_cells(make_corrected_part):
-    part = make_corrected_part(empty=())
+    """Whether they are fitted or held out; they are named by their rows in the cohort."""
+    part = replace(make_corrected_part(empty=()), positions=np.arange(500, 580)[::-1])
     gate = [GateConfig(inside={"PC1": [3.0, None]}).model_dump()]
     chosen = corrected(missing=True) | {"completeness": Gates(gate, None, part.feature_names)}
-    n = int((part.x[part.train, 0] < 3).sum())
+    denied = part.positions[part.x[:, 0] < 3]
+    first = ", ".join(map(str, denied[:5]))
     with pytest.raises(
-        DataError, match=rf"^completeness is 0 for {n} observed cells \(\d+, .*, \.\.\.\): the function does"
+        DataError, match=rf"^completeness is 0 for {len(denied)} observed cells of the cohort \({first}, \.\.\.\): the"
     ):
         fit_candidate(part, 1, chosen, seed=0)
+    held_out = replace(part, train=part.x[:, 0] >= 3)
+    with pytest.raises(
+        DataError, match=rf"^completeness is 0 for {len(denied)} observed cells of the cohort \({first}"
+    ):
+        fit_candidate(held_out, 1, chosen, seed=0)
 
 
 def test_a_gate_on_a_feature_that_some_cells_lack(make_corrected_part):
@@ -457,7 +465,7 @@ def test_a_gate_on_a_feature_that_some_cells_lack(make_corrected_part):
     chosen = corrected(missing=True, completeness={"gates": [{"inside": {"PC2": [-99, None]}}]})
     with pytest.raises(DataError) as caught:
         fit_candidate(part, 1, chosen, seed=0)
-    assert str(caught.value).startswith("cells 0 to 39: the completeness function returned nan at (")
+    assert str(caught.value).startswith("cells 0 to 79 of the cohort: the completeness function returned nan at (")
     assert str(caught.value).endswith("must be within [0, 1]; cells with missing features are among them")
 
 

@@ -296,7 +296,9 @@ def test_gaps_and_noise_that_cannot_be_used_are_named(files):
         files(cohort, missing=True)
     cohort = make_corrected()
     cohort.obsm["X_pca_var"][90, 1] = -1
-    with pytest.raises(DataError, match=r"^patient 'P2': the noise of cell 10 is no covariance: variances must be at"):
+    with pytest.raises(
+        DataError, match=r"^patient 'P2': the noise of cell 90 of the cohort is no covariance: variances must be at"
+    ):
         files(cohort, missing=True, noise={"obsm": "X_pca_var", "layer": None})
     with pytest.raises(DataError, match=r"^noise\.obsm: key of obsm 'X_var' .* did you mean 'X_pca_var'\?"):
         files(cohort, missing=True, noise={"obsm": "X_var", "layer": None})
