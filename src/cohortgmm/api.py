@@ -129,7 +129,7 @@ def fit_gmm(
         Seed. The mixture of a patient depends on it, the patient's id, its cells and k, not on the other patients.
     min_cells, on_small_patient
         What happens to a patient with fewer cells, or too few for every k: ``"error"`` stops, ``"drop"`` leaves it out
-        (its cells get component -1).
+        (its cells get component -1). Cells without any feature do not count.
     n_jobs
         Patients fitted at the same time, or threads of the one fit of ``"global"`` sharing; -1 is one per core. It
         does not change the result.
@@ -211,6 +211,7 @@ def fit_gmm(
         smallest_k=min(gmm.candidates),
         min_cells=min_cells,
         on_small_patient=on_small_patient,
+        empty=cells.empty_cells() if missing or noise is not None else None,
     )
     outcomes = _fit_parts(split, cells, sharing, gmm, options, seed, n_jobs)
     fits = {name: outcome.fit for name, outcome in outcomes.items()}

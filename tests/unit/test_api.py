@@ -526,13 +526,12 @@ def test_a_patient_of_shared_components_may_have_few_cells_or_lack_features():
     cells, options = hidden_patients(("noise", "completeness", "background"), n=400)
     lacking = cells["A"].copy()
     lacking[:, 1] = np.nan
-    more = {"lacking": lacking, "few": cells["B"][:4], "none": np.full((4, 2), np.nan)}
+    more = {"lacking": lacking, "few": cells["B"][:4]}
     options["noise"] |= {patient: np.full(x.shape, 3.0) for patient, x in more.items()}
     options["noise"]["lacking"][:, 1] = np.inf  # so that no cell of its own says what noise unseen cells have
     options |= {"missing": True, "component_sharing": "global", "k_comps": 2, "reference": COMPONENTS}
     models = fit(cells | more, **options)
     np.testing.assert_allclose(models["lacking"].signal().weights, models["A"].signal().weights, atol=0.1)
-    assert min(models["A"].weights[0], 0.8) > models["none"].weights[0] > models["B"].weights[0]  # the pooled one
     for model in models.values():
         assert model.weights.sum() + model.background.amp == pytest.approx(1, abs=1e-9)
 

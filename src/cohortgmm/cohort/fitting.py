@@ -26,18 +26,23 @@ from cohortgmm.mixture.tiles import one_blas_thread
 logger = logging.getLogger(__name__)
 
 
-def missing_cells(n_train: int, n_features: int, k: int, covariance_type: str, *, default_range: bool) -> str:
+def missing_cells(
+    n_train: int, n_features: int, k: int, covariance_type: str, *, default_range: bool, n_empty: int = 0
+) -> str:
     """Why a patient has too few cells for k components; empty if it has enough.
 
     A candidate that was asked for needs two training cells per component. A candidate of the default range needs as
     many as its covariances have rank (D + 1 for full ones) and at least ten, so that no likelihood rests on the floor.
+    The ``n_empty`` of the training cells that have no feature do not count.
     """
     per_component = MIN_CELLS_PER_COMPONENT
     if default_range and k > 1:
         per_component = max(10, n_features + 1) if covariance_type == "full" else 10
-    if n_train >= per_component * k:
+    n_told = n_train - n_empty
+    if n_told >= per_component * k:
         return ""
-    return f"{n_train} training cells are fewer than {per_component} per component"
+    which = f"training cells with features, of {n_train}," if n_empty else "training cells"
+    return f"{n_told} {which} are fewer than {per_component} per component"
 
 
 def fit_candidate(
@@ -77,7 +82,8 @@ def fit_candidate(
     n_train, (n, d) = cells.n_train, cells.x.shape
     row: Row = dict.fromkeys(SCORE_COLUMNS, math.nan)
     row |= {"patient": cells.patient, "k": k, "n_train": n_train, "n_val": n - n_train, "status": "ok", "reason": ""}
-    reason = missing_cells(n_train, d, k, options["covariance_type"], default_range=default_range)
+    n_empty = int(np.count_nonzero(cells.train & ~cells.has_features))
+    reason = missing_cells(n_train, d, k, options["covariance_type"], default_range=default_range, n_empty=n_empty)
     if reason:
         logger.info("patient %s, k=%d: skipped, %s", cells.patient, k, reason)
         return row | {"n_iter": 0, "converged": False, "n_floored": 0, "status": "skipped", "reason": reason}, None

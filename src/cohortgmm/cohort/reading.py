@@ -16,6 +16,7 @@ from anndata.io import read_elem
 from cohortgmm.cohort.cells import PatientCells
 from cohortgmm.errors import DataError
 from cohortgmm.mixture.noise import Noise
+from cohortgmm.mixture.tiles import tile_slices
 
 
 @contextmanager
@@ -180,6 +181,16 @@ class Embedding:
                 raise DataError(f"patient {patient!r}: {error}") from None
         return PatientCells(patient, x, positions, train, owner, patients, noise, self.feature_names)
 
+    def empty_cells(self) -> np.ndarray:
+        """(n,) bool: cells without any feature."""
+        n, d = self.matrix.shape
+        empty = np.zeros(n, dtype=bool)
+        for tile in tile_slices(n, d):
+            noise = None if self.noise is None else rows_of(self.noise, tile)
+            cells = PatientCells("", rows_of(self.matrix, tile), empty[tile], empty[tile], noise=noise)
+            empty[tile] = ~cells.has_features
+        return empty
+
 
 def read_embedding(file: h5py.File, use_rep: str | None) -> Embedding:
     """The modelled matrix, ``obsm[use_rep]`` or X for None, with the names of its features.
@@ -257,7 +268,7 @@ def as_matrix(matrix, name: str):
     return matrix
 
 
-def rows_of(matrix, rows: np.ndarray) -> np.ndarray:
+def rows_of(matrix, rows: np.ndarray | slice) -> np.ndarray:
     """Dense rows of what :func:`as_matrix` returned."""
     part = matrix[rows]
     return part.toarray() if hasattr(part, "toarray") else part

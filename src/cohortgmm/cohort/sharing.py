@@ -43,7 +43,7 @@ def patient_weights(
     Returns
     -------
     ndarray
-        (P, K); what a row lacks of one is the patient's background. A patient without any feature has those of ``model``.
+        (P, K); what a row lacks of one is the patient's background.
 
     Raises
     ------
@@ -59,11 +59,9 @@ def patient_weights(
         "split_merge": 0,
         "n_threads": n_threads,
     }
-    weights = np.tile(model.weights, (len(cells.patients), 1))
+    weights = np.empty((len(cells.patients), model.n_components))
     for i, patient in enumerate(cells.patients):
         rows = np.flatnonzero(cells.owner == i)
-        if not cells.has_features[rows].any():
-            continue
         try:
             weights[i] = fit_mixture(
                 cells.x[rows],

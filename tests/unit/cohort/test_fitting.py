@@ -104,6 +104,21 @@ def test_candidates_that_have_too_few_cells(n_train, d, k, kind, default, needed
     assert missing_cells(n_train, d, k, kind, default_range=default) == reason
 
 
+def test_cells_without_features_carry_no_component(make_part):
+    part = make_part()
+    x = part.x.copy()
+    x[3:30] = np.nan
+    part = replace(part, x=x)
+    row, fit = fit_candidate(part, 2, options(missing=True), seed=0)
+    assert fit is None
+    assert row["reason"] == "3 training cells with features, of 30, are fewer than 2 per component"
+    assert row["n_train"] == 30
+    assert fit_candidate(part, 1, options(missing=True), seed=0)[0]["status"] == "ok"
+    everything = replace(part, x=np.full_like(x, np.nan))
+    row, fit = fit_candidate(everything, 1, options(missing=True), seed=0)
+    assert row["reason"] == "0 training cells with features, of 30, are fewer than 2 per component"
+
+
 def test_a_candidate_with_too_few_cells_is_left_out(make_part, caplog):
     part = make_part(n_train=30)
     with caplog.at_level(logging.INFO):
