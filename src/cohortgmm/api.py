@@ -29,6 +29,7 @@ from cohortgmm.config import read_gmm_options
 from cohortgmm.config_gmm import GmmConfig, default_gmm_key
 from cohortgmm.errors import CohortgmmError, ConfigError, DataError
 from cohortgmm.mixture.model import GaussianMixture
+from cohortgmm.mixture.noise import is_one_for_all
 from cohortgmm.mixture.result import MixtureFit
 from cohortgmm.mixture.tiles import one_blas_thread
 
@@ -107,7 +108,8 @@ def fit_gmm(
         See :func:`cohortgmm.fit_mixture`.
     noise
         Measurement noise. AnnData: a key of ``obsm``, ``{"obsm": key}``, ``{"layer": key}`` or an array, with variances
-        (n, D), covariances (n, D, D) or these flattened. Mapping: patient to such an array.
+        (n, D), covariances (n, D, D) or these flattened, or one (D,) or (D, D) for all cells. Mapping: patient to such
+        an array, or one for all.
     missing
         Whether NaN is a missing feature; otherwise it is an error.
     completeness, noise_at
@@ -279,7 +281,7 @@ def _noise_of(adata, noise, shape: tuple[int, int]):
     if isinstance(noise, str):
         noise = {"obsm": noise}
     if not isinstance(noise, Mapping):
-        return as_noise(noise, "the array", shape)
+        return as_noise(noise, "the array", shape, shared=True)
     for key in noise:
         if key not in ("obsm", "layer"):
             raise ConfigError(
@@ -321,16 +323,27 @@ def _noise_of_mapping(matrices: Mapping[str, np.ndarray], noise):
     """The measurement noise of a mapping of arrays: another one, of the same patients."""
     if noise is None:
         return None
+    n, d = sum(x.shape[0] for x in matrices.values()), next(iter(matrices.values())).shape[1]
+    if np.shape(noise) in ((d,), (d, d)):
+        return as_noise(noise, "the array", (n, d), shared=True)
     if not isinstance(noise, Mapping):
-        raise ConfigError(f"noise must be a mapping of patient to array, like the cells, got {type(noise).__name__}")
+        raise ConfigError(
+            f"noise must be a mapping of patient to array, like the cells, or one for all, got {type(noise).__name__}"
+        )
     noise = {str(patient): values for patient, values in noise.items()}
     absent = [patient for patient in matrices if patient not in noise]
     if absent:
         raise DataError(f"noise has no array for {len(absent)} patients, the first is {absent[0]!r}")
-    parts = [as_noise(noise[patient], f"the array of patient {patient!r}", x.shape) for patient, x in matrices.items()]
+    parts = [
+        as_noise(noise[patient], f"the array of patient {patient!r}", x.shape, shared=True)
+        for patient, x in matrices.items()
+    ]
     if len({part.ndim for part in parts}) > 1:
         raise DataError("noise must be variances for all patients, or covariances for all")
-    return np.concatenate([part.toarray() if hasattr(part, "toarray") else part for part in parts])
+    parts = [part.toarray() if hasattr(part, "toarray") else part for part in parts]
+    if all(is_one_for_all(part) and np.array_equal(part[0], parts[0][0]) for part in parts):
+        return np.broadcast_to(parts[0][0], (n, *parts[0].shape[1:]))
+    return np.concatenate(parts)
 
 
 def _fit_parts(

@@ -1,5 +1,7 @@
 """``fit_gmm`` on AnnData and on mappings: what it writes, what it does not depend on, what it refuses."""
 
+import tracemalloc
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -403,6 +405,46 @@ def test_noise_may_be_a_key_or_an_array():
     assert (traces[0].mean(axis=1) < traces[1].mean(axis=1) - 0.2).all()
 
 
+@pytest.mark.parametrize(
+    "noise", [np.array([0.3, 0.6]), np.array([[0.3, 0.1], [0.1, 0.6]])], ids=["variances", "covariance"]
+)
+@pytest.mark.parametrize("sharing", ["sample_specific", "global"])
+def test_noise_may_be_one_for_all(noise, sharing):
+    options = {"missing": True, "component_sharing": sharing, **FEW}
+    cohort = make_corrected()
+    everyone = np.tile(noise, (len(cohort), *(1,) * noise.ndim))
+    whole = cohortgmm.read_gmm(fit(make_corrected(), noise=everyone, **options))
+    models = {"anndata": cohortgmm.read_gmm(fit(cohort, noise=noise, **options))}
+    arrays, _ = corrected_mapping(make_corrected())
+    models["mapping"] = fit(arrays, noise=noise, **options)
+    models["by patient"] = fit(arrays, noise=dict.fromkeys(arrays, noise), **options)
+    full = {"P1": noise, "P2": np.tile(noise, (80, *(1,) * noise.ndim)), "P3": noise}
+    models["some in full"] = fit(arrays, noise=full, **options)
+    for given in models.values():
+        for patient, model in given.items():
+            np.testing.assert_allclose(model.means, whole[patient].means, rtol=1e-6)
+            np.testing.assert_allclose(model.covariances, whole[patient].covariances, rtol=1e-5, atol=1e-7)
+            np.testing.assert_allclose(model.weights, whole[patient].weights, rtol=1e-6)
+    without = fit(arrays, **options)
+    assert not np.allclose(without["P1"].covariances, whole["P1"].covariances, rtol=0.05)
+
+
+def test_noise_for_all_takes_no_memory_for_the_cells():
+    d, n = 60, 3000
+    x = np.random.default_rng(0).normal(size=(n, d)).astype(np.float32)
+    tracemalloc.start()
+    fit(
+        {"a": x[:1500], "b": x[1500:]},
+        noise=0.1 * np.eye(d),
+        k_comps=1,
+        component_sharing="sample_specific",
+        max_iter=2,
+    )
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 0.5 * n * d * d * 8
+
+
 def test_noise_may_be_a_layer_or_covariances():
     cohort = make_corrected()
     x, noise = np.nan_to_num(cohort.obsm["X_pca"]), cohort.obsm["X_pca_var"]
@@ -658,7 +700,7 @@ TWO = cohortgmm.GaussianMixture([0.5, 0.5], [[0.0] * 3, [6.0] * 3], [np.eye(3)] 
         (
             {"noise": np.ones((180, 2))},
             "noise: the array must be variances of shape (180, 3), or covariances of shape (180, 3, 3) or (180, 9), "
-            "got float64 of shape (180, 2)",
+            "or one for all of shape (3,) or (3, 3), got float64 of shape (180, 2)",
         ),
         (
             {"noise": -np.ones((180, 3))},
@@ -691,13 +733,13 @@ def test_corrections_that_cannot_be_made(options, text):
 @pytest.mark.parametrize(
     ("noise", "text"),
     [
-        ("v", "noise must be a mapping of patient to array, like the cells, got str"),
-        (np.ones((60, 2)), "noise must be a mapping of patient to array, like the cells, got ndarray"),
+        ("v", "noise must be a mapping of patient to array, like the cells, or one for all, got str"),
+        (np.ones((60, 2)), "noise must be a mapping of patient to array, like the cells, or one for all, got ndarray"),
         ({"a": np.ones((30, 2))}, "noise has no array for 1 patients, the first is 'b'"),
         (
             {"a": np.ones((30, 2)), "b": np.ones((31, 2))},
             "noise: the array of patient 'b' must be variances of shape (30, 2), or covariances of shape (30, 2, 2) or "
-            "(30, 4), got float64 of shape (31, 2)",
+            "(30, 4), or one for all of shape (2,) or (2, 2), got float64 of shape (31, 2)",
         ),
         (
             {"a": np.ones((30, 2)), "b": np.tile(np.eye(2), (30, 1, 1))},

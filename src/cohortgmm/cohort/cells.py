@@ -9,7 +9,7 @@ import numpy as np
 
 from cohortgmm.archive import read_arrays
 from cohortgmm.files import atomic_path
-from cohortgmm.mixture.noise import Noise
+from cohortgmm.mixture.noise import Noise, is_one_for_all
 
 #: A covariance needs two cells.
 MIN_CELLS_PER_COMPONENT = 2
@@ -74,6 +74,8 @@ class PatientCells:
         """The noise of some of the cells; None without."""
         if self.noise is None:
             return None
+        if is_one_for_all(self.noise):
+            return Noise.read(self.noise[0], len(self.x), self.x.shape[1])
         values = self.noise[rows]
         return Noise.read(values, len(values), self.x.shape[1], per_cell=True)
 

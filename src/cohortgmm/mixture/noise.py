@@ -73,6 +73,8 @@ class Noise:
                 f"noise must have shape (n, D), (n, D, D), (D,) or (D, D) with n = {n} and D = {n_features}, "
                 f"got {values.shape}"
             )
+        if values.shape not in one and is_one_for_all(values):
+            values = values[0]
         shared = values.shape in one and not (per_cell and values.shape == (n, n_features))
         checked = _checked(values[None], None)[0] if shared else _checked(values, _names_of(numbers))
         return cls(values if np.shares_memory(checked, values) else checked, shared)
@@ -110,6 +112,11 @@ class Noise:
         """Covariances (D, D) if shared, else (n, D, D), in double precision."""
         values = np.asarray(self.values if self.shared else self.values[rows], dtype=np.float64)
         return values[..., None] * np.eye(self.n_features) if self.is_diagonal else values
+
+
+def is_one_for_all(values: np.ndarray) -> bool:
+    """Whether an array is a view that repeats its first row, as :func:`numpy.broadcast_to` makes it."""
+    return len(values) > 1 and values.strides[0] == 0
 
 
 def _names_of(numbers: np.ndarray | None) -> Callable[[int], str]:
