@@ -28,7 +28,8 @@ class NoiseConfig(Section):
     obsm: str | None = Field(
         None,
         description="Key of `obsm`: variances (cells, features), or covariances (cells, features, features), also "
-        "flattened to (cells, features · features). An infinite variance is a missing feature.",
+        "flattened to (cells, features · features). An infinite variance is a missing feature; that of a feature that is "
+        "NaN in the cells may be anything.",
     )
     layer: str | None = Field(None, description="Key of `layers`: variances of X, where `use_rep` is null.")
     at: str | None = Field(

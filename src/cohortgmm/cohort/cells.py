@@ -77,7 +77,8 @@ class PatientCells:
         if is_one_for_all(self.noise):
             return Noise.read(self.noise[0], len(self.x), self.x.shape[1])
         values = self.noise[rows]
-        return Noise.read(values, len(values), self.x.shape[1], per_cell=True)
+        missing = np.isnan(self.x[rows])
+        return Noise.read(values, len(values), self.x.shape[1], per_cell=True, missing=missing)
 
     @cached_property
     def has_features(self) -> np.ndarray:
@@ -86,9 +87,10 @@ class PatientCells:
 
     def measured(self) -> np.ndarray:
         """(n, D) cells, NaN where a feature is missing, as it is with an infinite variance."""
-        if self.noise is None or self.noise.ndim == 3:
+        if self.noise is None:
             return self.x
-        return np.where(np.isinf(self.noise), np.nan, self.x)
+        variances = self.noise if self.noise.ndim == 2 else np.diagonal(self.noise, axis1=1, axis2=2)
+        return np.where(np.isinf(variances), np.nan, self.x)
 
     def name_of(self, feature: int) -> str:
         """A feature in an error: its name, where there are names."""

@@ -176,7 +176,7 @@ class Embedding:
         noise = None if self.noise is None else rows_of(self.noise, positions)
         if noise is not None and len(x):
             try:
-                Noise.read(noise, *x.shape, per_cell=True, numbers=positions)
+                Noise.read(noise, *x.shape, per_cell=True, numbers=positions, missing=np.isnan(x))
             except DataError as error:
                 raise DataError(f"patient {patient!r}: {error}") from None
         return PatientCells(patient, x, positions, train, owner, patients, noise, self.feature_names)

@@ -109,7 +109,8 @@ def fit_mixture(
         kept. None leaves out only what rounding hides. The log-likelihood is then a lower bound.
     noise
         Measurement noise: covariances (n, D, D) or variances (n, D) of the cells, or (D, D) or (D,) for all of them,
-        in squared units of x. An infinite variance is a missing feature.
+        in squared units of x. An infinite variance, also on the diagonal of a covariance, is a missing feature; what is
+        said of a feature that is missing in x does not matter.
     completeness
         Callable (m, D) → (m,) in [0, 1]: probability that a cell measured there is in the data.
     noise_at

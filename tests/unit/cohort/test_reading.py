@@ -328,7 +328,7 @@ def test_the_cells_of_a_patient_come_with_their_noise(make):
             "variances must be at least 0, the matrix finite, symmetric and positive semidefinite",
         ),
         (
-            np.where(np.arange(4)[:, None, None] == 3, np.inf, COVARIANCES),
+            np.where(np.arange(36).reshape(4, 3, 3) == 28, np.inf, COVARIANCES),
             "variances must be at least 0, the matrix finite, symmetric and positive semidefinite",
         ),
     ],
