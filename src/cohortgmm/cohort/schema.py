@@ -44,7 +44,8 @@ class CellAssignment:
     Attributes
     ----------
     components
-        (n,) most probable component; −1 for cells of patients without a mixture.
+        (n,) most probable component, also of a cell that is more probably background; −1 for cells of patients without
+        a mixture.
     resp
         (n, max K) responsibilities, padded with zeros; zero for cells of patients without a mixture.
     background
