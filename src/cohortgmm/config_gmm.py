@@ -2,7 +2,7 @@
 
 import operator
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -114,17 +114,25 @@ class BackgroundConfig(Section):
             found.append((("amp", "amp_min", "amp_max"), "needs amp_min <= amp <= amp_max"))
         corners = [corner if isinstance(corner, list) else [corner] for corner in (self.lower, self.upper)]
         lower, upper = (corner * max(map(len, corners)) if len(corner) == 1 else corner for corner in corners)
-        if None not in (self.lower, self.upper) and not all(map(operator.lt, lower, upper)):
+        lengths = [len(corner) for corner in (self.lower, self.upper) if isinstance(corner, list)]
+        if len(set(lengths)) > 1:
+            found.append(
+                (("lower", "upper"), f"needs as many numbers in lower as in upper, got {lengths[0]} and {lengths[1]}")
+            )
+        elif None not in (self.lower, self.upper) and not all(map(operator.lt, lower, upper)):
             found.append((("lower", "upper"), "needs lower below upper in every feature"))
         return found
+
+
+Component = Annotated[int, Field(ge=0)]
 
 
 class FrozenConfig(Section):
     """Components of the reference that keep their parameters, by number (from 0) or `all`."""
 
-    amp: list[int] | Literal["all"] = Field([], description="Components that keep their weights.")
-    mean: list[int] | Literal["all"] = Field([], description="Components that keep their means.")
-    covar: list[int] | Literal["all"] = Field([], description="Components that keep their covariances.")
+    amp: list[Component] | Literal["all"] = Field([], description="Components that keep their weights.")
+    mean: list[Component] | Literal["all"] = Field([], description="Components that keep their means.")
+    covar: list[Component] | Literal["all"] = Field([], description="Components that keep their covariances.")
 
 
 class GmmConfig(Section):

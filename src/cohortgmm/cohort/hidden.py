@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from cohortgmm.cohort.cells import PatientCells
-from cohortgmm.errors import ConfigError
+from cohortgmm.errors import ConfigError, one_line
 from cohortgmm.mixture.background import Background
 from cohortgmm.mixture.completeness import Completeness
 from cohortgmm.mixture.model import GaussianMixture
@@ -131,7 +131,7 @@ def load_function(name: str) -> Callable:
     try:
         module = _module_of_file(Path(source)) if source.endswith(".py") else importlib.import_module(source)
     except Exception as error:  # anything may happen in a user's file
-        raise ConfigError(f"{name}: cannot be imported: {type(error).__name__}: {error}") from error
+        raise ConfigError(f"{name}: cannot be imported: {one_line(error)}") from error
     found = getattr(module, function, None)
     if not hasattr(module, function):
         raise ConfigError(f"{name}: {source} has no {function}")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cohortgmm.errors import DataError, DivergedError
+from cohortgmm.errors import DataError, DivergedError, one_line
 from cohortgmm.mixture.expectation import Expectation
 from cohortgmm.mixture.model import GaussianMixture
 from cohortgmm.mixture.noise import Noise
@@ -69,9 +69,7 @@ class Completeness:
         try:
             values = self._function(x.copy())
         except Exception as error:
-            raise DataError(
-                f"the completeness function failed on {len(x)} places: {type(error).__name__}: {error}"
-            ) from error
+            raise DataError(f"the completeness function failed on {len(x)} places: {one_line(error)}") from error
         try:
             values = np.asarray(values, dtype=np.float64)
         except (TypeError, ValueError):
@@ -243,7 +241,7 @@ def noise_of_places(points: np.ndarray, noise_at: NoiseAt, name: str = "noise_at
     try:
         noise = np.asarray(noise_at(points.copy()) if callable(noise_at) else noise_at, dtype=np.float64)
     except Exception as error:
-        raise DataError(f"{name} failed on {m} places: {type(error).__name__}: {error}") from error
+        raise DataError(f"{name} failed on {m} places: {one_line(error)}") from error
     if not np.isfinite(noise).all():
         raise DataError(f"{name} gave values that are not finite")
     try:

@@ -263,6 +263,11 @@ def test_an_attribute_error_of_the_file_is_told(user_file):
     )
 
 
+def test_an_error_of_several_lines_is_told_in_one(user_file):
+    path = user_file("raise ValueError('no table\\nof this\\n')\n")
+    assert refusal(load_function, f"{path}:seen") == (f"{path}:seen: cannot be imported: ValueError: no table of this")
+
+
 def test_the_name_of_a_file_hides_no_module(user_file, monkeypatch):
     """A file called secrets.py must not become what everybody else imports as `secrets`."""
     monkeypatch.delitem(sys.modules, "secrets", raising=False)
