@@ -1,6 +1,6 @@
 from cohortgmm.cohort.annotation import CellAnnotation, draw_cells
 from cohortgmm.cohort.cells import PatientCells
-from cohortgmm.cohort.diagnostics import read_frame
+from cohortgmm.cohort.diagnostics import members_of, read_frame
 from cohortgmm.log import job_log
 from cohortgmm.mixture.model import GaussianMixture
 from cohortgmm.plots.patient import plot_patient
@@ -12,7 +12,7 @@ with job_log(snakemake):
     figure = plot_patient(
         patient=cells.patient,
         x=cells.x,
-        components=model.responsibilities(cells.x, cells.noise_of()).argmax(axis=1),
+        components=members_of(cells, model),
         model=model,
         scores=read_frame(snakemake.input.scores),
         metric=params.metric,

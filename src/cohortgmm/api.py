@@ -29,6 +29,7 @@ from cohortgmm.config import read_gmm_options
 from cohortgmm.config_gmm import GmmConfig, default_gmm_key
 from cohortgmm.errors import CohortgmmError, ConfigError, DataError
 from cohortgmm.mixture.model import GaussianMixture
+from cohortgmm.mixture.noise import is_one_for_all
 from cohortgmm.mixture.result import MixtureFit
 from cohortgmm.mixture.tiles import one_blas_thread
 
@@ -88,8 +89,9 @@ def fit_gmm(
         Key of ``obsm`` to model (AnnData); None is X.
     component_sharing
         ``"sample_specific"``: an independent mixture per patient. ``"global"``: one mixture over all cells, every
-        patient's weights being the mean responsibilities of its cells. ``"auto"``: the first for AnnData, the second
-        for a mapping.
+        patient's weights being the mean responsibilities of its cells; where cells are corrected (noise, missing
+        features, completeness, background), those of an EM on its cells with the components as they are. ``"auto"``:
+        the first for AnnData, the second for a mapping.
     k_comps
         int, or a sequence of one: fixed, fitted on all cells. Longer sequence: candidates to select from. None: 1 to
         10, each patient up to what its cells can carry. A candidate that a patient has too few cells for is left out
@@ -106,7 +108,8 @@ def fit_gmm(
         See :func:`cohortgmm.fit_mixture`.
     noise
         Measurement noise. AnnData: a key of ``obsm``, ``{"obsm": key}``, ``{"layer": key}`` or an array, with variances
-        (n, D), covariances (n, D, D) or these flattened. Mapping: patient to such an array.
+        (n, D), covariances (n, D, D) or these flattened, or one (D,) or (D, D) for all cells. Mapping: patient to such
+        an array, or one for all.
     missing
         Whether NaN is a missing feature; otherwise it is an error.
     completeness, noise_at
@@ -128,7 +131,7 @@ def fit_gmm(
         Seed. The mixture of a patient depends on it, the patient's id, its cells and k, not on the other patients.
     min_cells, on_small_patient
         What happens to a patient with fewer cells, or too few for every k: ``"error"`` stops, ``"drop"`` leaves it out
-        (its cells get component -1).
+        (its cells get component -1). Cells without any feature do not count.
     n_jobs
         Patients fitted at the same time, or threads of the one fit of ``"global"`` sharing; -1 is one per core. It
         does not change the result.
@@ -210,20 +213,21 @@ def fit_gmm(
         smallest_k=min(gmm.candidates),
         min_cells=min_cells,
         on_small_patient=on_small_patient,
+        empty=cells.empty_cells() if missing or noise is not None else None,
     )
     outcomes = _fit_parts(split, cells, sharing, gmm, options, seed, n_jobs)
     fits = {name: outcome.fit for name, outcome in outcomes.items()}
-    assigned, mean_resp = assign_components(fits, split.parts(cells, sharing), len(ids))
+    assigned, weights = assign_components(fits, split.parts(cells, sharing), len(ids))
     if is_mapping:
         if sharing == "sample_specific":
             return {patient: fit.model for patient, fit in fits.items()}
         (shared,) = fits.values()
-        return {patient: _with_weights(shared.model, mean_resp[patient]) for patient in split.patients}
+        return {patient: _with_weights(shared.model, weights[patient]) for patient in split.patients}
     key = gmm.gmm_key or default_gmm_key(use_rep)
     data.uns[key] = build_uns(
         patients=split.patients,
         fits=fits,
-        mean_resp=mean_resp,
+        weights=weights,
         scores={name: outcome.rows for name, outcome in outcomes.items()},
         selection={name: outcome.choice for name, outcome in outcomes.items()},
         gmm=gmm,
@@ -241,13 +245,13 @@ def fit_gmm(
     return data
 
 
-def _with_weights(model: GaussianMixture, mean_resp: np.ndarray) -> GaussianMixture:
-    """A shared mixture with the weights of one patient, given its mean responsibilities; the rest is background."""
+def _with_weights(model: GaussianMixture, weights: np.ndarray) -> GaussianMixture:
+    """A shared mixture with the weights (K,) of one patient; what they lack of one is background."""
     background = model.background
     if background is None:
-        return GaussianMixture(mean_resp, model.means, model.covariances)
-    background = replace(background, amp=float(np.clip(1.0 - mean_resp.sum(), 0.0, 1.0)), amp_min=0.0, amp_max=1.0)
-    return GaussianMixture(mean_resp, model.means, model.covariances, background)
+        return GaussianMixture(weights, model.means, model.covariances)
+    background = replace(background, amp=float(np.clip(1.0 - weights.sum(), 0.0, 1.0)), amp_min=0.0, amp_max=1.0)
+    return GaussianMixture(weights, model.means, model.covariances, background)
 
 
 def _from_anndata(
@@ -277,7 +281,7 @@ def _noise_of(adata, noise, shape: tuple[int, int]):
     if isinstance(noise, str):
         noise = {"obsm": noise}
     if not isinstance(noise, Mapping):
-        return as_noise(noise, "the array", shape)
+        return as_noise(noise, "the array", shape, shared=True)
     for key in noise:
         if key not in ("obsm", "layer"):
             raise ConfigError(
@@ -319,16 +323,27 @@ def _noise_of_mapping(matrices: Mapping[str, np.ndarray], noise):
     """The measurement noise of a mapping of arrays: another one, of the same patients."""
     if noise is None:
         return None
+    n, d = sum(x.shape[0] for x in matrices.values()), next(iter(matrices.values())).shape[1]
+    if np.shape(noise) in ((d,), (d, d)):
+        return as_noise(noise, "the array", (n, d), shared=True)
     if not isinstance(noise, Mapping):
-        raise ConfigError(f"noise must be a mapping of patient to array, like the cells, got {type(noise).__name__}")
+        raise ConfigError(
+            f"noise must be a mapping of patient to array, like the cells, or one for all, got {type(noise).__name__}"
+        )
     noise = {str(patient): values for patient, values in noise.items()}
     absent = [patient for patient in matrices if patient not in noise]
     if absent:
         raise DataError(f"noise has no array for {len(absent)} patients, the first is {absent[0]!r}")
-    parts = [as_noise(noise[patient], f"the array of patient {patient!r}", x.shape) for patient, x in matrices.items()]
+    parts = [
+        as_noise(noise[patient], f"the array of patient {patient!r}", x.shape, shared=True)
+        for patient, x in matrices.items()
+    ]
     if len({part.ndim for part in parts}) > 1:
         raise DataError("noise must be variances for all patients, or covariances for all")
-    return np.concatenate([part.toarray() if hasattr(part, "toarray") else part for part in parts])
+    parts = [part.toarray() if hasattr(part, "toarray") else part for part in parts]
+    if all(is_one_for_all(part) and np.array_equal(part[0], parts[0][0]) for part in parts):
+        return np.broadcast_to(parts[0][0], (n, *parts[0].shape[1:]))
+    return np.concatenate(parts)
 
 
 def _fit_parts(

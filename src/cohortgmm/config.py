@@ -70,7 +70,9 @@ class Config(Section):
         description="Sample sheet (TSV with a column `patient`): only these patients are modelled, and a dry run shows "
         "every job that may run. null: all patients of the input.",
     )
-    min_cells: int = Field(20, ge=2, description="Fewest cells a patient must have.")
+    min_cells: int = Field(
+        20, ge=2, description="Fewest cells a patient must have, not counting cells without any feature."
+    )
     on_small_patient: Literal["error", "drop"] = Field(
         "error",
         description="A patient below `min_cells`, or too small for every k: `error` stops the run, `drop` leaves the "

@@ -2,7 +2,7 @@
 
 import operator
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -28,7 +28,8 @@ class NoiseConfig(Section):
     obsm: str | None = Field(
         None,
         description="Key of `obsm`: variances (cells, features), or covariances (cells, features, features), also "
-        "flattened to (cells, features · features). An infinite variance is a missing feature.",
+        "flattened to (cells, features · features). An infinite variance is a missing feature; that of a feature that is "
+        "NaN in the cells may be anything.",
     )
     layer: str | None = Field(None, description="Key of `layers`: variances of X, where `use_rep` is null.")
     at: str | None = Field(
@@ -113,17 +114,25 @@ class BackgroundConfig(Section):
             found.append((("amp", "amp_min", "amp_max"), "needs amp_min <= amp <= amp_max"))
         corners = [corner if isinstance(corner, list) else [corner] for corner in (self.lower, self.upper)]
         lower, upper = (corner * max(map(len, corners)) if len(corner) == 1 else corner for corner in corners)
-        if None not in (self.lower, self.upper) and not all(map(operator.lt, lower, upper)):
+        lengths = [len(corner) for corner in (self.lower, self.upper) if isinstance(corner, list)]
+        if len(set(lengths)) > 1:
+            found.append(
+                (("lower", "upper"), f"needs as many numbers in lower as in upper, got {lengths[0]} and {lengths[1]}")
+            )
+        elif None not in (self.lower, self.upper) and not all(map(operator.lt, lower, upper)):
             found.append((("lower", "upper"), "needs lower below upper in every feature"))
         return found
+
+
+Component = Annotated[int, Field(ge=0)]
 
 
 class FrozenConfig(Section):
     """Components of the reference that keep their parameters, by number (from 0) or `all`."""
 
-    amp: list[int] | Literal["all"] = Field([], description="Components that keep their weights.")
-    mean: list[int] | Literal["all"] = Field([], description="Components that keep their means.")
-    covar: list[int] | Literal["all"] = Field([], description="Components that keep their covariances.")
+    amp: list[Component] | Literal["all"] = Field([], description="Components that keep their weights.")
+    mean: list[Component] | Literal["all"] = Field([], description="Components that keep their means.")
+    covar: list[Component] | Literal["all"] = Field([], description="Components that keep their covariances.")
 
 
 class GmmConfig(Section):
@@ -132,8 +141,9 @@ class GmmConfig(Section):
     component_sharing: Literal["sample_specific", "global", "auto"] = Field(
         "sample_specific",
         description="`sample_specific`: one independent mixture per patient. `global`: one mixture over all cells, each "
-        "patient with its own weights. `auto`: `sample_specific` for AnnData (and so here), `global` for a mapping of "
-        "arrays.",
+        "patient with its own weights: the mean responsibilities of its cells, or, with `noise`, `missing`, "
+        "`completeness` or `background`, those fitted to its cells by EM. `auto`: `sample_specific` for AnnData (and so "
+        "here), `global` for a mapping of arrays.",
     )
     k_comps: int | list[int] | None = Field(
         None,

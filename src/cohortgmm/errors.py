@@ -5,6 +5,11 @@ class CohortgmmError(Exception):
     """Base of every error that cohortgmm raises on purpose."""
 
 
+def one_line(error: Exception) -> str:
+    """What an exception of somebody else says, however many lines it has."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
+
+
 class ConfigError(CohortgmmError, ValueError):
     """A configuration or an argument that cannot be used."""
 

@@ -1,5 +1,7 @@
 """``fit_gmm`` on AnnData and on mappings: what it writes, what it does not depend on, what it refuses."""
 
+import tracemalloc
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -403,6 +405,46 @@ def test_noise_may_be_a_key_or_an_array():
     assert (traces[0].mean(axis=1) < traces[1].mean(axis=1) - 0.2).all()
 
 
+@pytest.mark.parametrize(
+    "noise", [np.array([0.3, 0.6]), np.array([[0.3, 0.1], [0.1, 0.6]])], ids=["variances", "covariance"]
+)
+@pytest.mark.parametrize("sharing", ["sample_specific", "global"])
+def test_noise_may_be_one_for_all(noise, sharing):
+    options = {"missing": True, "component_sharing": sharing, **FEW}
+    cohort = make_corrected()
+    everyone = np.tile(noise, (len(cohort), *(1,) * noise.ndim))
+    whole = cohortgmm.read_gmm(fit(make_corrected(), noise=everyone, **options))
+    models = {"anndata": cohortgmm.read_gmm(fit(cohort, noise=noise, **options))}
+    arrays, _ = corrected_mapping(make_corrected())
+    models["mapping"] = fit(arrays, noise=noise, **options)
+    models["by patient"] = fit(arrays, noise=dict.fromkeys(arrays, noise), **options)
+    full = {"P1": noise, "P2": np.tile(noise, (80, *(1,) * noise.ndim)), "P3": noise}
+    models["some in full"] = fit(arrays, noise=full, **options)
+    for given in models.values():
+        for patient, model in given.items():
+            np.testing.assert_allclose(model.means, whole[patient].means, rtol=1e-6)
+            np.testing.assert_allclose(model.covariances, whole[patient].covariances, rtol=1e-5, atol=1e-7)
+            np.testing.assert_allclose(model.weights, whole[patient].weights, rtol=1e-6)
+    without = fit(arrays, **options)
+    assert not np.allclose(without["P1"].covariances, whole["P1"].covariances, rtol=0.05)
+
+
+def test_noise_for_all_takes_no_memory_for_the_cells():
+    d, n = 60, 3000
+    x = np.random.default_rng(0).normal(size=(n, d)).astype(np.float32)
+    tracemalloc.start()
+    fit(
+        {"a": x[:1500], "b": x[1500:]},
+        noise=0.1 * np.eye(d),
+        k_comps=1,
+        component_sharing="sample_specific",
+        max_iter=2,
+    )
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 0.5 * n * d * d * 8
+
+
 def test_noise_may_be_a_layer_or_covariances():
     cohort = make_corrected()
     x, noise = np.nan_to_num(cohort.obsm["X_pca"]), cohort.obsm["X_pca_var"]
@@ -438,7 +480,6 @@ def test_a_mapping_is_corrected_like_anndata(sharing):
     models = fit(arrays, **options | corrections)
     sparse_noise = {patient: sparse.csr_matrix(values) for patient, values in reversed(noise.items())}
     again = fit(arrays, **options | corrections | {"noise": sparse_noise})
-    resp = cohort.obsm[f"{KEY}_resp"]
     for patient, model in models.items():
         assert same(model, again[patient])
         np.testing.assert_array_equal(model.means, stored[patient].means)
@@ -448,10 +489,9 @@ def test_a_mapping_is_corrected_like_anndata(sharing):
         if sharing == "sample_specific":
             np.testing.assert_allclose(model.weights, stored[patient].weights, rtol=1e-12)
             assert model.background.amp == stored[patient].background.amp
-        else:  # its cells decide of a patient's weights and background
-            own = (cohort.obs["patient"] == patient).to_numpy()
-            np.testing.assert_allclose(model.weights, resp[own].mean(axis=0), rtol=1e-12)
-            assert model.background.amp == pytest.approx(1 - resp[own].sum(axis=1).mean(), rel=1e-9)
+        else:  # a share of the components there, of all cells here
+            np.testing.assert_allclose(model.weights, stored[patient].weights, rtol=1e-12)
+            assert model.background.amp == pytest.approx(stored[patient].background.amp, abs=1e-12)
     assert len({model.background.amp for model in models.values()}) == 3
 
 
@@ -470,13 +510,83 @@ def test_a_corrected_patient_does_not_depend_on_the_others():
     assert not same(more["P1"], more["P2"])
 
 
-def test_shared_components_of_hidden_cells_have_the_mean_responsibilities_as_weights():
-    cohort = fit(make_corrected(), component_sharing="global", **ALL | FEW)
-    weights, resp = cohort.uns[KEY]["distribution_weights"], cohort.obsm[f"{KEY}_resp"]
-    for patient, own in zip(("P1", "P2", "P3"), weights, strict=True):
-        mean = resp[(cohort.obs["patient"] == patient).to_numpy()].mean(axis=0)
-        assert 0.7 < mean.sum() < 1
-        np.testing.assert_allclose(own, mean / mean.sum(), rtol=1e-12)
+#: Two patients of the same two components, and their shares of debris.
+COMPONENTS = cohortgmm.GaussianMixture([0.5, 0.5], [[0.0, 0.0], [3.5, 1.0]], [np.eye(2), 0.7 * np.eye(2)])
+TRUE_WEIGHTS = {"A": (0.8, 0.2), "B": (0.2, 0.8)}
+TRUE_DEBRIS = {"A": 0.05, "B": 0.25}
+
+
+def hidden_patients(corrections, n=1500):
+    """n cells of each patient, and the arguments that say what was done to them."""
+    cells, options = {}, {}
+    box = cohortgmm.Background([-10.0, -10.0], [14.0, 12.0], 0.1)
+    if "completeness" in corrections:
+        options["completeness"] = lambda x: (x[:, 0] > 1.0).astype(float)
+    if "background" in corrections:
+        options["background"] = box
+    if "noise" in corrections:
+        options["noise"] = {patient: np.full((n, 2), 3.0) for patient in TRUE_WEIGHTS}
+    for i, (patient, weights) in enumerate(TRUE_WEIGHTS.items()):
+        rng = np.random.default_rng(i)
+        x = cohortgmm.GaussianMixture(weights, COMPONENTS.means, COMPONENTS.covariances).sample(20 * n, rng)[0]
+        if "background" in corrections:
+            debris = rng.random(len(x)) < TRUE_DEBRIS[patient]
+            x[debris] = box.sample(debris.sum(), rng)
+        if "noise" in corrections:
+            x += np.sqrt(3.0) * rng.normal(size=x.shape)
+        if "completeness" in corrections:
+            x = x[x[:, 0] > 1.0]
+        cells[patient] = x[:n]
+        if "missing" in corrections:
+            options["missing"] = True
+            cells[patient][rng.random((n, 2)) < [0.6, 0.3]] = np.nan
+    return cells, options
+
+
+@pytest.mark.parametrize(
+    "corrections",
+    [("completeness",), ("noise",), ("missing",), ("background",), ("noise", "completeness", "background")],
+    ids="+".join,
+)
+@pytest.mark.parametrize("covariance_type", ["full", "diag"])
+def test_patients_of_shared_components_have_the_weights_that_their_cells_were_drawn_with(corrections, covariance_type):
+    cells, options = hidden_patients(corrections)
+    known = cohortgmm.GaussianMixture(
+        COMPONENTS.weights,
+        COMPONENTS.means,
+        COMPONENTS.covariances if covariance_type == "full" else COMPONENTS.covariances.diagonal(axis1=1, axis2=2),
+    )
+    options |= {"covariance_type": covariance_type, "component_sharing": "global", "k_comps": 2, "reference": known}
+    models = fit(cells, **options, frozen=None if "noise" in corrections else {"mean": [0]})
+    for patient, truth in TRUE_WEIGHTS.items():
+        np.testing.assert_allclose(models[patient].signal().weights, truth, atol=0.05)
+        if "background" in corrections:
+            assert models[patient].background.amp == pytest.approx(TRUE_DEBRIS[patient], abs=0.05)
+
+
+def test_a_patient_of_shared_components_may_have_few_cells_or_lack_features():
+    cells, options = hidden_patients(("noise", "completeness", "background"), n=400)
+    lacking = cells["A"].copy()
+    lacking[:, 1] = np.nan
+    more = {"lacking": lacking, "few": cells["B"][:4]}
+    options["noise"] |= {patient: np.full(x.shape, 3.0) for patient, x in more.items()}
+    options["noise"]["lacking"][:, 1] = np.inf  # so that no cell of its own says what noise unseen cells have
+    options |= {"missing": True, "component_sharing": "global", "k_comps": 2, "reference": COMPONENTS}
+    models = fit(cells | more, **options)
+    np.testing.assert_allclose(models["lacking"].signal().weights, models["A"].signal().weights, atol=0.1)
+    for model in models.values():
+        assert model.weights.sum() + model.background.amp == pytest.approx(1, abs=1e-9)
+
+
+def test_a_weight_that_cannot_be_fitted_names_the_patient():
+    def picky(x):
+        if len(x) == 4:
+            raise ValueError("four places")
+        return np.ones(len(x))
+
+    cells = {"a": np.random.default_rng(0).normal(size=(30, 2)), "b": np.zeros((4, 2))}
+    with pytest.raises(DataError, match=r"^all patients, k=1: weights of patient 'b': .*failed on 4 places"):
+        fit(cells, completeness=picky, component_sharing="global", k_comps=1)
 
 
 def test_gates_and_their_function_are_the_same():
@@ -590,11 +700,11 @@ TWO = cohortgmm.GaussianMixture([0.5, 0.5], [[0.0] * 3, [6.0] * 3], [np.eye(3)] 
         (
             {"noise": np.ones((180, 2))},
             "noise: the array must be variances of shape (180, 3), or covariances of shape (180, 3, 3) or (180, 9), "
-            "got float64 of shape (180, 2)",
+            "or one for all of shape (3,) or (3, 3), got float64 of shape (180, 2)",
         ),
         (
             {"noise": -np.ones((180, 3))},
-            "patient 'P1': the noise of cell 0 is no covariance: variances must be at least 0, not NaN",
+            "patient 'P1': the noise of cell 0 of the cohort is no covariance: variances must be at least 0, not NaN",
         ),
         ({"completeness": {}}, "fit_gmm: completeness: needs gates or a function"),
         ({"background": {"amp": 2}}, "fit_gmm: background.amp: input should be less than or equal to 1, got 2"),
@@ -605,7 +715,7 @@ TWO = cohortgmm.GaussianMixture([0.5, 0.5], [[0.0] * 3, [6.0] * 3], [np.eye(3)] 
         ),
         (
             {"completeness": lambda x: np.ones(3)},
-            "patient 'P1', k=1: cells 0 to 29: the completeness function returned shape (3,) for 30 places",
+            "patient 'P1', k=1: cells 0 to 59 of the cohort: the completeness function returned shape (3,) for 60 places",
         ),
         ({"cutoff": 0}, "fit_gmm: cutoff: input should be greater than 0, got 0"),
     ],
@@ -623,13 +733,13 @@ def test_corrections_that_cannot_be_made(options, text):
 @pytest.mark.parametrize(
     ("noise", "text"),
     [
-        ("v", "noise must be a mapping of patient to array, like the cells, got str"),
-        (np.ones((60, 2)), "noise must be a mapping of patient to array, like the cells, got ndarray"),
+        ("v", "noise must be a mapping of patient to array, like the cells, or one for all, got str"),
+        (np.ones((60, 2)), "noise must be a mapping of patient to array, like the cells, or one for all, got ndarray"),
         ({"a": np.ones((30, 2))}, "noise has no array for 1 patients, the first is 'b'"),
         (
             {"a": np.ones((30, 2)), "b": np.ones((31, 2))},
             "noise: the array of patient 'b' must be variances of shape (30, 2), or covariances of shape (30, 2, 2) or "
-            "(30, 4), got float64 of shape (31, 2)",
+            "(30, 4), or one for all of shape (2,) or (2, 2), got float64 of shape (31, 2)",
         ),
         (
             {"a": np.ones((30, 2)), "b": np.tile(np.eye(2), (30, 1, 1))},

@@ -244,6 +244,14 @@ ONE_GATE = {"gates": [{"inside": {"PC1": [0, 1]}}]}
         ),
         ({"background": {"amp_max": 0.05}}, "background: needs amp_min <= amp <= amp_max"),
         ({"background": {"amp_min": 0.2}}, "background: needs amp_min <= amp <= amp_max"),
+        (
+            {"background": {"lower": [0, 0], "upper": [1, 1, 1]}},
+            "background: needs as many numbers in lower as in upper, got 2 and 3",
+        ),
+        (
+            {"background": {"lower": [0], "upper": [1, 1]}},
+            "background: needs as many numbers in lower as in upper, got 1 and 2",
+        ),
         ({"frozen": {"mean": "all"}}, "frozen is about the mixture in reference, which is not given"),
         ({"frozen": {}}, "frozen is about the mixture in reference, which is not given"),
         ({"init": "none"}, "init is about the mixture in reference, which is not given"),
@@ -283,6 +291,8 @@ def test_a_misspelt_key_is_one_problem():
         ({"reference": "r", "frozen": {"mean": "al"}}, "gmm.frozen.mean"),
         ({"reference": "r", "frozen": {"mean": 3}}, "gmm.frozen.mean"),
         ({"reference": "r", "frozen": {"covar": [0, 0.5]}}, "gmm.frozen.covar.1"),
+        ({"reference": "r", "frozen": {"mean": [-1]}}, "gmm.frozen.mean.0"),
+        ({"reference": "r", "frozen": {"amp": [0, -2]}}, "gmm.frozen.amp.1"),
     ],
     ids=str,
 )

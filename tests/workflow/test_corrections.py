@@ -48,6 +48,10 @@ def corrected(corrected_run, tmp_path) -> Project:
     return Project(tmp_path / "project", corrected_run / "workflow_copy")
 
 
+def seen(x):
+    return (x[:, 0] >= GATE["PC1"][0]) * np.where(x[:, 0] < 2, 0.5, 1.0)
+
+
 def assert_same(ours, theirs):
     if isinstance(ours, dict):
         assert ours.keys() == theirs.keys()
@@ -60,9 +64,6 @@ def assert_same(ours, theirs):
 def test_pipeline_and_api_correct_alike_bit_by_bit(corrected):
     written = ad.read_h5ad(corrected.directory / "results" / "cohort_gmm.h5ad")
     direct = make_corrected(PATIENTS)
-
-    def seen(x):
-        return (x[:, 0] >= GATE["PC1"][0]) * np.where(x[:, 0] < 2, 0.5, 1.0)
 
     options = CORRECTIONS | {"completeness": seen, "k_comps": [1, 2], "refit": "full"}
     cohortgmm.fit_gmm(direct, patient_col="patient", use_rep="X_pca", verbose=False, n_jobs=2, **options)
@@ -129,11 +130,11 @@ def test_corrections_that_the_cells_do_not_depend_on_leave_the_split(corrected):
     [
         (
             "import numpy as np\ndef seen(x):\n    return (x[:, 0] > 4).astype(float)\n",
-            "completeness is 0 for {n} observed cells (",
+            "completeness is 0 for {n} observed cells of the cohort ({first}",
         ),
         (
             "def seen(x):\n    raise RuntimeError('no\\n table')\n",
-            "cells 0 to 39: the completeness function failed on 40 places: RuntimeError: no table",
+            "cells 80 to 159 of the cohort: the completeness function failed on 80 places: RuntimeError: no table",
         ),
         ("TABLE = open('/no/such/table')\n", "seen.py:seen: cannot be imported: FileNotFoundError: [Errno 2] No such"),
         ("def sene(x):\n    return 1\n", "seen.py:seen: seen.py has no seen"),
@@ -142,14 +143,14 @@ def test_corrections_that_the_cells_do_not_depend_on_leave_the_split(corrected):
 )
 def test_a_completeness_function_that_cannot_be_used_is_one_line(corrected, text, line):
     cells = np.load(corrected.directory / "results" / "patients" / "P2.npz")
-    n = int((cells["x"][cells["train"], 0] <= 4).sum())
+    denied = cells["positions"][cells["x"][:, 0] <= 4]
     (corrected.directory / "seen.py").write_text(text)
     result = corrected.call("results/fits/P2/k1.npz")
     assert result.returncode != 0
     assert "Traceback" not in result.stdout + result.stderr
     said = [text for text in result.stderr.splitlines() if text.startswith("error: ")]
     assert len(said) == 1, result.stderr
-    assert said[0].startswith("error: patient 'P2', k=1: " + line.format(n=n))
+    assert said[0].startswith("error: patient 'P2', k=1: " + line.format(n=len(denied), first=denied[0]))
     assert "1 failed:" in result.stderr
     assert "[results/logs/fit/P2/k1.log]" in result.stderr
     # The other results are as they were.
@@ -199,6 +200,13 @@ def test_a_shared_mixture_is_corrected_too(corrected):
     assert 0.3 < written.uns[KEY]["diagnostics"]["completeness"][0] < 0.9
     resp = written.obsm[f"{KEY}_resp"]
     np.testing.assert_allclose(written.obs[f"{KEY}_background"], 1 - resp.sum(axis=1), atol=1e-12)
+    direct = make_corrected(PATIENTS)
+    options = CORRECTIONS | {"completeness": seen, "k_comps": 2, "refit": "full", "component_sharing": "global"}
+    cohortgmm.fit_gmm(direct, patient_col="patient", use_rep="X_pca", verbose=False, **options)
+    for name in written.uns[KEY].keys() - {"provenance"}:
+        assert_same(written.uns[KEY][name], direct.uns[KEY][name])
+    weights = written.uns[KEY]["distribution_weights"]
+    assert len(np.unique(weights[:, 0])) == 3  # each patient's own
 
 
 def test_files_and_keys_that_are_wrong_run_nothing(corrected):

@@ -3,12 +3,13 @@
 import hashlib
 import os
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from cohortgmm.archive import read_arrays
 from cohortgmm.files import atomic_path
-from cohortgmm.mixture.noise import Noise
+from cohortgmm.mixture.noise import Noise, is_one_for_all
 
 #: A covariance needs two cells.
 MIN_CELLS_PER_COMPONENT = 2
@@ -73,14 +74,27 @@ class PatientCells:
         """The noise of some of the cells; None without."""
         if self.noise is None:
             return None
+        if is_one_for_all(self.noise):
+            return Noise.read(self.noise[0], len(self.x), self.x.shape[1])
         values = self.noise[rows]
-        return Noise.read(values, len(values), self.x.shape[1], per_cell=True)
+        missing = np.isnan(self.x[rows])
+        return Noise.read(values, len(values), self.x.shape[1], per_cell=True, missing=missing)
+
+    @cached_property
+    def has_features(self) -> np.ndarray:
+        """(n,) bool: cells that have any feature at all."""
+        return ~np.isnan(self.measured()).all(axis=1)
 
     def measured(self) -> np.ndarray:
         """(n, D) cells, NaN where a feature is missing, as it is with an infinite variance."""
-        if self.noise is None or self.noise.ndim == 3:
+        if self.noise is None:
             return self.x
-        return np.where(np.isinf(self.noise), np.nan, self.x)
+        variances = self.noise if self.noise.ndim == 2 else np.diagonal(self.noise, axis1=1, axis2=2)
+        return np.where(np.isinf(variances), np.nan, self.x)
+
+    def name_of(self, feature: int) -> str:
+        """A feature in an error: its name, where there are names."""
+        return f"feature {self.feature_names[feature]!r}" if self.feature_names else f"feature {feature}"
 
     def n_fit(self, refit: str) -> int:
         """Number of cells the final mixture is fitted to."""

@@ -8,6 +8,7 @@ import pandas as pd
 
 from cohortgmm.cohort.cells import PatientCells
 from cohortgmm.files import atomic_path
+from cohortgmm.mixture.model import GaussianMixture
 from cohortgmm.mixture.result import MixtureFit
 
 _TEXT_COLUMNS = ["patient", "file", "label", "metric", "status", "reason", "cell_type"]
@@ -99,18 +100,28 @@ def weights_table(fits: Mapping[str, MixtureFit]) -> pd.DataFrame:
     )
 
 
+def members_of(cells: PatientCells, model: GaussianMixture) -> np.ndarray:
+    """(n,) component that a cell is most probably of; −1 for a cell that is more probably background than not."""
+    resp = model.responsibilities(cells.x, cells.noise_of())
+    components = resp.argmax(axis=1)
+    if model.background is not None:
+        components[resp.sum(axis=1) < 0.5] = -1
+    return components
+
+
 def composition_table(
     parts: Iterable[PatientCells], fits: Mapping[str, MixtureFit], cell_types: pd.Categorical | None
 ) -> pd.DataFrame:
     """Cells of every type in every component (zeros left out): the columns of :data:`COMPOSITION_COLUMNS`.
 
-    Without cell types the table has no rows.
+    Cells that are background are of no component. Without cell types the table has no rows.
     """
     tables = [pd.DataFrame(columns=COMPOSITION_COLUMNS)]
     for part in parts if cell_types is not None else ():
-        components = fits[part.patient].model.responsibilities(part.x, part.noise_of()).argmax(axis=1)
+        components = members_of(part, fits[part.patient].model)
         types = cell_types[part.positions].astype(object)
         table = pd.DataFrame({"component": components, "cell_type": np.where(pd.isna(types), "unknown", types)})
+        table = table[components >= 0]
         counts = table.value_counts().rename("n_cells").reset_index().sort_values(["component", "cell_type"])
         tables.append(counts.assign(patient=part.patient))
     return pd.concat(tables[1:] or tables, ignore_index=True)[COMPOSITION_COLUMNS]

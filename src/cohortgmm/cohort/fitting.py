@@ -5,13 +5,16 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from cohortgmm.cohort.cells import MIN_CELLS_PER_COMPONENT, PatientCells, derived_seed
-from cohortgmm.cohort.hidden import fit_arguments
+from cohortgmm.cohort.hidden import check_seen, fit_arguments
+from cohortgmm.cohort.sharing import is_corrected, patient_weights
 from cohortgmm.cohort.tables import SCORE_COLUMNS, Row
+from cohortgmm.errors import DataError
 from cohortgmm.files import atomic_path
 from cohortgmm.mixture.constraints import Frozen
 from cohortgmm.mixture.criteria import aic, bic, n_free_parameters
@@ -23,18 +26,23 @@ from cohortgmm.mixture.tiles import one_blas_thread
 logger = logging.getLogger(__name__)
 
 
-def missing_cells(n_train: int, n_features: int, k: int, covariance_type: str, *, default_range: bool) -> str:
+def missing_cells(
+    n_train: int, n_features: int, k: int, covariance_type: str, *, default_range: bool, n_empty: int = 0
+) -> str:
     """Why a patient has too few cells for k components; empty if it has enough.
 
     A candidate that was asked for needs two training cells per component. A candidate of the default range needs as
     many as its covariances have rank (D + 1 for full ones) and at least ten, so that no likelihood rests on the floor.
+    The ``n_empty`` of the training cells that have no feature do not count.
     """
     per_component = MIN_CELLS_PER_COMPONENT
     if default_range and k > 1:
         per_component = max(10, n_features + 1) if covariance_type == "full" else 10
-    if n_train >= per_component * k:
+    n_told = n_train - n_empty
+    if n_told >= per_component * k:
         return ""
-    return f"{n_train} training cells are fewer than {per_component} per component"
+    which = f"training cells with features, of {n_train}," if n_empty else "training cells"
+    return f"{n_told} {which} are fewer than {per_component} per component"
 
 
 def fit_candidate(
@@ -74,12 +82,14 @@ def fit_candidate(
     n_train, (n, d) = cells.n_train, cells.x.shape
     row: Row = dict.fromkeys(SCORE_COLUMNS, math.nan)
     row |= {"patient": cells.patient, "k": k, "n_train": n_train, "n_val": n - n_train, "status": "ok", "reason": ""}
-    reason = missing_cells(n_train, d, k, options["covariance_type"], default_range=default_range)
+    n_empty = int(np.count_nonzero(cells.train & ~cells.has_features))
+    reason = missing_cells(n_train, d, k, options["covariance_type"], default_range=default_range, n_empty=n_empty)
     if reason:
         logger.info("patient %s, k=%d: skipped, %s", cells.patient, k, reason)
         return row | {"n_iter": 0, "converged": False, "n_floored": 0, "status": "skipped", "reason": reason}, None
     started = time.perf_counter()
     arguments = fit_arguments(options, cells)
+    check_seen(arguments["completeness"], cells)
     fit = _fit(cells, cells.train, k, arguments, seed, n_threads)
     n_scored = n_train - fit.n_empty
     total = fit.log_likelihood * n_scored
@@ -115,25 +125,52 @@ def final_fit(
     seed: int,
     n_threads: int = 1,
 ) -> MixtureFit:
-    """The mixture of the chosen k: the selection's own, or with ``refit="full"`` one fitted to all cells."""
-    if refit == "none" or cells.train.all():
-        return selected
-    logger.info("patient %s, k=%d: refit on all %d cells", cells.patient, k, len(cells.x))
-    everyone = np.ones(len(cells.x), dtype=bool)
-    return _fit(cells, everyone, k, fit_arguments(options, cells), seed, n_threads)
+    """The mixture of the chosen k: the selection's own, or with ``refit="full"`` one fitted to all cells.
+
+    Either way, it counts all of the patient's cells, of which some may be empty, and those unobserved beside them. That
+    of a cohort whose cells are corrected comes with the weights of every patient.
+    """
+    n_empty = int(np.count_nonzero(~cells.has_features))
+    n_unobserved = (len(cells.x) - n_empty) * (1.0 - selected.completeness) / selected.completeness
+    fit = selected if cells.train.all() else replace(selected, n_empty=n_empty, n_unobserved=n_unobserved)
+    if refit == "full" and not cells.train.all():
+        logger.info("patient %s, k=%d: refit on all %d cells", cells.patient, k, len(cells.x))
+        everyone = np.ones(len(cells.x), dtype=bool)
+        fit = _fit(cells, everyone, k, fit_arguments(options, cells), seed, n_threads)
+    if cells.owner is None:
+        return fit
+    arguments = fit_arguments(options, cells)
+    if not is_corrected(cells, fit.model, arguments):
+        return fit
+    logger.info("weights of %d patients, k=%d", len(cells.patients), k)
+    weights = patient_weights(cells, fit.model, arguments, seed=seed, n_threads=n_threads)
+    return replace(fit, patient_weights=weights)
 
 
 def _fit(
     cells: PatientCells, rows: np.ndarray, k: int, arguments: Mapping[str, Any], seed: int, n_threads: int
 ) -> MixtureFit:
     x = cells.x if rows.all() else cells.x[rows]
+    _check_features(cells, rows, Frozen.read(arguments["frozen"], k))
     seed_of_fit = derived_seed(seed, cells.patient, k)
     return fit_mixture(x, k, noise=cells.noise_of(rows), random_state=seed_of_fit, n_threads=n_threads, **arguments)
 
 
+def _check_features(cells: PatientCells, rows: np.ndarray, frozen: Frozen) -> None:
+    """Refuse a feature that none of the fitted cells has, by its name, where components are to be fitted in it."""
+    never = np.flatnonzero(np.isnan(cells.measured()[rows]).all(axis=0))
+    if frozen.all_components or len(never) in (0, cells.x.shape[1]):
+        return
+    hint = ", fit the patients together (component_sharing global) or map them onto a reference"
+    raise DataError(
+        f"{cells.name_of(never[0])} is missing in all {np.count_nonzero(rows)} fitted cells: leave it out"
+        f"{hint if cells.owner is None else ''}"
+    )
+
+
 def heldout_nll(fit: MixtureFit, cells: PatientCells) -> float:
     """Mean negative log-likelihood of the cells held out that have any features, in nats, among cells that are seen."""
-    out = ~cells.train & ~np.isnan(cells.measured()).all(axis=1)
+    out = ~cells.train & cells.has_features
     if not out.any():
         return math.nan
     return float(np.log(fit.completeness) - np.mean(fit.model.log_prob(cells.x[out], cells.noise_of(out))))

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 
 from cohortgmm.cohort.cells import PatientCells
-from cohortgmm.errors import ConfigError
+from cohortgmm.errors import ConfigError, one_line
 from cohortgmm.mixture.background import Background
+from cohortgmm.mixture.completeness import Completeness
 from cohortgmm.mixture.model import GaussianMixture
+from cohortgmm.mixture.tiles import tile_slices
 
 
 def fit_arguments(options: Mapping[str, Any], cells: PatientCells) -> dict[str, Any]:
@@ -48,6 +50,21 @@ def fit_arguments(options: Mapping[str, Any], cells: PatientCells) -> dict[str, 
     if isinstance(arguments["noise_at"], str):
         arguments["noise_at"] = load_function(arguments["noise_at"])
     return arguments
+
+
+def check_seen(completeness: Callable | None, cells: PatientCells) -> None:
+    """Refuse cells, fitted or held out, that could not have been seen, by their rows in the cohort.
+
+    Raises
+    ------
+    DataError
+        For such cells, or a function that fails on them.
+    """
+    if completeness is None:
+        return
+    x = cells.measured()
+    tiles = ((tile, np.asarray(x[tile], dtype=np.float64)) for tile in tile_slices(*x.shape))
+    Completeness(completeness).check_cells(tiles, cells.positions)
 
 
 def describe_arguments(
@@ -114,7 +131,7 @@ def load_function(name: str) -> Callable:
     try:
         module = _module_of_file(Path(source)) if source.endswith(".py") else importlib.import_module(source)
     except Exception as error:  # anything may happen in a user's file
-        raise ConfigError(f"{name}: cannot be imported: {type(error).__name__}: {error}") from error
+        raise ConfigError(f"{name}: cannot be imported: {one_line(error)}") from error
     found = getattr(module, function, None)
     if not hasattr(module, function):
         raise ConfigError(f"{name}: {source} has no {function}")
@@ -144,12 +161,19 @@ class Gates:
         Another completeness function; None for none.
     feature_names
         (D,) names of the features.
+    dtype
+        In which the cells are kept: one on an edge is in the data, whichever way it was rounded.
     """
 
     def __init__(
-        self, gates: Sequence[Mapping[str, Any]], function: Callable | None, feature_names: Sequence[str]
+        self,
+        gates: Sequence[Mapping[str, Any]],
+        function: Callable | None,
+        feature_names: Sequence[str],
+        dtype: np.dtype | type = np.float64,
     ) -> None:
         self._gates, self._function = gates, function
+        self._dtype = np.dtype(dtype if np.issubdtype(dtype, np.floating) else np.float64)
         self._columns = {name: i for i, name in enumerate(feature_names)}
         for gate in gates:
             for name in {**(gate["inside"] or {}), **(gate["outside"] or {}), **(gate["half_space"] or {})}:
@@ -166,17 +190,27 @@ class Gates:
 
     def _passes(self, gate: Mapping[str, Any], x: np.ndarray) -> np.ndarray:
         if gate["half_space"]:
-            total = sum(factor * x[:, self._columns[name]] for name, factor in gate["half_space"].items())
-            return np.where(np.isnan(total), np.nan, total >= gate["at_least"])
+            terms = [factor * x[:, self._columns[name]] for name, factor in gate["half_space"].items()]
+            slack = len(terms) * np.finfo(self._dtype).eps * sum(map(np.abs, terms))
+            return np.where(np.isnan(slack), np.nan, sum(terms) >= gate["at_least"] - slack)
         inside = np.ones((len(x), 0))
-        for name, (low, high) in (gate["inside"] or gate["outside"]).items():
+        for name, bounds in (gate["inside"] or gate["outside"]).items():
             values = x[:, self._columns[name]]
-            low, high = -np.inf if low is None else low, np.inf if high is None else high
+            low, high = self._rounded(*bounds, hole=not gate["inside"])
             between = np.where(np.isnan(values), np.nan, (values >= low) & (values <= high))
             inside = np.column_stack([inside, between])
         # Outside in one feature is outside, whatever the missing ones are.
         within = np.where((inside == 0).any(axis=1), 0.0, inside.prod(axis=1))
         return within if gate["inside"] else 1.0 - within
+
+    def _rounded(self, low: float | None, high: float | None, *, hole: bool) -> tuple[float, float]:
+        """Bounds as cells on them are kept; those of a hole just within, where rounding may have put cells there."""
+        edges = np.array([-np.inf if low is None else low, np.inf if high is None else high])
+        with np.errstate(over="ignore"):
+            rounded = edges.astype(self._dtype)
+        if hole and self._dtype.itemsize < edges.itemsize:
+            rounded = np.where(np.isinf(edges), rounded, np.nextafter(rounded, rounded[::-1]))
+        return float(rounded[0]), float(rounded[1])
 
 
 def _completeness(described: Any, cells: PatientCells) -> Callable | None:
@@ -186,7 +220,7 @@ def _completeness(described: Any, cells: PatientCells) -> Callable | None:
         raise ConfigError(f"completeness must be a function or gates, got {described!r}")
     function = described["function"]
     function = None if function is None else load_function(function)
-    return Gates(described["gates"], function, cells.feature_names) if described["gates"] else function
+    return Gates(described["gates"], function, cells.feature_names, cells.x.dtype) if described["gates"] else function
 
 
 def _background(described: Any, cells: PatientCells) -> Background | None:
@@ -203,9 +237,8 @@ def _background(described: Any, cells: PatientCells) -> Background | None:
         corners[name] = np.broadcast_to(np.asarray(corner, dtype=np.float64), d)
     empty = np.flatnonzero(~(corners["lower"] < corners["upper"]))
     if len(empty):
-        name = cells.feature_names[empty[0]] if cells.feature_names else f"feature {empty[0]}"
         raise ConfigError(
-            f"gmm.background: the box is empty in {name}, from {corners['lower'][empty[0]]:.6g} to "
+            f"gmm.background: the box is empty in {cells.name_of(empty[0])}, from {corners['lower'][empty[0]]:.6g} to "
             f"{corners['upper'][empty[0]]:.6g}: give lower and upper, or leave a constant feature out"
         )
     return Background(**{**described, **corners})

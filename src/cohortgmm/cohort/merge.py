@@ -65,11 +65,11 @@ def merge_models(
     rows = by_patient(read_scores(scores))
     with h5py.File(cohort, "r") as file:
         n_total = len(read_obs(file))
-    assigned, mean_resp = assign_components(fits, parts, n_total)
+    assigned, weights = assign_components(fits, parts, n_total)
     uns = build_uns(
         patients=list(n_cells),
         fits=fits,
-        mean_resp=mean_resp,
+        weights=weights,
         scores=rows,
         selection={name: select_k(group, options.k_selection_metric) for name, group in rows.items()},
         gmm=options,

@@ -15,7 +15,8 @@ from anndata.io import read_elem
 
 from cohortgmm.cohort.cells import PatientCells
 from cohortgmm.errors import DataError
-from cohortgmm.mixture.noise import Noise
+from cohortgmm.mixture.noise import Noise, is_one_for_all
+from cohortgmm.mixture.tiles import tile_slices
 
 
 @contextmanager
@@ -175,10 +176,20 @@ class Embedding:
         noise = None if self.noise is None else rows_of(self.noise, positions)
         if noise is not None and len(x):
             try:
-                Noise.read(noise, *x.shape, per_cell=True)
+                Noise.read(noise, *x.shape, per_cell=True, numbers=positions, missing=np.isnan(x))
             except DataError as error:
                 raise DataError(f"patient {patient!r}: {error}") from None
         return PatientCells(patient, x, positions, train, owner, patients, noise, self.feature_names)
+
+    def empty_cells(self) -> np.ndarray:
+        """(n,) bool: cells without any feature."""
+        n, d = self.matrix.shape
+        empty = np.zeros(n, dtype=bool)
+        for tile in tile_slices(n, d):
+            noise = None if self.noise is None else rows_of(self.noise, tile)
+            cells = PatientCells("", rows_of(self.matrix, tile), empty[tile], empty[tile], noise=noise)
+            empty[tile] = ~cells.has_features
+        return empty
 
 
 def read_embedding(file: h5py.File, use_rep: str | None) -> Embedding:
@@ -228,16 +239,22 @@ def read_noise(file: h5py.File, noise: Mapping[str, str | None], shape: tuple[in
     return as_noise(read_elem(group[key]), f"{place}[{key!r}]", shape)
 
 
-def as_noise(values, name: str, shape: tuple[int, int]):
-    """Variances (n, D) or covariances (n, D, D) from what AnnData may hold: these, or covariances (n, D · D)."""
+def as_noise(values, name: str, shape: tuple[int, int], *, shared: bool = False):
+    """Variances (n, D) or covariances (n, D, D) from what AnnData may hold: these, or covariances (n, D · D).
+
+    With ``shared``, one for all, (D,) or (D, D), is taken too: it becomes a view that takes no memory for the cells.
+    """
     n, d = shape
     if not hasattr(values, "tocsr"):
         values = values.to_numpy() if isinstance(values, pd.DataFrame) else np.asarray(values)
     if values.shape == (n, d * d) and d > 1:
         values = (values.toarray() if hasattr(values, "tocsr") else values).reshape(n, d, d)
+    elif shared and values.shape in ((d,), (d, d)) and values.shape != (n, d):
+        values = np.broadcast_to(values.toarray() if hasattr(values, "tocsr") else values, (n, *values.shape))
     if values.shape not in ((n, d), (n, d, d)) or values.dtype.kind not in "fiub":
+        one = f", or one for all of shape {(d,)} or {(d, d)}" if shared else ""
         raise DataError(
-            f"noise: {name} must be variances of shape {(n, d)}, or covariances of shape {(n, d, d)} or {(n, d * d)}, "
+            f"noise: {name} must be variances of shape {(n, d)}, or covariances of shape {(n, d, d)} or {(n, d * d)}{one}, "
             f"got {values.dtype} of shape {values.shape}"
         )
     return values.tocsr() if hasattr(values, "tocsr") else values
@@ -257,7 +274,9 @@ def as_matrix(matrix, name: str):
     return matrix
 
 
-def rows_of(matrix, rows: np.ndarray) -> np.ndarray:
-    """Dense rows of what :func:`as_matrix` returned."""
+def rows_of(matrix, rows: np.ndarray | slice) -> np.ndarray:
+    """Dense rows of what :func:`as_matrix` or :func:`as_noise` returned."""
+    if not isinstance(rows, slice) and not hasattr(matrix, "tocsr") and is_one_for_all(matrix):
+        return matrix[: len(rows)]
     part = matrix[rows]
     return part.toarray() if hasattr(part, "toarray") else part

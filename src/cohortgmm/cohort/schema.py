@@ -44,7 +44,8 @@ class CellAssignment:
     Attributes
     ----------
     components
-        (n,) most probable component; −1 for cells of patients without a mixture.
+        (n,) most probable component, also of a cell that is more probably background; −1 for cells of patients without
+        a mixture.
     resp
         (n, max K) responsibilities, padded with zeros; zero for cells of patients without a mixture.
     background
@@ -73,35 +74,37 @@ def assign_components(
     Returns
     -------
     cells : CellAssignment
-    mean_resp : dict
-        (K,) mean responsibilities of the cells of every patient.
+    weights : dict
+        (K,) weights of every patient where components are shared: those that come with the fit, or the mean
+        responsibilities of its cells.
     """
     k_max = max(fit.model.n_components for fit in fits.values())
     components, resp = np.full(n_cells, -1), np.zeros((n_cells, k_max))
     any_background = any(fit.model.background is not None for fit in fits.values())
     background = np.zeros(n_cells) if any_background else None
-    mean_resp = {}
+    weights = {}
     for part in parts:
-        model = fits[part.patient].model
+        model, of_patients = fits[part.patient].model, fits[part.patient].patient_weights
         own = model.responsibilities(part.x, part.noise_of())
         if background is not None:
             background[part.positions] = np.clip(1.0 - own.sum(axis=1), 0.0, 1.0)
         components[part.positions] = own.argmax(axis=1)
         resp[part.positions, : own.shape[1]] = own
         if part.owner is None:
-            mean_resp[part.patient] = own.mean(axis=0)
-        else:
+            continue
+        if of_patients is None:
             counts = np.bincount(part.owner)
             sums = np.add.reduceat(own, np.r_[0, np.cumsum(counts)[:-1]])  # the owners are in order
-            mean_resp |= dict(zip(part.patients, sums / counts[:, None], strict=True))
-    return CellAssignment(components, resp, background), mean_resp
+            of_patients = sums / counts[:, None]
+        weights |= dict(zip(part.patients, of_patients, strict=True))
+    return CellAssignment(components, resp, background), weights
 
 
 def build_uns(
     *,
     patients: Sequence[str],
     fits: Mapping[str, MixtureFit],
-    mean_resp: Mapping[str, np.ndarray],
+    weights: Mapping[str, np.ndarray],
     scores: Mapping[str, Sequence[Row]],
     selection: Mapping[str, Row],
     gmm: GmmConfig,
@@ -120,8 +123,8 @@ def build_uns(
     fits, scores, selection, n_fit
         By patient; with ``component_sharing="global"`` all have one key, the cohort's: the final mixture, the scores
         of its candidates, the row of the choice, and the number of cells of the final fit.
-    mean_resp
-        Mean responsibilities by patient: its weights where components are shared.
+    weights
+        Weights by patient where components are shared, see :func:`assign_components`.
     gmm
         The arguments of the fit.
     component_sharing
@@ -145,7 +148,8 @@ def build_uns(
     mu = np.stack([_pad(model.means, k_max) for model in models])
     var = np.stack([_pad(model.full_covariances, k_max) for model in models])
     pi = np.stack([_pad(model.weights, k_max) for model in models])
-    weights = np.stack([mean_resp[patient] for patient in patients]) if shared else pi
+    shares = np.stack([_shares(own) for own in ([weights[patient] for patient in patients] if shared else pi)])
+    fitted = any(fit.patient_weights is not None for fit in fits.values())
     uns: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "component_sharing": component_sharing,
@@ -169,10 +173,10 @@ def build_uns(
             "refit": "full" if gmm.fixed_k is not None else gmm.refit,
         },
         "model": {"mu": mu[0] if shared else mu, "var": var[0] if shared else var, "pi": pi},
-        "distribution_weights": weights / weights.sum(axis=1, keepdims=True),
+        "distribution_weights": shares,
         "weight_inference": {
             "weights_fit_scope": "all_cells" if shared or gmm.refit == "full" or gmm.fixed_k else "selection_cells",
-            "weights_source": "mean_responsibilities" if shared else "mixture",
+            "weights_source": "mean_responsibilities" if shared and not fitted else "mixture",
             "distribution_ids": np.array(patients, dtype=object),
         },
         "diagnostics": _diagnostics(owners, fits, n_fit, [n_cells[p] for p in patients], shared),
@@ -187,18 +191,24 @@ def build_uns(
         uns["background"] = {
             "lower": np.stack([background.lower for background in backgrounds]),
             "upper": np.stack([background.upper for background in backgrounds]),
-            "amp": np.array(_amplitudes(backgrounds, patients, mean_resp, shared)),
+            "amp": np.array(_amplitudes(backgrounds, patients, weights, shared)),
         }
     if gmm.fixed_k is None:
         uns["selection"] = _selection(scores, selection, gmm, shared)
     return uns
 
 
-def _amplitudes(backgrounds, patients, mean_resp, shared: bool) -> list[float]:
-    """The background's share of every patient: where components are shared, what these leave of its cells."""
+def _shares(weights: np.ndarray) -> np.ndarray:
+    """Weights (K,) among the components: even, where all is background."""
+    total = weights.sum()
+    return weights / total if total > 0 else np.full(len(weights), 1.0 / len(weights))
+
+
+def _amplitudes(backgrounds, patients, weights, shared: bool) -> list[float]:
+    """The background's share of every patient: where components are shared, what these leave."""
     if not shared:
         return [background.amp for background in backgrounds]
-    return [float(np.clip(1.0 - mean_resp[patient].sum(), 0.0, 1.0)) for patient in patients]
+    return [float(np.clip(1.0 - weights[patient].sum(), 0.0, 1.0)) for patient in patients]
 
 
 def _pad(array: np.ndarray, k_max: int) -> np.ndarray:

@@ -81,6 +81,7 @@ def split_patients(
     on_small_patient: str = "error",
     labels: Mapping[str, str] | None = None,
     wanted: Sequence[str] | None = None,
+    empty: np.ndarray | None = None,
 ) -> Split:
     """Sort cells by patient and draw which are fitted.
 
@@ -100,6 +101,8 @@ def split_patients(
         Label of every patient.
     wanted
         Use only these patients.
+    empty
+        (n,) bool: cells without any feature, which count as none where patients are judged; None for no such cells.
 
     Returns
     -------
@@ -127,11 +130,8 @@ def split_patients(
         mask = draw_train_mask(len(group), train_size, derived_seed(seed, patient))
         row: Row = {"patient": patient, "file": escape_id(patient), "label": (labels or {}).get(patient, "")}
         row |= {"n_cells": len(group), "n_train": int(mask.sum()), "status": "ok", "reason": ""}
-        needed = MIN_CELLS_PER_COMPONENT * smallest_k
-        if len(group) < min_cells:
-            row |= {"status": "dropped", "reason": f"{len(group)} cells, min_cells is {min_cells}"}
-        elif row["n_train"] < needed:
-            reason = f"{row['n_train']} training cells, the smallest k ({smallest_k}) needs {needed}"
+        reason = _too_small(np.ones(len(group), bool) if empty is None else ~empty[group], mask, min_cells, smallest_k)
+        if reason:
             row |= {"status": "dropped", "reason": reason}
         else:
             positions[patient], train[patient] = group.astype(np.int64), mask
@@ -146,6 +146,17 @@ def split_patients(
     if not positions:
         raise DataError(f"none of {len(rows)} patients has enough cells ({rows[0]['reason']})")
     return Split(rows, positions, train)
+
+
+def _too_small(told: np.ndarray, train: np.ndarray, min_cells: int, smallest_k: int) -> str:
+    """Why a patient has too few cells, given which have features and which are fitted; empty if it has enough."""
+    n, n_train = int(np.count_nonzero(told)), int(np.count_nonzero(told & train))
+    needed, which = MIN_CELLS_PER_COMPONENT * smallest_k, "" if told.all() else " with features"
+    if n < min_cells:
+        return f"{n} cells{which}, min_cells is {min_cells}"
+    if n_train < needed:
+        return f"{n_train} training cells{which}, the smallest k ({smallest_k}) needs {needed}"
+    return ""
 
 
 def check_finite(matrix, ids: np.ndarray, name: str, used: np.ndarray | None = None, *, missing: bool = False) -> None:
@@ -229,7 +240,8 @@ def split_file(
     matrix = embedding.matrix
     if mixed:
         logger.warning("%d patients have cells of several labels, the commonest is used: %s", len(mixed), mixed[:5])
-    split = split_patients(ids, labels=labels, wanted=read_sheet(sheet) if sheet else None, **options)
+    empty = embedding.empty_cells() if missing or noise is not None else None
+    split = split_patients(ids, labels=labels, wanted=read_sheet(sheet) if sheet else None, empty=empty, **options)
     name = "X" if use_rep is None else f"obsm[{use_rep!r}]"
     check_finite(matrix, ids, name, used=np.concatenate(list(split.positions.values())), missing=missing)
     folder, parts = Path(folder), []

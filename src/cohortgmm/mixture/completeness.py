@@ -9,14 +9,13 @@ adds those that are not: n / Z times the integral of p (1 − Ω), here a sum ov
 p_k(y_j) pseudo-cells of component k at node j never loses log-likelihood as long as the nodes stay where they are.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
-from cohortgmm.errors import DataError, DivergedError
+from cohortgmm.errors import DataError, DivergedError, one_line
 from cohortgmm.mixture.expectation import Expectation
-from cohortgmm.mixture.measurements import Measurements
 from cohortgmm.mixture.model import GaussianMixture
 from cohortgmm.mixture.noise import Noise
 from cohortgmm.mixture.steps import Moments
@@ -70,9 +69,7 @@ class Completeness:
         try:
             values = self._function(x.copy())
         except Exception as error:
-            raise DataError(
-                f"the completeness function failed on {len(x)} places: {type(error).__name__}: {error}"
-            ) from error
+            raise DataError(f"the completeness function failed on {len(x)} places: {one_line(error)}") from error
         try:
             values = np.asarray(values, dtype=np.float64)
         except (TypeError, ValueError):
@@ -86,21 +83,29 @@ class Completeness:
             raise DataError(f"the completeness function returned {values[i]:.4g} at ({place}): must be within [0, 1]")
         return values
 
-    def check_cells(self, cells: Measurements) -> None:
-        """Refuse cells that could not have been seen, or of which that cannot be told."""
-        unseen = []
-        for tile in cells.whole.tiles(cells.n_features):
-            x = cells.measured(tile)
+    def check_cells(self, tiles: Iterable[tuple[slice, np.ndarray]], numbers: np.ndarray | None = None) -> None:
+        """Refuse cells that could not have been seen, or of which that cannot be told.
+
+        Parameters
+        ----------
+        tiles
+            Rows, and the cells (m, D) there, NaN where a feature is missing.
+        numbers
+            (n,) row of every cell in the cohort, by which errors name it; None for its row here.
+        """
+        unseen, of = [], "" if numbers is None else " of the cohort"
+        for tile, x in tiles:
+            names = np.arange(tile.start, tile.stop) if numbers is None else numbers[tile]
             rows = np.flatnonzero(~np.isnan(x).all(axis=1))
             try:
-                unseen += (tile.start + rows[self(x[rows]) == 0]).tolist()
+                unseen += names[rows[self(x[rows]) == 0]].tolist()
             except DataError as error:
                 hint = "; cells with missing features are among them" if np.isnan(x).any() else ""
-                raise DataError(f"cells {tile.start} to {tile.stop - 1}: {error}{hint}") from error
+                raise DataError(f"cells {names.min()} to {names.max()}{of}: {error}{hint}") from error
         if unseen:
             shown = ", ".join(map(str, unseen[:_NAMED])) + (", ..." if len(unseen) > _NAMED else "")
             raise DataError(
-                f"completeness is 0 for {len(unseen)} observed cells ({shown}): the function does not describe how "
+                f"completeness is 0 for {len(unseen)} observed cells{of} ({shown}): the function does not describe how "
                 "these cells were chosen"
             )
 
@@ -236,7 +241,7 @@ def noise_of_places(points: np.ndarray, noise_at: NoiseAt, name: str = "noise_at
     try:
         noise = np.asarray(noise_at(points.copy()) if callable(noise_at) else noise_at, dtype=np.float64)
     except Exception as error:
-        raise DataError(f"{name} failed on {m} places: {type(error).__name__}: {error}") from error
+        raise DataError(f"{name} failed on {m} places: {one_line(error)}") from error
     if not np.isfinite(noise).all():
         raise DataError(f"{name} gave values that are not finite")
     try:

@@ -69,6 +69,11 @@ class Frozen:
         return bool(self.weights.any() or self.means.any() or self.covariances.any())
 
     @property
+    def all_components(self) -> bool:
+        """Whether every mean and covariance is frozen: only weights, if anything, are fitted."""
+        return bool(self.means.all() and self.covariances.all())
+
+    @property
     def n_parameters(self) -> tuple[int, int, int]:
         """Numbers of frozen weights, means and covariances."""
         return tuple(int(mask.sum()) for mask in (self.weights, self.means, self.covariances))

@@ -26,8 +26,8 @@ SINGULARITY_HANDLING = ("guarded", "robust", "strict")
 #: Of several starts for hidden cells, every other one is of another kind: k-means often ends in the same clusters.
 _SECOND = {"kmeans": "kmeans++"}
 
-#: Weights may be off by this from a sum of one.
-_ROUNDING = 1e-9
+#: Weights may be off by this from a sum of one, as those of a file in single precision are.
+_ROUNDING = 1e-6
 
 #: Nodes of the unseen part: fewest, most, and for every cell. Their error is to be far below that of the sample.
 _FEWEST_NODES, _MOST_NODES = 1 << 12, 1 << 17
@@ -65,10 +65,10 @@ def fit_mixture(
     Parameters
     ----------
     x
-        (n, D) cells, n ≥ ``n_components``; computed in float64 whatever the type. NaN is a missing feature: the
-        likelihood is the exact marginal one; a cell without any feature is left out and counted. Float32 and float64
-        arrays are never copied whole if nothing is missing, so they may be mapped from a file
-        (``numpy.load(..., mmap_mode="r")``).
+        (n, D) cells, n ≥ ``n_components`` (1, where all means and covariances are frozen); computed in float64 whatever
+        the type. NaN is a missing feature: the likelihood is the exact marginal one; a cell without any feature is left
+        out and counted. Float32 and float64 arrays are never copied whole if nothing is missing, so they may be mapped
+        from a file (``numpy.load(..., mmap_mode="r")``).
     n_components
         Number of components K.
     covariance_type
@@ -109,7 +109,8 @@ def fit_mixture(
         kept. None leaves out only what rounding hides. The log-likelihood is then a lower bound.
     noise
         Measurement noise: covariances (n, D, D) or variances (n, D) of the cells, or (D, D) or (D,) for all of them,
-        in squared units of x. An infinite variance is a missing feature.
+        in squared units of x. An infinite variance, also on the diagonal of a covariance, is a missing feature; what is
+        said of a feature that is missing in x does not matter.
     completeness
         Callable (m, D) → (m,) in [0, 1]: probability that a cell measured there is in the data.
     noise_at
@@ -237,25 +238,31 @@ def _starts(
 def _admitted(initial: GaussianMixture, background: Background | None, constraints: Constraints) -> GaussianMixture:
     """A given start within the constraints: below the floor, the first iteration would pass for the last one."""
     covariances, factors, _ = constraints.admit(initial.covariances, initial)
-    weights = initial.weights
-    if background is not initial.background:
-        frozen = constraints.frozen.weights
-        rest = 1.0 - background.amp - weights[frozen].sum()
-        free = np.where(frozen, 0.0, weights)
-        if rest < -_ROUNDING or (free.sum() == 0 and rest > _ROUNDING):
-            raise ConfigError(
-                f"the frozen weights, {weights[frozen].sum():.6g} in all, leave no room for a background of "
-                f"{background.amp:.6g}: they must sum to one with the free weights"
-            )
-        weights = np.where(frozen, weights, max(rest, 0.0) * free / max(free.sum(), np.finfo(float).tiny))
+    weights = _admitted_weights(initial, background, constraints.frozen.weights)
     return GaussianMixture.from_factors(weights, initial.means, covariances, factors, background)
+
+
+def _admitted_weights(initial: GaussianMixture, background: Background | None, frozen: np.ndarray) -> np.ndarray:
+    """The weights of a given start, the free ones sharing what the frozen ones and the background leave."""
+    weights, amp = initial.weights, 0.0 if background is None else background.amp
+    if background is initial.background and abs(weights.sum() + amp - 1.0) <= _ROUNDING:
+        return weights
+    rest = 1.0 - amp - weights[frozen].sum()
+    free = np.where(frozen, 0.0, weights)
+    if rest < -_ROUNDING or (free.sum() == 0 and rest > _ROUNDING):
+        beside = "" if background is None else f" beside a background of {amp:.6g}"
+        raise ConfigError(
+            f"the frozen weights sum to {weights[frozen].sum():.6g}{beside}: together they must not exceed one, nor fall "
+            "short of it where no other weight could take the rest"
+        )
+    return np.where(frozen, weights, max(rest, 0.0) * free / max(free.sum(), np.finfo(float).tiny))
 
 
 def _selection(
     cells: Measurements, completeness: Callable, noise_at: NoiseAt | None, rng: np.random.Generator
 ) -> Selection:
     checked = Completeness(completeness)
-    checked.check_cells(cells)
+    checked.check_cells((tile, cells.measured(tile)) for tile in cells.whole.tiles(cells.n_features))
     seed = int(rng.integers(1 << 31))
     if noise_at is None and cells.noise is not None:
         noise_at = cells.noise.values if cells.noise.shared else CellNoise(cells.noise.values, seed)
@@ -268,11 +275,15 @@ def _n_nodes(n: int) -> int:
 
 def _check_together(cells, n_components, covariance_type, init, split_merge, initial, background, frozen) -> None:
     """Raise for arguments that do not go together, or with the cells."""
-    if len(cells) < n_components:
+    known = Frozen.read(frozen, n_components).all_components  # any cell, in any feature, tells of the weights
+    if len(cells) < (1 if known else n_components):
         raise DataError(f"{len(cells)} cells are too few for {n_components} components")
     never = np.flatnonzero(cells.n_measured == 0)
-    if len(never):
-        raise DataError(f"feature {never[0]} is missing in all cells: leave it out")
+    if len(never) and not known:
+        raise DataError(
+            f"feature {never[0]} is missing in all cells: leave it out, or map the cells onto a known mixture "
+            "(`initial`, with its means and covariances frozen)"
+        )
     if init == "none" and initial is None:
         raise ConfigError('init "none" starts from `initial`, which is not given')
     if frozen and initial is None:
@@ -281,7 +292,8 @@ def _check_together(cells, n_components, covariance_type, init, split_merge, ini
         raise ConfigError("split_merge moves components, which frozen forbids: use one of them")
     if background is not None and background.n_features != cells.n_features:
         raise ConfigError(f"the background has {background.n_features} features, the cells have {cells.n_features}")
-    if background is not None and not cells.touches_background:
+    given = background is not None and (initial is None or background is not initial.background)
+    if given and not cells.touches_background:  # that of a known mixture may be elsewhere
         raise DataError("the background's box holds none of the cells: check its lower and upper")
     if initial is not None and (
         initial.means.shape != (n_components, cells.n_features) or initial.covariance_type != covariance_type

@@ -7,7 +7,7 @@ import numpy as np
 
 from cohortgmm.mixture.background import Background
 from cohortgmm.mixture.data import CellData
-from cohortgmm.mixture.noise import Noise
+from cohortgmm.mixture.noise import Noise, without_endless
 
 #: Fewer cells than this of one kind are not worth matrices of their own.
 _SMALLEST_GROUP = 32
@@ -76,7 +76,7 @@ class Measurements:
 
     def __init__(self, x, noise=None, n_threads: int = 1, background: Background | None = None) -> None:
         self.whole = CellData(x, n_threads, missing_allowed=True)
-        self.noise = None if noise is None else Noise.read(noise, len(self.whole), self.whole.n_features)
+        self.noise = None if noise is None else self._read_noise(noise)
         self.background = background
         self._observed = self._find_observed()
         self.n_empty = 0 if self._observed is None else int(np.count_nonzero(~self._observed.any(axis=1)))
@@ -101,11 +101,18 @@ class Measurements:
         """Whether nothing is missing and nothing noisy."""
         return self.is_complete and self.noise is None
 
+    def _read_noise(self, noise) -> Noise:
+        missing = None
+        if self.whole.n_missing:
+            missing = np.concatenate([np.isnan(self.whole.x[tile]) for tile in self.whole.tiles(self.n_features)])
+        return Noise.read(noise, len(self.whole), self.n_features, missing=missing)
+
     def _find_observed(self) -> np.ndarray | None:
         """(n, D) which features are there; None if all are."""
         endless = None
-        if self.noise is not None and self.noise.is_diagonal:
-            endless = np.isinf(self.noise.values)
+        if self.noise is not None:
+            values = self.noise.values
+            endless = np.isinf(values if self.noise.is_diagonal else np.diagonal(values, axis1=-2, axis2=-1))
         if not (self.whole.n_missing or (endless is not None and endless.any())):
             return None
         observed = np.concatenate([~np.isnan(self.whole.x[tile]) for tile in self.whole.tiles(self.n_features)])
@@ -160,8 +167,10 @@ class Measurements:
         if observed is not None:
             if observed.all():
                 observed = None
-            elif noise is not None and noise.is_diagonal:
-                noise = Noise(np.where(np.isinf(noise.values), 0.0, noise.values), noise.shared)
+            elif noise is not None:
+                values = noise.values
+                values = np.where(np.isinf(values), 0.0, values) if noise.is_diagonal else without_endless(values)
+                noise = Noise(values, noise.shared)
         if observed is not None:
             filled = np.where(observed, self.whole.x[rows], 0.0)
             cells = CellData(filled, self.whole.n_threads)

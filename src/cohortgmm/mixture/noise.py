@@ -1,5 +1,6 @@
 """Measurement noise of the cells: one covariance for all, or one for each."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +28,16 @@ class Noise:
     shared: bool
 
     @classmethod
-    def read(cls, noise: "np.ndarray | Noise", n: int, n_features: int, *, per_cell: bool = False) -> "Noise":
+    def read(
+        cls,
+        noise: "np.ndarray | Noise",
+        n: int,
+        n_features: int,
+        *,
+        per_cell: bool = False,
+        numbers: np.ndarray | None = None,
+        missing: np.ndarray | None = None,
+    ) -> "Noise":
         """Check what a user gave.
 
         Parameters
@@ -35,12 +45,16 @@ class Noise:
         noise
             Noise that was checked before; or (n, D, D) covariances or (n, D) variances of every cell, or (D, D) or
             (D,) for all; in squared units of
-            the features, finite but for variances, of which an infinite one means a missing feature. A square array
-            of n = D rows is one covariance for all.
+            the features. An infinite variance, also on the diagonal of a covariance, means a missing feature. A square
+            array of n = D rows is one covariance for all.
         n, n_features
             Shape of the cells.
         per_cell
             Whether a square array is one row of variances for each cell after all.
+        numbers
+            (n,) row of every cell in the cohort, by which errors name it; None for its row here.
+        missing
+            (n, D) bool: features that cells lack, whose noise may be anything; None for none.
 
         Raises
         ------
@@ -62,8 +76,10 @@ class Noise:
                 f"noise must have shape (n, D), (n, D, D), (D,) or (D, D) with n = {n} and D = {n_features}, "
                 f"got {values.shape}"
             )
+        if values.shape not in one and is_one_for_all(values):
+            values = values[0]
         shared = values.shape in one and not (per_cell and values.shape == (n, n_features))
-        checked = _checked(values[None])[0] if shared else _checked(values, "cell")
+        checked = _checked(values[None], None, None)[0] if shared else _checked(values, missing, _names_of(numbers))
         return cls(values if np.shares_memory(checked, values) else checked, shared)
 
     def scale(self, normal: np.ndarray) -> np.ndarray:
@@ -101,23 +117,71 @@ class Noise:
         return values[..., None] * np.eye(self.n_features) if self.is_diagonal else values
 
 
-def _checked(values: np.ndarray, each: str = "") -> np.ndarray:
-    """The values (n, D) or (n, D, D), with eigenvalues that rounding made negative raised to zero."""
+def is_one_for_all(values: np.ndarray) -> bool:
+    """Whether an array is a view that repeats its first row, as :func:`numpy.broadcast_to` makes it."""
+    return len(values) > 1 and values.strides[0] == 0
+
+
+def _names_of(numbers: np.ndarray | None) -> Callable[[int], str]:
+    return lambda i: f" of cell {i}" if numbers is None else f" of cell {numbers[i]} of the cohort"
+
+
+def without_endless(covariances: np.ndarray) -> np.ndarray:
+    """Covariances (..., D, D) with zeros in the rows and columns of infinite variances: of missing features."""
+    endless = np.diagonal(covariances, axis1=-2, axis2=-1) == np.inf
+    return np.where(_pairs(endless), 0.0, covariances) if endless.any() else covariances
+
+
+def _pairs(features: np.ndarray) -> np.ndarray:
+    """(..., D, D) bool: elements of matrices in the rows or columns of some features (..., D)."""
+    return features[..., :, None] | features[..., None, :]
+
+
+def _checked(values: np.ndarray, missing: np.ndarray | None, name_of: Callable[[int], str] | None) -> np.ndarray:
+    """The values (n, D) or (n, D, D), with eigenvalues that rounding made negative raised to zero.
+
+    What cannot be used of features that are missing is replaced by an infinite variance.
+    """
     result = values
     for tile in tile_slices(len(values), int(np.prod(values.shape[1:]))):
-        part = np.asarray(values[tile], dtype=np.float64)
+        part, changed = np.asarray(values[tile], dtype=np.float64), np.zeros(tile.stop - tile.start, dtype=bool)
         bad, rounded = _faults(part)
+        if missing is not None and bad.any():
+            changed = bad & missing[tile].any(axis=1)
+            part = part.copy()
+            part[changed] = _forgotten(part[changed], missing[tile][changed])
+            bad, rounded = _faults(part)
         if bad.any():
-            where = f" of {each} {tile.start + int(np.argmax(bad))}" if each else ""
+            where = "" if name_of is None else name_of(tile.start + int(np.argmax(bad)))
             raise DataError(
                 f"the noise{where} is no covariance: variances must be at least 0, "
                 f"{'not NaN' if part.ndim == 2 else 'the matrix finite, symmetric and positive semidefinite'}"
             )
-        if rounded.any():
+        if rounded.any() or changed.any():
             result = np.array(values, dtype=np.float64) if result is values else result
-            eigenvalues, vectors = np.linalg.eigh(part[rounded])
-            vectors = vectors * np.sqrt(np.maximum(eigenvalues, 0.0))[:, None, :]
-            result[tile][rounded] = vectors @ vectors.transpose(0, 2, 1)
+            result[tile][changed] = part[changed]
+            if rounded.any():
+                result[tile][rounded] = _raised(part[rounded])
+    return result
+
+
+def _forgotten(values: np.ndarray, missing: np.ndarray) -> np.ndarray:
+    """Variances (n, D) or covariances (n, D, D) without what they say of missing features (n, D)."""
+    if values.ndim == 2:
+        return np.where(missing, np.inf, values)
+    values = np.where(_pairs(missing), 0.0, values)
+    cells, features = np.nonzero(missing)
+    values[cells, features, features] = np.inf
+    return values
+
+
+def _raised(covariances: np.ndarray) -> np.ndarray:
+    """Covariances (n, D, D) with negative eigenvalues raised to zero, whatever infinite variances they have."""
+    eigenvalues, vectors = np.linalg.eigh(without_endless(covariances))
+    vectors = vectors * np.sqrt(np.maximum(eigenvalues, 0.0))[:, None, :]
+    result = vectors @ vectors.transpose(0, 2, 1)
+    cells, features = np.nonzero(np.isinf(np.diagonal(covariances, axis1=1, axis2=2)))
+    result[cells, features, features] = np.inf
     return result
 
 
@@ -125,6 +189,7 @@ def _faults(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Which of (n, D) variances or (n, D, D) matrices are no covariances, and which are but for rounding."""
     if values.ndim == 2:
         return ~(values >= 0).all(axis=1), np.zeros(len(values), dtype=bool)
+    values = without_endless(values)
     finite = np.isfinite(values).all(axis=(1, 2))
     values = np.where(finite[:, None, None], values, 0.0)
     size = _SLACK * np.abs(values).max(axis=(1, 2))

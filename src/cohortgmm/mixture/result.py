@@ -31,11 +31,15 @@ class MixtureFit:
     floored
         (K,) components whose covariance sits at the floor in ``model``: too few distinct cells for their features.
     n_unobserved
-        Expected number of cells beside the fitted ones that were never seen; 0 without a completeness function.
+        Expected number of cells beside the fitted ones that were never seen; 0 without a completeness function. Of a
+        patient's final mixture, beside all of its cells, fitted or held out.
     completeness
         Share of all cells that is seen.
     n_empty
-        Number of cells without any feature, which took no part.
+        Number of cells without any feature, which took no part; counted like ``n_unobserved``.
+    patient_weights
+        Of a mixture that patients share whose cells were corrected: (P, K) weights of every patient, whose sum falls
+        short of one by its background. None otherwise.
     """
 
     model: GaussianMixture
@@ -47,6 +51,7 @@ class MixtureFit:
     n_unobserved: float = 0.0
     completeness: float = 1.0
     n_empty: int = 0
+    patient_weights: np.ndarray | None = None
 
     def __repr__(self) -> str:
         state = "converged" if self.converged else "not converged"
@@ -54,9 +59,11 @@ class MixtureFit:
 
     def save(self, file: str | os.PathLike | BinaryIO) -> None:
         """Write to an ``.npz`` file, which :meth:`GaussianMixture.load` reads too."""
+        shared = {} if self.patient_weights is None else {"patient_weights": self.patient_weights}
         np.savez(
             file,
             **self.model.arrays(),
+            **shared,
             n_iter=self.n_iter,
             converged=self.converged,
             history=self.history,
@@ -77,7 +84,7 @@ class MixtureFit:
         """
         model = GaussianMixture.load(file)
         names = ("n_iter", "converged", "history", "floored", "n_unobserved", "completeness", "n_empty")
-        arrays = read_arrays(file, names, content="fit")
+        arrays = read_arrays(file, names, content="fit", optional=("patient_weights",))
         history = arrays["history"]
         return cls(
             model,
@@ -89,4 +96,5 @@ class MixtureFit:
             float(arrays["n_unobserved"]),
             float(arrays["completeness"]),
             int(arrays["n_empty"]),
+            arrays.get("patient_weights"),
         )

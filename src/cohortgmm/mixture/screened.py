@@ -85,8 +85,9 @@ class ScreenedExpectation(PairedExpectation):
 def separating_directions(model: GaussianMixture) -> np.ndarray:
     """(D, q) linear discriminants: directions in which the means differ most for the covariance within components."""
     n = min(max(_DIRECTIONS[0], model.n_components - 1), _DIRECTIONS[1], model.n_features)
-    within = np.tensordot(model.weights, model.covariances, 1)
+    shares = model.shares  # the weights may all be zero beside a background
+    within = np.tensordot(shares, model.covariances, 1)
     whitener = factorize(within[None]).whitener[0]
-    means = (model.means - model.weights @ model.means) @ whitener
-    _, vectors = np.linalg.eigh(means.T @ (model.weights[:, None] * means))
+    means = (model.means - shares @ model.means) @ whitener
+    _, vectors = np.linalg.eigh(means.T @ (shares[:, None] * means))
     return whitener @ vectors[:, -n:]

@@ -8,6 +8,7 @@ from matplotlib.collections import EllipseCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
+from matplotlib.transforms import offset_copy
 
 from cohortgmm.cohort.correction import Correction
 from cohortgmm.mixture.model import GaussianMixture
@@ -31,7 +32,11 @@ from cohortgmm.plots.style import (
 
 _PANEL = (4.6, 4.0)  # inches
 _LETTERS_PER_INCH = 11.5  # of the title
+_LEGEND_BELOW = 26  # points, for the numbers and the label of the x axis
 _MOST_BINS = 80
+
+#: Limits are widened by this share of what the cells span, on either side, to show an ellipse.
+_MOST_WIDENED = 0.5
 
 
 def plot_correction(*, patient: str, x: np.ndarray, correction: Correction, feature_names: list[str]) -> Figure:
@@ -96,13 +101,34 @@ def _draw_components(ax: Axes, x: np.ndarray, correction: Correction, names: lis
     _rug(ax, x)
     fix_limits(ax)
     model = correction.fit.model
+    _show_ellipses(ax, model)
     colors = component_colors(np.arange(model.n_components))
     handles = [Line2D([], [], color=INK, linewidth=1.6, label="corrected")]
     if correction.naive is not None:
         _ellipses(ax, correction.naive, [INK] * model.n_components, "--", "naive")
         handles.append(Line2D([], [], color=INK, linewidth=1.0, linestyle="--", label="naive"))
     _ellipses(ax, model, colors, "-", "corrected")
-    ax.legend(handles=handles, loc="best", frameon=False, fontsize=SMALL)
+    _legend_below(ax, handles)
+
+
+def _show_ellipses(ax: Axes, model: GaussianMixture) -> None:
+    """Widen the limits to the ellipses, which may reach past a gate; those that would shrink the cells stay cut off."""
+    spread = np.sqrt(np.diagonal(model.full_covariances, axis1=1, axis2=2))
+    for feature, limits, set_limits in ((0, ax.get_xlim(), ax.set_xlim), (1, ax.get_ylim(), ax.set_ylim)):
+        span = limits[1] - limits[0]
+        lowest, highest = limits[0] - _MOST_WIDENED * span, limits[1] + _MOST_WIDENED * span
+        low, high = (model.means[:, feature] + side * spread[:, feature] for side in (-1.1, 1.1))
+        shown = (low >= lowest) & (high <= highest)
+        set_limits(np.r_[limits[0], low[shown]].min(), np.r_[limits[1], high[shown]].max())
+
+
+def _legend_below(ax: Axes, handles: list[Line2D]) -> None:
+    """A legend under the label of the x axis: within the axes it would cover points."""
+    below = offset_copy(ax.transAxes, ax.figure, y=-_LEGEND_BELOW, units="points")
+    ax.legend(
+        handles=handles, loc="upper left", bbox_to_anchor=(0, 0), bbox_transform=below, ncols=len(handles),
+        borderaxespad=0, frameon=False, fontsize=SMALL,
+    )  # fmt: skip
 
 
 def _ellipses(ax: Axes, model: GaussianMixture, colors, linestyle: str, gid: str) -> None:
@@ -163,7 +189,7 @@ def _draw_unseen(ax: Axes, x: np.ndarray, correction: Correction, names: list[st
         Line2D([], [], marker="o", linestyle="", color=color, markersize=4, label=label)
         for color, label in ((UNASSIGNED, "seen"), (ALARM, "unseen, drawn from the mixture"))
     ]
-    ax.legend(handles=handles, loc="best", frameon=False, fontsize=SMALL)
+    _legend_below(ax, handles)
 
 
 def _draw_completed(ax: Axes, x: np.ndarray, correction: Correction, names: list[str]) -> None:

@@ -127,3 +127,18 @@ def test_another_noise_or_name_is_another_file(tmp_path):
     assert not save(noise=np.ones((3, 3)))
     assert save(noise=2 * np.ones((3, 3)))
     assert save(noise=2 * np.ones((3, 3)), names=("a", "b", "d"))
+
+
+@pytest.mark.parametrize("shape", ["variances", "covariances"])
+def test_features_are_missing_by_their_value_or_by_their_noise(tmp_path, shape):
+    x = np.array([[1.0, 2.0], [3.0, np.nan], [5.0, 6.0], [7.0, 8.0]], dtype=np.float32)
+    variances = np.array([[0.1, 0.1], [0.1, np.nan], [np.inf, 0.1], [np.inf, np.inf]])
+    noise = variances if shape == "variances" else variances[:, :, None] * np.where(np.eye(2), 1.0, np.nan)
+    if shape == "covariances":
+        noise[0] = [[0.1, 0.05], [0.05, 0.1]]
+    part = PatientCells("P1", x, np.arange(4), np.ones(4, bool), noise=noise, feature_names=("a", "b"))
+    part.save(tmp_path / "x.npz")
+    for cells in (part, PatientCells.load(tmp_path / "x.npz")):
+        assert np.isnan(cells.measured()).tolist() == [[False, False], [False, True], [True, False], [True, True]]
+        assert cells.has_features.tolist() == [True, True, True, False]
+        assert np.isinf(cells.noise_of([1]).variances()).tolist() == [[False, True]]

@@ -21,6 +21,7 @@ from cohortgmm.cohort.tables import write_table
 from cohortgmm.config import read_gmm_options
 from cohortgmm.config_gmm import GmmConfig
 from cohortgmm.errors import DataError
+from cohortgmm.mixture.background import Background
 from cohortgmm.mixture.model import GaussianMixture
 from cohortgmm.mixture.result import MixtureFit
 
@@ -91,6 +92,18 @@ def test_cell_types_follow_the_noise_of_the_cells():
         part = PatientCells("P1", x, np.arange(3), np.ones(3, bool), noise=noise)
         table = diagnostics.composition_table([part], {"P1": fit}, cell_types).set_index("cell_type")["component"]
         assert table[["A", "B", "C"]].tolist() == components
+
+
+def test_debris_is_of_no_component():
+    box = Background([-10.0], [20.0], 0.2)
+    model = GaussianMixture([0.4, 0.4], [[0.0], [9.0]], [[[1.0]], [[1.0]]], box)
+    fit = MixtureFit(model, 0.0, 1, True, np.zeros(2), np.zeros(2, bool))
+    edge = np.sqrt(2 * np.log(0.4 / np.sqrt(2 * np.pi) / (0.2 / 30)))  # as probably of the first component as debris
+    x = np.array([[0.5], [edge - 1e-6], [edge + 1e-6], [4.5], [15.0], [8.0], [np.nan]])
+    part = PatientCells("P1", x, np.arange(7), np.ones(7, bool))
+    assert diagnostics.members_of(part, model).tolist() == [0, 0, -1, -1, -1, 1, 0]
+    table = diagnostics.composition_table([part], {"P1": fit}, pd.Categorical(list("AABABBA")))
+    assert table[["component", "cell_type", "n_cells"]].to_numpy().tolist() == [[0, "A", 3], [1, "B", 1]]
 
 
 def test_weights_by_component(fitted):

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -103,6 +104,21 @@ def test_candidates_that_have_too_few_cells(n_train, d, k, kind, default, needed
     assert missing_cells(n_train, d, k, kind, default_range=default) == reason
 
 
+def test_cells_without_features_carry_no_component(make_part):
+    part = make_part()
+    x = part.x.copy()
+    x[3:30] = np.nan
+    part = replace(part, x=x)
+    row, fit = fit_candidate(part, 2, options(missing=True), seed=0)
+    assert fit is None
+    assert row["reason"] == "3 training cells with features, of 30, are fewer than 2 per component"
+    assert row["n_train"] == 30
+    assert fit_candidate(part, 1, options(missing=True), seed=0)[0]["status"] == "ok"
+    everything = replace(part, x=np.full_like(x, np.nan))
+    row, fit = fit_candidate(everything, 1, options(missing=True), seed=0)
+    assert row["reason"] == "0 training cells with features, of 30, are fewer than 2 per component"
+
+
 def test_a_candidate_with_too_few_cells_is_left_out(make_part, caplog):
     part = make_part(n_train=30)
     with caplog.at_level(logging.INFO):
@@ -124,7 +140,7 @@ def test_a_refit_uses_all_cells(make_part):
     _, selected = fit_candidate(part, 1, options(), seed=0)
     x = part.x.astype(float)
     np.testing.assert_allclose(selected.model.means[0], x[:20].mean(axis=0), rtol=1e-10)
-    assert final_fit(part, 1, selected, "none", options(), seed=0) is selected
+    assert same(final_fit(part, 1, selected, "none", options(), seed=0), selected)
     final = final_fit(part, 1, selected, "full", options(), seed=0)
     np.testing.assert_allclose(final.model.means[0], x.mean(axis=0), rtol=1e-10)
     np.testing.assert_allclose(final.model.covariances[0], np.cov(x.T, bias=True), rtol=1e-9)
@@ -340,7 +356,7 @@ def test_a_candidate_is_fit_mixture_on_the_training_cells(make_corrected_part, k
     again = final_fit(part, 2, fit, "full", chosen, seed=3)
     assert same(again, direct(np.ones(80, bool)))
     assert not same(again, fit)
-    assert final_fit(part, 2, fit, "none", chosen, seed=3) is fit
+    assert final_fit(part, 2, fit, "none", chosen, seed=3).model is fit.model
 
 
 def test_the_noise_of_unseen_cells_may_be_told(make_corrected_part):
@@ -442,14 +458,21 @@ def test_a_reference_of_other_features_or_components(make_part):
 
 
 def test_completeness_that_denies_the_cells(make_corrected_part):
-    part = make_corrected_part(empty=())
+    """Whether they are fitted or held out; they are named by their rows in the cohort."""
+    part = replace(make_corrected_part(empty=()), positions=np.arange(500, 580)[::-1])
     gate = [GateConfig(inside={"PC1": [3.0, None]}).model_dump()]
     chosen = corrected(missing=True) | {"completeness": Gates(gate, None, part.feature_names)}
-    n = int((part.x[part.train, 0] < 3).sum())
+    denied = part.positions[part.x[:, 0] < 3]
+    first = ", ".join(map(str, denied[:5]))
     with pytest.raises(
-        DataError, match=rf"^completeness is 0 for {n} observed cells \(\d+, .*, \.\.\.\): the function does"
+        DataError, match=rf"^completeness is 0 for {len(denied)} observed cells of the cohort \({first}, \.\.\.\): the"
     ):
         fit_candidate(part, 1, chosen, seed=0)
+    held_out = replace(part, train=part.x[:, 0] >= 3)
+    with pytest.raises(
+        DataError, match=rf"^completeness is 0 for {len(denied)} observed cells of the cohort \({first}"
+    ):
+        fit_candidate(held_out, 1, chosen, seed=0)
 
 
 def test_a_gate_on_a_feature_that_some_cells_lack(make_corrected_part):
@@ -457,7 +480,7 @@ def test_a_gate_on_a_feature_that_some_cells_lack(make_corrected_part):
     chosen = corrected(missing=True, completeness={"gates": [{"inside": {"PC2": [-99, None]}}]})
     with pytest.raises(DataError) as caught:
         fit_candidate(part, 1, chosen, seed=0)
-    assert str(caught.value).startswith("cells 0 to 39: the completeness function returned nan at (")
+    assert str(caught.value).startswith("cells 0 to 79 of the cohort: the completeness function returned nan at (")
     assert str(caught.value).endswith("must be within [0, 1]; cells with missing features are among them")
 
 
@@ -486,6 +509,17 @@ def test_as_many_cells_as_features_keep_their_own_noise():
     assert fit.log_likelihood == pytest.approx(expected, rel=1e-9)
 
 
+def test_the_final_mixture_counts_the_cells_held_out_too(make_corrected_part):
+    part = make_corrected_part(empty=(4, 7, 9))  # of which 4 is fitted
+    chosen = corrected(**ALL) | {"completeness": lambda x: np.full(len(x), 0.25)}
+    _, fit = fit_candidate(part, 1, chosen, seed=0)
+    assert (fit.n_empty, fit.n_unobserved) == (1, pytest.approx(39 * 3, rel=1e-3))
+    final = final_fit(part, 1, fit, "none", chosen, seed=0)
+    assert (final.n_empty, final.n_unobserved) == (3, pytest.approx(77 * 3, rel=1e-3))
+    again = final_fit(part, 1, fit, "full", chosen, seed=0)
+    assert (again.n_empty, again.n_unobserved) == (3, pytest.approx(77 * 3, rel=1e-3))
+
+
 def test_a_corrected_fit_is_written_and_loaded(make_corrected_part, tmp_path):
     part = make_corrected_part(empty=(4,))
     options_without_gate = corrected(**{key: ALL[key] for key in ("noise", "missing", "background")})
@@ -499,3 +533,30 @@ def test_a_corrected_fit_is_written_and_loaded(make_corrected_part, tmp_path):
     assert same(load_fits([whole], [tmp_path / "b.npz"])["P1"], fit)
     assert fit.n_unobserved > 0
     assert fit.model.background is not None
+
+
+def lacks_a_feature(**more):
+    """60 cells that have the first of two features only, three quarters of them about 0, the others about 6."""
+    rng = np.random.default_rng(0)
+    x = np.column_stack([rng.normal(size=60) + 6.0 * (np.arange(60) % 4 == 0), np.full(60, np.nan)])
+    return PatientCells("P1", x, np.arange(60), np.arange(60) % 2 == 0, feature_names=("CD3", "CD4"), **more)
+
+
+def test_a_feature_that_a_patient_lacks_is_named():
+    with pytest.raises(DataError) as caught:
+        fit_candidate(lacks_a_feature(), 1, options(missing=True), seed=0)
+    assert str(caught.value) == (
+        "feature 'CD4' is missing in all 30 fitted cells: leave it out, fit the patients together (component_sharing "
+        "global) or map them onto a reference"
+    )
+    everyone = lacks_a_feature(owner=np.zeros(60, dtype=int), patients=("P1",))
+    with pytest.raises(DataError, match=r"^feature 'CD4' is missing in all 30 fitted cells: leave it out$"):
+        fit_candidate(everyone, 1, options(missing=True), seed=0)
+
+
+def test_a_patient_that_lacks_a_feature_is_mapped_onto_a_reference(tmp_path):
+    GaussianMixture([0.5, 0.5], [[0.0, 1.0], [6.0, 2.0]], [np.eye(2)] * 2).save(tmp_path / "atlas.npz")
+    mapped = options(missing=True, reference=str(tmp_path / "atlas.npz"), k_comps=2)
+    _, fit = fit_candidate(lacks_a_feature(), 2, mapped, seed=0)
+    np.testing.assert_allclose(fit.model.weights, [0.5, 0.5], atol=0.01)  # every other training cell is about 6
+    assert fit.model.means.tolist() == [[0.0, 1.0], [6.0, 2.0]]

@@ -86,6 +86,49 @@ def test_a_cell_must_pass_all_gates():
     np.testing.assert_array_equal(gates(*reversed(three))(PLACES), together)
 
 
+EDGES = [5.3, -1.1, 0.1, 1e-3, 12345.678]
+
+
+@pytest.mark.parametrize("edge", EDGES)
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize(
+    "gate",
+    [
+        lambda edge: {"inside": {"a": [None, edge]}},
+        lambda edge: {"inside": {"a": [edge, None]}},
+        lambda edge: {"half_space": {"a": 1.0}, "at_least": edge},
+        lambda edge: {"half_space": {"a": -1.0}, "at_least": -edge},
+        lambda edge: {"half_space": {"a": 0.3, "b": 0.7}, "at_least": edge},
+    ],
+    ids=["upper", "lower", "half", "other half", "slanted"],
+)
+def test_a_cell_on_an_edge_is_in_the_data_however_it_was_rounded(edge, dtype, gate):
+    x = np.full((1, 2), edge, dtype=dtype)
+    passes = Gates([GateConfig(**gate(edge)).model_dump()], None, ("a", "b"), dtype)
+    assert passes(x.astype(float)).tolist() == [1.0]
+    step = 1e-12 if dtype == np.float64 else 20 * float(np.finfo(dtype).eps)
+    apart = {passes(np.full((1, 2), edge + sign * step * abs(edge)))[0] for sign in (-1, 1)}
+    assert apart == {0.0, 1.0}  # a little off, it is on one side only
+
+
+@pytest.mark.parametrize("edge", EDGES)
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_cell_just_outside_a_hole_is_in_the_data_though_it_is_rounded_onto_its_edge(edge, side):
+    hole = [edge, None] if side == 0 else [None, edge]
+    passes = Gates([GateConfig(outside={"a": hole}).model_dump()], None, ("a",), np.float32)
+    beyond = np.float32(edge + (1e-10 if side else -1e-10) * abs(edge))
+    assert passes(np.array([[float(beyond)]])).tolist() == [1.0]
+    within = edge + (-1e-5 if side else 1e-5) * abs(edge)
+    assert passes(np.array([[within]])).tolist() == [0.0]
+
+
+def test_cells_in_single_precision_may_be_on_the_edge_of_a_gate():
+    x = np.array([[5.3, 0.0], [2.0, 0.1]], dtype=np.float32)
+    gate = {"gates": [{"inside": {"PC1": [None, 5.3]}}, {"half_space": {"PC1": 1, "PC2": 1}, "at_least": 2.1}]}
+    completeness = arguments(x, completeness=gate)["completeness"]
+    assert completeness(x.astype(float)).tolist() == [1.0, 1.0]
+
+
 def test_gates_and_a_function_multiply():
     def half_of_negative(x):
         assert x is PLACES
@@ -218,6 +261,11 @@ def test_an_attribute_error_of_the_file_is_told(user_file):
     assert refusal(load_function, f"{path}:seen") == (
         f"{path}:seen: cannot be imported: AttributeError: module 'math' has no attribute 'no_such_thing'"
     )
+
+
+def test_an_error_of_several_lines_is_told_in_one(user_file):
+    path = user_file("raise ValueError('no table\\nof this\\n')\n")
+    assert refusal(load_function, f"{path}:seen") == (f"{path}:seen: cannot be imported: ValueError: no table of this")
 
 
 def test_the_name_of_a_file_hides_no_module(user_file, monkeypatch):

@@ -328,7 +328,7 @@ def test_the_cells_of_a_patient_come_with_their_noise(make):
             "variances must be at least 0, the matrix finite, symmetric and positive semidefinite",
         ),
         (
-            np.where(np.arange(4)[:, None, None] == 3, np.inf, COVARIANCES),
+            np.where(np.arange(36).reshape(4, 3, 3) == 28, np.inf, COVARIANCES),
             "variances must be at least 0, the matrix finite, symmetric and positive semidefinite",
         ),
     ],
@@ -337,7 +337,7 @@ def test_the_cells_of_a_patient_come_with_their_noise(make):
 def test_noise_that_is_none_names_the_patient_and_its_cell(values, fault):
     embedding = reading.Embedding(VARIANCES, ("a", "b", "c"), values)
     assert refusal(embedding.cells, "P2", np.array([0, 3]), np.ones(2, bool)) == (
-        f"patient 'P2': the noise of cell 1 is no covariance: {fault}"
+        f"patient 'P2': the noise of cell 3 of the cohort is no covariance: {fault}"
     )
     embedding.cells("P1", np.array([0, 1]), np.ones(2, bool))
     assert len(embedding.cells("P3", np.empty(0, int), np.empty(0, bool)).noise) == 0

@@ -11,6 +11,7 @@ from corrected import make_corrected
 from projects import make_cohort
 from scipy import sparse
 
+import cohortgmm
 from cohortgmm.cohort.cells import PatientCells
 from cohortgmm.cohort.reading import Embedding
 from cohortgmm.cohort.split import check_finite, split_file, split_patients
@@ -117,6 +118,36 @@ def test_small_patients_are_left_out_where_asked():
     assert refusal(ids_of(P1=5, P2=6), min_cells=20, on_small_patient="drop") == (
         "none of 2 patients has enough cells (5 cells, min_cells is 20)"
     )
+
+
+def test_cells_without_features_are_no_cells_where_patients_are_judged():
+    ids = ids_of(P1=30, P2=30)
+    empty = (ids == "P2") & (np.arange(60) % 3 > 0)  # 20 of 30
+    assert refusal(ids, min_cells=20, empty=empty).startswith(
+        "1 of 2 patients have too few cells: 'P2' (10 cells with features, min_cells is 20). "
+    )
+    result = split(ids, min_cells=10, empty=empty)
+    assert result.patients == ["P1", "P2"]
+    assert [row["n_cells"] for row in result.rows] == [30, 30]
+    told = int((result.train["P2"] & ~empty[30:]).sum())
+    assert refusal(ids, smallest_k=told, empty=empty).startswith(
+        f"1 of 2 patients have too few cells: 'P2' ({told} training cells with features, the smallest k ({told}) needs "
+    )
+
+
+@pytest.mark.parametrize("how", ["gaps", "noise"])
+def test_empty_cells_of_a_file_count_as_none(files, how):
+    cohort = make_corrected()
+    if how == "gaps":
+        cohort.obsm["X_pca"][90:160] = np.nan
+    else:
+        cohort.obsm["X_pca_var"][90:160] = np.inf
+    with pytest.raises(DataError, match=r"'P2' \(10 cells with features, min_cells is 11\)"):
+        files(cohort, missing=True, noise={"obsm": "X_pca_var", "layer": None}, min_cells=11)
+    with pytest.raises(DataError, match=r"'P2' \(10 cells with features, min_cells is 11\)"):
+        cohortgmm.fit_gmm(
+            cohort, patient_col="patient", use_rep="X_pca", missing=True, noise="X_pca_var", min_cells=11, verbose=False
+        )
 
 
 def test_only_wanted_patients():
@@ -296,7 +327,9 @@ def test_gaps_and_noise_that_cannot_be_used_are_named(files):
         files(cohort, missing=True)
     cohort = make_corrected()
     cohort.obsm["X_pca_var"][90, 1] = -1
-    with pytest.raises(DataError, match=r"^patient 'P2': the noise of cell 10 is no covariance: variances must be at"):
+    with pytest.raises(
+        DataError, match=r"^patient 'P2': the noise of cell 90 of the cohort is no covariance: variances must be at"
+    ):
         files(cohort, missing=True, noise={"obsm": "X_pca_var", "layer": None})
     with pytest.raises(DataError, match=r"^noise\.obsm: key of obsm 'X_var' .* did you mean 'X_pca_var'\?"):
         files(cohort, missing=True, noise={"obsm": "X_var", "layer": None})

@@ -935,8 +935,18 @@ def raises(x):
     raise RuntimeError("no map of this region")
 
 
+def raises_lines(x):
+    raise RuntimeError("no map\n  of this\r\nregion\n")
+
+
+def asserts(x):
+    raise AssertionError
+
+
 BAD_ANSWERS = {
     "raises": (raises, r"failed on \d+ places: RuntimeError: no map of this region"),
+    "raises lines": (raises_lines, r"failed on \d+ places: RuntimeError: no map of this region$"),
+    "asserts": (asserts, r"failed on \d+ places: AssertionError$"),
     "divides by zero": (lambda x: np.full(len(x), 1 // 0), "failed on .* ZeroDivisionError"),
     "a column": (lambda x: np.ones((len(x), 1)), r"returned shape \(\d+, 1\) for \d+ places"),
     "one value less": (lambda x: np.ones(len(x) - 1), "returned shape"),

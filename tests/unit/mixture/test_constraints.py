@@ -582,6 +582,46 @@ def test_frozen_weights_that_leave_nothing_for_a_background_are_an_error():
         fit_mixture(x, 3, initial=initial_mixture("full"), background=background, frozen={"amp": "all"})
 
 
+@pytest.mark.parametrize(
+    ("weights", "frozen", "total"),
+    [
+        ([0.8, 0.8, 0.0], "all", "1.6"),
+        ([0.2, 0.2, 0.2], "all", "0.6"),
+        ([0.8, 0.8, 0.1], [0, 1], "1.6"),
+        ([0.5, 0.0, 0.0], [0], "0.5"),
+    ],
+)
+@pytest.mark.parametrize("background", [False, True])
+def test_frozen_weights_must_leave_the_free_ones_what_is_missing_to_one(weights, frozen, total, background):
+    x, _ = complicated("background", "full")
+    known = initial_mixture("full")
+    initial = GaussianMixture(weights, known.means, known.covariances)
+    options = {"background": Background([-7.0, -7.0], [8.0, 8.0], 0.1)} if background else {}
+    with pytest.raises(ConfigError) as caught:
+        fit_mixture(x, 3, initial=initial, frozen={"amp": frozen}, **options)
+    beside = " beside a background of 0.1" if background else ""
+    assert str(caught.value) == (
+        f"the frozen weights sum to {total}{beside}: together they must not exceed one, nor fall short of it where no "
+        "other weight could take the rest"
+    )
+
+
+@pytest.mark.parametrize(("weights", "frozen", "expected"), [
+    ([0.5, 0.9, 0.9], [0], [0.5, 0.25, 0.25]),
+    ([0.6, 0.6, 0.3], [], [0.4, 0.4, 0.2]),
+    (np.full(3, 1 / 3, dtype=np.float32), "all", np.full(3, np.float32(1 / 3))),
+])  # fmt: skip
+def test_the_start_has_weights_that_sum_to_one(weights, frozen, expected):
+    """Else its log-likelihood is no log-likelihood, and higher than that of every mixture."""
+    x, _ = complicated("plain", "full")
+    known = initial_mixture("full")
+    keep = {"amp": frozen, "mean": "all", "covar": "all"}
+    fit = fit_mixture(x, 3, initial=GaussianMixture(weights, known.means, known.covariances), frozen=keep)
+    start = GaussianMixture(expected, known.means, known.covariances)
+    assert fit.history[0] == pytest.approx(start.log_prob(x).mean(), rel=1e-12)
+    assert fit.model.weights.sum() == pytest.approx(1, abs=1e-6)
+
+
 # ---- errors --------------------------------------------------------------------------------------------------------
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from measured import GAPS, make_gaps, make_noise, with_background
+from measured import GAPS, make_gaps, make_noise, posterior_by_definition, with_background
 
 from cohortgmm.errors import ConfigError, DataError
 from cohortgmm.mixture import density, expectation, measurements, noisy, tiles
@@ -332,6 +332,20 @@ def test_a_cutoff_leaves_a_lower_bound_of_the_likelihood():
     assert fit_mixture(x, 3, cutoff=30.0, **settings).history[0] == pytest.approx(exact, rel=1e-13)
 
 
+def test_cells_may_be_outside_the_box_of_a_known_mixture():
+    """A box that is given anew and holds no cell is a mistake; of a known mixture, there is none of it here."""
+    known = TRUTH.with_background(Background([90.0, 90.0], [99.0, 99.0], 0.3))
+    x = TRUTH.sample(300, np.random.default_rng(0))[0]
+    kept = {"mean": "all", "covar": "all"}
+    fit = fit_mixture(x, 3, initial=known, frozen=kept)
+    assert fit.model.background.amp == 0
+    np.testing.assert_allclose(
+        fit.model.weights, fit_mixture(x, 3, initial=TRUTH, frozen=kept).model.weights, atol=1e-3
+    )
+    with pytest.raises(DataError, match="the background's box holds none of the cells"):
+        fit_mixture(x, 3, initial=TRUTH, background=known.background, frozen=kept)
+
+
 def test_a_feature_that_nobody_has_is_named():
     x = np.random.default_rng(0).normal(size=(50, 3))
     x[:, 1] = np.nan
@@ -399,3 +413,65 @@ def test_a_fit_with_a_background_and_gaps_is_written_and_read(tmp_path):
     assert again.n_empty == fit.n_empty == 5
     assert again.model.background.amp == fit.model.background.amp
     assert np.array_equal(GaussianMixture.load(tmp_path / "fit.npz").means, fit.model.means)
+
+
+@pytest.mark.parametrize("kind", ["own", "few"])
+@pytest.mark.parametrize("junk", ["infinite", "nan"])
+@pytest.mark.parametrize("shape", ["variances", "covariances"])
+@pytest.mark.parametrize("covariance_type", ["full", "diag"])
+def test_missing_features_may_be_told_by_the_noise_or_have_none(kind, junk, shape, covariance_type):
+    """Three ways to say the same: NaN in the cells with noise or without, an infinite variance in the noise."""
+    rng = np.random.default_rng(3)
+    n, d = 240, 2
+    x = TRUTH.sample(n, rng)[0]
+    root = rng.normal(size=(n, d, d)) if kind == "own" else rng.normal(size=(2, d, d))[np.arange(n) % 2]
+    noise = 0.3 * (root @ root.transpose(0, 2, 1) + 0.1 * np.eye(d))
+    missing = (
+        (rng.random((n, d)) < 0.3) if kind == "own" else np.column_stack([np.zeros(n, bool), np.arange(n) % 4 > 1])
+    )
+    if shape == "variances":
+        noise = np.diagonal(noise, axis1=1, axis2=2).copy()
+    gaps, spoiled = np.where(missing, np.nan, x), noise.copy()
+    value = np.inf if junk == "infinite" else np.nan
+    spoiled[missing] = value
+    if shape == "covariances":
+        spoiled[missing] = np.nan
+        spoiled.transpose(0, 2, 1)[missing] = np.nan
+        cells, features = np.nonzero(missing)
+        spoiled[cells, features, features] = value
+    model = (
+        TRUTH
+        if covariance_type == "full"
+        else GaussianMixture(TRUTH.weights, TRUTH.means, np.diagonal(TRUTH.covariances, axis1=1, axis2=2))
+    )
+    expected = posterior_by_definition(model, gaps, noise)
+    seen = x if junk == "infinite" else gaps  # NaN says nothing by itself
+    np.testing.assert_allclose(model.log_prob(seen, spoiled), expected.log_prob, rtol=1e-9)
+    options = {"initial": model, "covariance_type": covariance_type, "max_iter": 3, "tol": 0}
+    fit, other = fit_mixture(seen, 3, noise=spoiled, **options), fit_mixture(gaps, 3, noise=noise, **options)
+    assert fit.n_empty == other.n_empty
+    np.testing.assert_allclose(fit.history, other.history, rtol=1e-9)
+    np.testing.assert_allclose(fit.model.means, other.model.means, atol=1e-7)
+    np.testing.assert_allclose(fit.model.covariances, other.model.covariances, atol=1e-7)
+
+
+@pytest.mark.parametrize("n", [20, 200])
+def test_one_covariance_for_all_may_be_infinite_in_a_feature(n):
+    x = np.random.default_rng(0).normal(size=(n, 3))
+    noise = np.array([[0.5, np.nan, 0.2], [np.nan, np.inf, np.nan], [0.2, np.nan, 0.4]])
+    known = GaussianMixture([1.0], np.zeros((1, 3)), np.eye(3)[None] + 0.2)
+    within = GaussianMixture([1.0], np.zeros((1, 2)), np.eye(2)[None] + 0.2)
+    left = noise[::2, ::2]
+    np.testing.assert_allclose(known.log_prob(x, noise), within.log_prob(x[:, ::2], left), rtol=1e-12)
+
+
+def test_a_box_is_blurred_by_the_noise_of_the_features_there_are():
+    model = TRUTH.with_background(Background([-9.0, -9.0], [9.0, 9.0], 0.4))
+    x = np.array([[8.9, 1.0], [0.0, 9.3], [-9.2, np.nan]])
+    noise = np.tile(np.diag([0.3, 0.2]), (3, 1, 1))
+    noise[1, 0, 0], noise[2, 1] = np.inf, np.nan
+    noise[2, 0, 1] = np.nan
+    gaps = x.copy()
+    gaps[1, 0] = np.nan
+    expected = posterior_by_definition(model, gaps, np.tile(np.diag([0.3, 0.2]), (3, 1, 1)))
+    np.testing.assert_allclose(model.log_prob(x, noise), expected.log_prob, rtol=1e-10)

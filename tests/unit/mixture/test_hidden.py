@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy import special, stats
+from scipy import optimize, special, stats
 
 from cohortgmm.errors import CohortgmmError, ConfigError, DataError, SingularCovarianceError
 from cohortgmm.mixture import em
@@ -522,6 +522,32 @@ def test_a_feature_that_is_missing_in_all_cells_is_an_error(name):
 def test_a_feature_of_infinite_noise_in_all_cells_is_that_error_too(noise):
     with pytest.raises(DataError, match="feature 1 is missing in all cells: leave it out"):
         Problem(blobs(), {"noise": noise}).fit()
+
+
+@pytest.mark.parametrize("covariance_type", ["full", "diag"])
+@pytest.mark.parametrize("noise", [None, np.array([0.1, np.inf]), np.tile([0.1, np.inf], (400, 1))])
+def test_where_the_components_are_known_a_feature_may_be_missing_in_all_cells(covariance_type, noise):
+    rng = np.random.default_rng(5)
+    covariances = np.array([[[1.0, 0.4], [0.4, 2.0]], [[0.5, 0.0], [0.0, 1.0]]])
+    covariances = covariances if covariance_type == "full" else np.diagonal(covariances, axis1=1, axis2=2)
+    known = GaussianMixture([0.5, 0.5], [[0.0, 3.0], [4.0, -3.0]], covariances)
+    x = np.where(rng.random(400) < 0.3, 0.0, 4.0) + rng.normal(size=400)
+    cells = np.column_stack([x, np.full(400, np.nan if noise is None else 7.0)])
+    blur, variances = (0.0 if noise is None else 0.1), np.array([1.0, 0.5])
+    fit = fit_mixture(
+        cells, 2, initial=known, covariance_type=covariance_type, noise=noise, frozen={"mean": "all", "covar": "all"}
+    )
+    scale = np.sqrt(variances + blur)
+    density = np.exp(-0.5 * ((x[:, None] - [0.0, 4.0]) / scale) ** 2) / scale / np.sqrt(2 * np.pi)
+    best = optimize.minimize_scalar(lambda w: -np.log(density @ [w, 1 - w]).mean(), bounds=(0, 1), method="bounded")
+    assert fit.model.weights[0] == pytest.approx(best.x, abs=1e-3)
+    assert fit.log_likelihood == pytest.approx(-best.fun, abs=1e-6)
+    one = fit_mixture(
+        cells[:1], 2, initial=known, covariance_type=covariance_type, frozen={"mean": "all", "covar": "all"}
+    )
+    assert one.model.weights.sum() == pytest.approx(1)
+    with pytest.raises(DataError, match=r"feature 1 is missing in all cells: leave it out, or map the cells onto"):
+        fit_mixture(cells, 2, initial=known, covariance_type=covariance_type, noise=noise, frozen={"mean": "all"})
 
 
 @pytest.mark.parametrize("name", list(SOME))

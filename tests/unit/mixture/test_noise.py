@@ -111,7 +111,11 @@ def not_finite(matrix):
 
 
 def infinite(matrix):
-    matrix[2, 2] = np.inf
+    matrix[0, 1] = matrix[1, 0] = np.inf
+
+
+def endless_below(matrix):
+    matrix[2, 2] = -np.inf
 
 
 def skew(matrix):
@@ -126,7 +130,7 @@ def negative(matrix):
     matrix *= -1
 
 
-@pytest.mark.parametrize("spoil", [not_finite, infinite, skew, indefinite, negative])
+@pytest.mark.parametrize("spoil", [not_finite, infinite, endless_below, skew, indefinite, negative])
 def test_matrices_that_are_no_covariances_are_refused_and_the_first_such_cell_is_named(spoil):
     values = some_noise((N, D, D))
     for cell in (4, 6):
@@ -172,3 +176,43 @@ def test_covariances_of_any_rank_pass_even_when_rounded_to_float32(seed, log_sca
 def test_no_cells_have_noise_too():
     for shape in ((0, D), (0, D, D)):
         assert Noise.read(np.empty(shape), 0, D).covariances().shape == (0, D, D)
+
+
+@pytest.mark.parametrize("shape", ["variances", "covariances"])
+@pytest.mark.parametrize("junk", [np.nan, -3.0, np.inf])
+def test_what_is_said_of_missing_features_does_not_matter(shape, junk):
+    values = some_noise((N, D) if shape == "variances" else (N, D, D))
+    missing = np.zeros((N, D), dtype=bool)
+    missing[3, 1] = missing[5] = True
+    spoiled = values.copy()
+    if shape == "variances":
+        spoiled[missing] = junk
+    else:
+        spoiled[missing] = junk  # rows
+        spoiled.transpose(0, 2, 1)[missing] = junk
+    noise = Noise.read(spoiled, N, D, missing=missing)
+    whole = ~missing.any(axis=1)
+    np.testing.assert_array_equal(noise.values[whole], values[whole])
+    left = [0, *range(2, D)]
+    if shape == "variances":
+        assert np.isinf(noise.values[3, 1])
+        np.testing.assert_array_equal(noise.values[3, left], values[3, left])
+    else:
+        assert np.isinf(noise.values[3, 1, 1])
+        np.testing.assert_array_equal(noise.values[3][np.ix_(left, left)], values[3][np.ix_(left, left)])
+    assert np.isinf(noise.variances()[5]).all()
+    if junk != np.inf:
+        with pytest.raises(DataError, match="the noise of cell 3 is no covariance"):
+            Noise.read(spoiled, N, D)
+    missing[3] = False
+    if junk != np.inf:
+        with pytest.raises(DataError, match="the noise of cell 3 is no covariance"):
+            Noise.read(spoiled, N, D, missing=missing)
+
+
+def test_rounding_is_mended_beside_an_infinite_variance():
+    matrix = np.array([[1.0, 1.0, np.nan], [1.0, 1.0 - 1e-9, np.nan], [np.nan, np.nan, np.inf]])
+    noise = Noise.read(matrix, 10, 3)
+    assert np.isinf(noise.values[2, 2])
+    assert np.linalg.eigvalsh(noise.values[:2, :2])[0] >= -1e-16
+    np.testing.assert_allclose(noise.values[:2, :2], 1.0, atol=1e-8)

@@ -5,7 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cohortgmm.mixture.background import Background
 from cohortgmm.mixture.data import CellData
+from cohortgmm.mixture.em import fit_mixture
 from cohortgmm.mixture.expectation import DenseExpectation
 from cohortgmm.mixture.model import GaussianMixture
 from cohortgmm.mixture.pairs import Pairs
@@ -142,3 +144,16 @@ def test_covariances_at_the_limit_of_double_precision_are_screened_too(assert_sa
     screened, dense = ScreenedExpectation(cells, 3)(model), DenseExpectation(cells)(model)
     np.testing.assert_allclose(screened.nk, dense.nk, atol=1e-6)
     assert screened.log_likelihood == pytest.approx(dense.log_likelihood, rel=1e-9)
+
+
+@pytest.mark.parametrize(("amp", "cutoff"), [(0.5, 3), (1.0, 3), (1.0, None)])
+@pytest.mark.parametrize(("n", "d"), [(300, 2), (20_000, 20)], ids=["few", "many"])
+def test_components_that_lose_all_their_cells_to_the_background(n, d, amp, cutoff):
+    x = np.random.default_rng(0).uniform(-20.0, 20.0, size=(n, d))
+    far = GaussianMixture(np.ones(1), np.full((1, d), 500.0), np.eye(d)[None])
+    box = Background([-20.0] * d, [20.0] * d, amp=amp)
+    fit = fit_mixture(
+        x, 1, initial=far, frozen={"mean": "all", "covar": "all"}, cutoff=cutoff, background=box, max_iter=20
+    )
+    assert (fit.model.weights.tolist(), fit.model.background.amp) == ([0.0], 1.0)
+    assert fit.log_likelihood == pytest.approx(-d * np.log(40.0), rel=1e-12)

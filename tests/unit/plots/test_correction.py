@@ -287,3 +287,35 @@ def test_the_cells_are_left_as_they_are():
     np.testing.assert_array_equal(options["x"], x)
     for name, values in before.items():
         np.testing.assert_array_equal(getattr(options["correction"], name), values)
+
+
+def reaching(*means):
+    """The figure of cells between 0 and 10, with corrected components at these places of the first feature, variance 4."""
+    x = np.random.default_rng(0).uniform(0.0, 10.0, size=(300, 2))
+    k = len(means)
+    model = GaussianMixture(np.full(k, 1 / k), np.column_stack([means, np.full(k, 5.0)]), [4.0 * np.eye(2)] * k)
+    fit = MixtureFit(model, 0.0, 1, True, np.zeros(2), np.zeros(k, bool))
+    correction = Correction(fit, np.arange(300), None)
+    return plot_correction(patient="P0", x=x, correction=correction, feature_names=["PC1", "PC2"])
+
+
+def test_the_limits_hold_ellipses_that_reach_past_a_gate_but_no_far_ones():
+    within = panel(reaching(5.0), COMPONENTS).get_xlim()
+    assert -1 < within[0] < 0.1
+    past = panel(reaching(5.0, -1.0), COMPONENTS).get_xlim()
+    assert -4 < past[0] < -3
+    assert past[1] == within[1]
+    far = panel(reaching(5.0, -1.0, 40.0), COMPONENTS)
+    assert far.get_xlim() == past
+    assert far.get_ylim() == panel(reaching(5.0), COMPONENTS).get_ylim()
+
+
+def test_legends_cover_no_cells():
+    figure = plot_correction(**make(background=True, unseen=True))
+    renderer = figure.canvas.get_renderer()
+    for title in (COMPONENTS, UNSEEN):
+        ax = panel(figure, title)
+        box, axes = ax.get_legend().get_window_extent(renderer), ax.get_window_extent(renderer)
+        assert box.y1 < ax.xaxis.label.get_window_extent(renderer).y0
+        assert box.y0 >= 0
+        assert axes.y0 > box.y1
