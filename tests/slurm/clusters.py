@@ -76,7 +76,7 @@ class SlurmProject(Project):
         path = self.directory / "out.log"
         return path.read_text() if path.exists() else ""
 
-    def finish(self, process: subprocess.Popen, status: int = 0, seconds: float = 400) -> str:
+    def finish(self, process: subprocess.Popen, status: int = 0, seconds: float = 480) -> str:
         """Wait for :meth:`start`'s Snakemake; its output."""
         process.wait(timeout=seconds)
         assert process.returncode == status, self.output()

@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cohortgmm.errors import CohortgmmError, DataError, OutputError
-from cohortgmm.files import COHORT, atomic_path, describe, escape_id, unescape_id
+from cohortgmm.files import COHORT, atomic_path, describe, escape_id, patient_name, unescape_id
 
 SAFE = re.compile(r"[A-Za-z0-9=][A-Za-z0-9._=-]*")
 ids = st.text(min_size=1, max_size=16)
@@ -68,6 +68,12 @@ def test_200_characters_are_the_most():
     assert len(escape_id("éà" * 16 + "ê")) == 198  # six characters each
     with pytest.raises(DataError, match="needs 204 characters"):
         escape_id("éà" * 17)
+
+
+def test_names_as_messages_and_the_report_show_them():
+    assert patient_name(COHORT) == "all patients"
+    assert patient_name("=5Fcohort") == "_cohort"
+    assert patient_name("a=2Fb") == "a/b"
 
 
 def test_a_job_is_described_by_patient_and_k():

@@ -1,11 +1,9 @@
-"""What the Snakefile asks: files of the configuration, fingerprints, parts, the lock, the summary of failures."""
+"""What the Snakefile asks: files of the configuration, fingerprints, parts, the results folder."""
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 import types
 from pathlib import Path
 
@@ -18,7 +16,6 @@ from cohortgmm.errors import CohortgmmError, ConfigError
 from cohortgmm.files import COHORT
 from cohortgmm.mixture.model import GaussianMixture
 
-SOURCE = Path(__file__).parents[2] / "src"
 CONFIG = {"input": "data/cohort.h5ad", "patient_col": "patient"}
 
 
@@ -272,23 +269,6 @@ def test_parts_are_the_kept_patients_or_the_cohort(tmp_path):
     assert list(helpers.sheet_part_names("global", ["a/b", "NA"])) == [COHORT]
 
 
-def test_names_as_the_report_shows_them():
-    assert helpers.patient_name(COHORT) == "all patients"
-    assert helpers.patient_name("=5Fcohort") == "_cohort"
-    assert helpers.patient_name("a=2Fb") == "a/b"
-
-
-def test_resources_grow_with_the_input_and_the_attempt(tmp_path):
-    file = tmp_path / "x"
-    file.write_bytes(bytes(3_000_000))
-    amount = helpers.scaled(1000, 6.5)
-    assert amount(None, [str(file)], 1) == 1019
-    assert amount(None, [str(file), str(file)], 1) == 1039
-    assert amount(None, [str(file)], 3) == 4078
-    assert amount(None, [str(tmp_path / "not made yet")], 1) == 1000
-    assert helpers.scaled(15)(None, [str(file)], 2) == 30
-
-
 def test_a_results_folder_that_can_be_used(tmp_path, monkeypatch):
     helpers.check_results_folder(tmp_path)
     helpers.check_results_folder(tmp_path / "results")
@@ -307,71 +287,3 @@ def test_a_results_folder_that_cannot_be_used(tmp_path, monkeypatch):
     for folder in (tmp_path, tmp_path / "new"):
         with pytest.raises(CohortgmmError, match=f"results cannot be written: {tmp_path} is not writable"):
             helpers.check_results_folder(folder)
-
-
-HOLDER = """
-import sys, time
-sys.path.insert(0, sys.argv[1])
-from cohortgmm.workflow import lock_results
-lock_results(sys.argv[2])
-print("held", flush=True)
-time.sleep(60)
-"""
-
-
-def test_a_folder_is_locked_for_the_life_of_a_process(tmp_path):
-    results = tmp_path / "results"
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(SOURCE), str(results)], stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert holder.stdout.readline() == "held\n"
-        with pytest.raises(CohortgmmError) as caught:
-            helpers.lock_results(results)
-        assert str(caught.value) == (
-            f"{results.resolve()} is in use by another run (process {holder.pid} on {os.uname().nodename}): "
-            "wait for it, or use --directory"
-        )
-        other = helpers.lock_results(tmp_path / "other results")
-        os.close(other)
-    finally:
-        holder.send_signal(signal.SIGKILL)
-        holder.wait()
-        holder.stdout.close()
-    descriptor = helpers.lock_results(results)
-    try:
-        assert descriptor >= 0
-        assert (results / ".lock").read_text() == f"process {os.getpid()} on {os.uname().nodename}"
-        with pytest.raises(CohortgmmError, match=f"process {os.getpid()} on"):
-            helpers.lock_results(results)
-    finally:
-        os.close(descriptor)
-
-
-def test_a_file_system_without_locks_is_no_obstacle(tmp_path, monkeypatch):
-    def no_locks(descriptor, operation):
-        raise OSError(95, "Operation not supported")
-
-    monkeypatch.setattr(helpers.fcntl, "flock", no_locks)
-    assert helpers.lock_results(tmp_path) == -1
-
-
-def test_failures_of_this_run_are_listed(tmp_path):
-    def log(name, text, age=0.0):
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-        os.utime(path, (now - age, now - age))
-
-    now = time.time()
-    log("fit/P2/k1.log", "INFO a\nerror: patient 'P2', k=1: no luck\n\n")
-    log("fit/P1/k1.log", "error: first\nINFO went on\n")
-    log("fit/P1/k2.log", "error: of the run before\n", age=100)
-    log("merge.log", "Traceback\nerror: KeyError: 'x' (traceback in the log)\n")
-    log("empty.log", "")
-    log("notes.txt", "error: no log\n")
-    assert helpers.failures(tmp_path, now - 50) == [
-        f"patient 'P2', k=1: no luck  [{tmp_path}/fit/P2/k1.log]",
-        f"KeyError: 'x' (traceback in the log)  [{tmp_path}/merge.log]",
-    ]
-    assert helpers.failures(tmp_path / "nothing", 0) == []

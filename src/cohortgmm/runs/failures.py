@@ -1,7 +1,9 @@
 """What went wrong in a run: one line a job, with patient and k, what SLURM says, and what to change."""
 
 import logging
+import os
 import re
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -24,6 +26,9 @@ _REMEDIES = {
     "NODE_FAIL": "run again",
     "BOOT_FAIL": "run again",
 }
+#: Seconds that the clocks of nodes may be apart.
+_CLOCKS_APART = 120
+
 _UNKNOWN = "see what SLURM says of it"
 _KILLED = "it was killed (out of memory?): give it more with --set-resources {rule}:mem_mb={memory}, or run again"
 
@@ -63,6 +68,7 @@ class JobErrors(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
+        self._started = time.time()
         self._last: dict[Any, logging.LogRecord] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -79,11 +85,12 @@ class JobErrors(logging.Handler):
         numbers
             Function from a job to its number.
         """
-        found = [_failure(job, self._last.get(numbers(job))) for job in jobs if hasattr(job, "rule")]
+        since = self._started - _CLOCKS_APART
+        found = [_failure(job, self._last.get(numbers(job)), since) for job in jobs if hasattr(job, "rule")]
         return sorted(found, key=lambda failure: (failure.rule, failure.patient, int(failure.k or 0)))
 
 
-def _failure(job: Any, record: logging.LogRecord | None) -> Failure:
+def _failure(job: Any, record: logging.LogRecord | None, since: float) -> Failure:
     log = str(job.log[0]) if job.log else ""
     rule, wildcards = job.rule.name, job.wildcards
     text = "" if record is None else f"{record.getMessage()} {getattr(record, 'rule_msg', '')}"
@@ -93,7 +100,7 @@ def _failure(job: Any, record: logging.LogRecord | None) -> Failure:
     slurm_log = slurm_logs[0] if slurm_logs else ""
     if state == "FAILED" and _ran_out_of_memory(slurm_log):
         state = "OUT_OF_MEMORY"
-    said = last_error(log)
+    said = last_error(log, since)
     if not said or state in _REMEDIES:
         remedy = _REMEDIES.get(state, _UNKNOWN if number else _KILLED).format(
             rule=rule, memory=2 * int(job.resources.get("mem_mb", 0)), minutes=2 * int(job.resources.get("runtime", 0))
@@ -121,9 +128,11 @@ def _ran_out_of_memory(slurm_log: str) -> bool:
     return re.search(r"oom.kill|Out Of Memory|Exceeded job memory limit", text) is not None
 
 
-def last_error(log: str) -> str:
-    """The error that ended a job, from its log; empty if it did not end with one."""
+def last_error(log: str, since: float = 0.0) -> str:
+    """The error that ended a job, from its log; empty if it did not end with one, or that was before a time."""
     try:
+        if os.stat(log).st_mtime < since:
+            return ""
         last = Path(log).read_text(errors="replace").rstrip().rsplit("\n", 1)[-1]
     except OSError:
         return ""
