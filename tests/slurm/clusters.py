@@ -2,7 +2,7 @@
 
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,7 +59,7 @@ class SlurmProject(Project):
     profile: Path = REPOSITORY / "profiles" / "slurm"
 
     def command(self, *arguments: str, cores: int = 0) -> list[str]:
-        options = ["--profile", str(self.profile), "--slurm-init-seconds-before-status-checks", "6"]
+        options = ["--profile", str(self.profile), "--slurm-init-seconds-before-status-checks", "9"]
         local = super().command(*options, *arguments)
         i = local.index("--cores")
         return local[:i] + local[i + 2 :]
@@ -100,9 +100,9 @@ class SlurmProject(Project):
         return (self.directory / "held").read_text()
 
 
-def slurm_project(directory: Path, workflow: Path = REPOSITORY) -> SlurmProject:
-    """Two patients, two k, with the function above."""
-    project = new_project(directory, workflow, make_cohort(PATIENTS))
+def slurm_project(directory: Path, workflow: Path = REPOSITORY, patients: Sequence[str] = PATIENTS) -> SlurmProject:
+    """Patients, two k, with the function above."""
+    project = new_project(directory, workflow, make_cohort(patients))
     (directory / "seen.py").write_text(FUNCTION)
     project.configure(gmm={"k_comps": [1, 2], "completeness": {"function": "seen.py:seen"}, "n_init": 2})
     return SlurmProject(project.directory, project.workflow)

@@ -37,14 +37,24 @@ def one_node_cluster():
     cluster("down")
 
 
-@pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory) -> dict[str, bytes]:
-    """Results of the cohort of :func:`clusters.slurm_project` by a local run."""
-    directory = tmp_path_factory.mktemp("undisturbed") / "project"
-    project = slurm_project(directory)
+def results_of_local_run(directory, **options) -> dict[str, bytes]:
+    """Results of a cohort of :func:`clusters.slurm_project` by a local run."""
+    project = slurm_project(directory, **options)
     local = Project(project.directory, project.workflow)
     local.run()
     return local.results()
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory):
+    """Results of two patients by a local run."""
+    return results_of_local_run(tmp_path_factory.mktemp("undisturbed") / "project")
+
+
+@pytest.fixture(scope="session")
+def undisturbed_patient(tmp_path_factory):
+    """Results of one patient by a local run."""
+    return results_of_local_run(tmp_path_factory.mktemp("undisturbed_patient") / "project", patients=("P1",))
 
 
 @pytest.fixture

@@ -1,8 +1,10 @@
 """What went wrong in a run: one line a job, with patient and k, what SLURM says, and what to change."""
 
+import errno
 import logging
 import os
 import re
+import shutil
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
@@ -29,7 +31,11 @@ _REMEDIES = {
 #: Seconds that the clocks of nodes may be apart.
 _CLOCKS_APART = 120
 
+#: A disk with less space is full.
+_FULL_BYTES = 1 << 14
+
 _UNKNOWN = "see what SLURM says of it"
+_FULL = f"{os.strerror(errno.ENOSPC)} for its log: free space, then run again"
 _KILLED = "it was killed (out of memory?): give it more with --set-resources {rule}:mem_mb={memory}, or run again"
 
 
@@ -102,7 +108,8 @@ def _failure(job: Any, record: logging.LogRecord | None, since: float) -> Failur
         state = "OUT_OF_MEMORY"
     said = last_error(log, since)
     if not said or state in _REMEDIES:
-        remedy = _REMEDIES.get(state, _UNKNOWN if number else _KILLED).format(
+        unknown = _FULL if _disk_is_full(log) else _UNKNOWN if number else _KILLED
+        remedy = _REMEDIES.get(state, unknown).format(
             rule=rule, memory=2 * int(job.resources.get("mem_mb", 0)), minutes=2 * int(job.resources.get("runtime", 0))
         )
         attempts = f", {job.attempt} attempts" if job.attempt > 1 else ""
@@ -117,6 +124,14 @@ def _failure(job: Any, record: logging.LogRecord | None, since: float) -> Failur
         slurm_state=state,
         slurm_log=slurm_log,
     )
+
+
+def _disk_is_full(log: str) -> bool:
+    """Whether a job could not even have written its log."""
+    try:
+        return shutil.disk_usage(Path(log).parent).free < _FULL_BYTES
+    except OSError:
+        return False
 
 
 def _ran_out_of_memory(slurm_log: str) -> bool:

@@ -70,12 +70,18 @@ def lock_results(folder: str | os.PathLike, shard: Shard | None = None) -> list[
     path = Path(folder) / LOCK
     if shard is None:
         return _take(path, fcntl.LOCK_EX)
-    held = _take(path, fcntl.LOCK_SH) + _take(Path(f"{path}.shard-{shard.index}-of-{shard.count}"), fcntl.LOCK_EX)
-    others = [other for other in _shard_locks(path) if not other.name.endswith(f"-of-{shard.count}")]
-    for holder in filter(None, map(_holder, others)):  # only after this shard can be seen by those of another division
+    held = _take(path, fcntl.LOCK_SH)
+    try:
+        held += _take(Path(f"{path}.shard-{shard.index}-of-{shard.count}"), fcntl.LOCK_EX)
+        others = [other for other in _shard_locks(path) if not other.name.endswith(f"-of-{shard.count}")]
+        for holder in filter(
+            None, map(_holder, others)
+        ):  # now that this shard can be seen by those of another division
+            raise CohortgmmError(_in_use(path, holder))
+    except CohortgmmError:
         for descriptor in held:
             os.close(descriptor)
-        raise CohortgmmError(_in_use(path, holder))
+        raise
     return held
 
 

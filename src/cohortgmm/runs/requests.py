@@ -17,7 +17,7 @@ SNAKEMAKE_MB = 270
 
 #: Seconds for every cell × component × squared feature and iteration of EM: of plain cells, and of cells that each have
 #: their own noise, missing features or selection.
-_PLAIN_COST, _HIDDEN_COST = 1e-10, 1e-7
+_PLAIN_COST, _HIDDEN_COST = 1e-10, 2e-8
 
 #: What stands for the second D where covariances are diagonal.
 _DIAGONAL = 8
