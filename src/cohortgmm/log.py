@@ -94,7 +94,7 @@ def job_log(job: Any) -> Iterator[None]:
 def _usage(asked: Any) -> Usage:
     """Of this process so far; zero where the system does not tell."""
     memory, seconds = 0, 0.0
-    with suppress(OSError):
+    with suppress(OSError, TypeError, IndexError, ValueError):  # systems differ in what they tell
         # Not getrusage: its peak counts what Snakemake used before it started us.
         status, stat = Path("/proc/self/status").read_text(), Path("/proc/self/stat").read_text()
         memory = int(re.search(r"^VmHWM:\s+(\d+)", status, re.MULTILINE)[1]) >> 10

@@ -80,6 +80,7 @@ def test_shards(project, undisturbed):
     numbers = dict(re.findall(r"(\w+) as SLURM job (\d+)", said))
     assert list(numbers) == ["split", "shards", "finish"]
     project.wait_until_held()
+    wait_for(lambda: "COMPLETED" in states(numbers["shards"]), "the other shard ends")
     # The shard that is at work is refused a second time, and so are those of another division.
     refusals = [refusal(project, shard) for shard in ("1/2", "2/2", "1/1")]
     assert sorted(map(bool, refusals)) == [False, True, True]

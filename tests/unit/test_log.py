@@ -210,7 +210,6 @@ def test_a_system_that_does_not_tell_is_no_obstacle(tmp_path, monkeypatch):
     assert (tmp_path / "job.log").read_text().splitlines()[-1] == "used 0 MB of 390, 0.0 s of 600"
 
 
-@pytest.mark.xfail(strict=True, raises=TypeError, reason="a status without VmHWM is not foreseen")
 def test_a_system_that_tells_no_peak_is_no_obstacle(tmp_path, monkeypatch):
     without(monkeypatch, lambda path: "Name:\tpython\nVmRSS:\t 4096 kB\n" if path.name == "status" else "1 (python) S")
     run_job(tmp_path / "job.log")

@@ -101,7 +101,7 @@ def _suggestion(rule: str, jobs: list[JobUsage], share: float) -> str:
     found, asked = [], max(job.usage.memory_asked for job in jobs)
     if share > _NEAR or (share < _FAR and asked > _SMALL_MB):
         found.append(f"mem_mb: {_rounded(_SLACK * max(job.need for job in jobs), 100)}")
-    late = max(job.usage.seconds / job.usage.seconds_asked for job in jobs if job.usage.seconds_asked)
+    late = max((job.usage.seconds / job.usage.seconds_asked for job in jobs if job.usage.seconds_asked), default=0.0)
     if late > _NEAR:
         found.append(f"runtime: {_rounded(_SLACK * max(job.usage.seconds for job in jobs) / 60, 5)}")
     return f"{rule}: {{{', '.join(found)}}}" if found else ""

@@ -102,8 +102,8 @@ def _failure(job: Any, record: logging.LogRecord | None, since: float) -> Failur
     text = "" if record is None else f"{record.getMessage()} {getattr(record, 'rule_msg', '')}"
     state = match[1] if (match := re.search(r"SLURM status is: '(\w+)", text)) else ""
     number = "" if record is None else str((getattr(record, "aux", None) or {}).get("external_jobid") or "")
-    slurm_logs = [] if record is None else [path for path in record.log if number and path.endswith(f"{number}.log")]
-    slurm_log = slurm_logs[0] if slurm_logs else ""
+    others = [] if record is None or not number else [path for path in record.log if path != log]
+    slurm_log = next((path for path in others if Path(path).name == f"{number}.log"), "")
     if state == "FAILED" and _ran_out_of_memory(slurm_log):
         state = "OUT_OF_MEMORY"
     said = last_error(log, since)

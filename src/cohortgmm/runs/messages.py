@@ -1,6 +1,7 @@
 """What a run says when it begins and when it has succeeded."""
 
 import os
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -43,7 +44,7 @@ def start_message(executor: str, jobs: Sequence[Any], n_patients: int | None, ha
 
 def finish_message(configfiles: Iterable[str | os.PathLike], workflow_dir: str | os.PathLike) -> str:
     """What a run says when it has succeeded: how to make the report, with the options that name the same run."""
-    options = "".join(f" --configfile {path}" for path in configfiles)
+    options = "".join(f" --configfile {shlex.quote(str(path))}" for path in configfiles)
     if Path.cwd() != Path(workflow_dir).resolve():
-        options = f" --directory {Path.cwd()}{options}"
+        options = f" --directory {shlex.quote(str(Path.cwd()))}{options}"
     return f"Finished. For the report: snakemake{options} --report results/report.html"

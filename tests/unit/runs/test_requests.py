@@ -1,0 +1,315 @@
+"""Memory and time that jobs ask for."""
+
+import io
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cohortgmm.cohort.cells import PatientCells
+from cohortgmm.config import read_config
+from cohortgmm.runs import requests
+
+RULES = Path(requests.__file__).parents[3] / "workflow" / "rules"
+
+
+class Files(list):
+    """Snakemake's input: a list with names."""
+
+    @property
+    def cells(self):
+        return self[0]
+
+
+def gmm(**options):
+    return read_config({"input": "x", "patient_col": "p", "gmm": options}).gmm
+
+
+def cells_file(folder, n, d, dtype=np.float32):
+    path = folder / f"{n}x{d}.npz"
+    x = np.zeros((n, d), dtype=dtype)
+    PatientCells("P", x, np.arange(n), np.ones(n, dtype=bool), feature_names=tuple("f" * d)).save(path)
+    return path
+
+
+def minutes(path, k=2, attempt=1, n_threads=1, rule="fit", **options):
+    wildcards = SimpleNamespace() if k is None else SimpleNamespace(k=str(k))
+    return requests.fit_minutes(rule, gmm(**options), n_threads)(wildcards, Files([str(path)]), attempt)
+
+
+def test_requests_grow_with_the_input_and_the_attempt(tmp_path):
+    file = tmp_path / "x"
+    file.write_bytes(bytes(4_000_000))
+    request = requests.REQUESTS["split"]
+    memory, time = requests.memory("split"), requests.minutes("preprocess")
+    base = requests.SNAKEMAKE_MB + request.memory
+    assert memory(None, [str(file)], 1) == int(base + 4 * request.memory_per_mb)
+    assert memory(None, [str(file), str(file)], 1) == int(base + 8 * request.memory_per_mb)
+    assert memory(None, [str(file)], 3) == int(4 * (base + 4 * request.memory_per_mb))
+    assert memory(None, [str(tmp_path / "not made yet")], 1) == base
+    slow = requests.REQUESTS["preprocess"]
+    assert time(None, [str(file)] * 100, 2) == int(2 * (slow.minutes + 400 * slow.minutes_per_mb))
+
+
+def test_every_rule_has_a_request():
+    named = {name for path in RULES.glob("*.smk") for name in re.findall(r'requests\.\w+\("(\w+)"', path.read_text())}
+    assert named == set(requests.REQUESTS)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_shapes_are_those_that_numpy_reads(tmp_path, dtype):
+    path = cells_file(tmp_path, 37, 5, dtype)
+    with np.load(path) as stored:
+        assert requests.cells_shape(path) == stored["x"].shape
+    np.savez(path, x=np.asfortranarray(np.zeros((7, 3))))
+    assert requests.cells_shape(path) == (7, 3)
+
+
+def test_other_files_have_no_shape(tmp_path):
+    path = tmp_path / "x.npz"
+    for content in (b"", b"no archive", bytes(1000)):
+        path.write_bytes(content)
+        assert requests.cells_shape(path) == (0, 0)
+    np.savez(path, y=np.zeros((3, 3)))
+    assert requests.cells_shape(path) == (0, 0)
+    np.savez(path, x=np.zeros(3))
+    assert requests.cells_shape(path) == (0, 0)
+
+
+def test_the_time_of_a_fit_grows_with_its_work(tmp_path):
+    """Beyond the limit that every fit has: linearly in cells, k and starts, quadratically in features."""
+    least = requests.REQUESTS["fit"].minutes
+    extra = {
+        name: minutes(cells_file(tmp_path, n, d), **options) - least
+        for name, n, d, options in (
+            ("one", 200_000, 40, {"k": 20, "n_init": 400}),
+            ("cells", 400_000, 40, {"k": 20, "n_init": 400}),
+            ("k", 200_000, 40, {"k": 40, "n_init": 400}),
+            ("starts", 200_000, 40, {"k": 20, "n_init": 800}),
+            ("features", 200_000, 80, {"k": 20, "n_init": 400}),
+            ("diagonal", 200_000, 40, {"k": 20, "n_init": 400, "covariance_type": "diag"}),
+            ("threads", 200_000, 40, {"k": 20, "n_init": 400, "n_threads": 2}),
+        )
+    }
+    assert extra["one"] > 100
+    for name, factor in {"cells": 2, "k": 2, "starts": 2, "features": 4, "diagonal": 0.2, "threads": 0.5}.items():
+        assert extra[name] == pytest.approx(factor * extra["one"], abs=factor + 1), name  # whole minutes
+
+
+def test_the_time_of_a_fit_doubles_with_every_attempt(tmp_path):
+    path = cells_file(tmp_path, 100, 3)
+    assert [minutes(path, attempt=attempt) for attempt in (1, 2, 3)] == [10, 20, 40]
+
+
+def test_a_refit_may_be_of_the_largest_candidate(tmp_path):
+    path = cells_file(tmp_path, 200_000, 40)
+    options = {"k_comps": [2, 40], "n_init": 400}
+    assert minutes(path, None, rule="refit", **options) == minutes(path, 40, **options) > minutes(path, 2, **options)
+
+
+def test_corrected_fits_ask_for_more(tmp_path):
+    path = cells_file(tmp_path, 200_000, 10)
+    assert minutes(path, 5, noise={"obsm": "v"}) > 2 * minutes(path, 5)
+    assert minutes(path, 5, missing=True) == minutes(path, 5, noise={"obsm": "v"})
+
+
+def test_a_fit_that_is_only_foreseen_asks_for_the_least(tmp_path):
+    assert minutes(tmp_path / "not there.npz") == requests.REQUESTS["fit"].minutes
+
+
+def test_whole_numbers_are_asked_for(tmp_path):
+    """Snakemake hands them to SLURM as they are."""
+    file = tmp_path / "x"
+    file.write_bytes(bytes(1_234_567))
+    for rule, request in requests.REQUESTS.items():
+        for amount, base in (
+            (requests.memory(rule), requests.SNAKEMAKE_MB + request.memory),
+            (requests.minutes(rule), request.minutes),
+        ):
+            asked = [amount(None, [str(file)] * 10, attempt) for attempt in (1, 2, 3)]
+            assert set(map(type, asked)) == {int}
+            assert base <= asked[0] == pytest.approx(asked[1] / 2, abs=1) == pytest.approx(asked[2] / 4, abs=1)
+            assert amount(None, [], 1) == int(base)
+
+
+def test_a_folder_among_the_input_has_no_size(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "x").write_bytes(bytes(9_000_000))
+    assert requests.memory("merge")(None, [str(tmp_path / "folder")], 1) == requests.memory("merge")(None, [], 1)
+
+
+def rule_blocks():
+    """Name and text of every rule of the workflow; one that names itself in a loop has no name."""
+    for path in sorted(RULES.glob("*.smk")):
+        parts = re.split(r"^ *(?:rule|checkpoint)(?: (\w+))?:\n", path.read_text(), flags=re.MULTILINE)
+        yield from zip(parts[1::2], parts[2::2], strict=True)
+
+
+def test_every_rule_asks_for_memory_and_time_under_its_own_name():
+    blocks = list(rule_blocks())
+    assert len(blocks) == len(requests.REQUESTS)
+    for name, text in blocks:
+        own = name or "qc_cohort"
+        assert re.findall(r'mem_mb=requests\.(\w+)\("(\w+)"', text) == [("memory", own)]
+        fits = "fit_minutes" if own in ("fit", "refit") else "minutes"
+        assert re.findall(r'runtime=requests\.(\w+)\("(\w+)"', text) == [(fits, own)]
+
+
+# Shapes from the headers of array files
+
+
+def archive(path, header, name="x.npy"):
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr(name, header)
+    return path
+
+
+def header(shape, version=(1, 0), dtype="<f4"):
+    """The beginning of an array file, without the numbers."""
+    file = io.BytesIO()
+    write = {(1, 0): np.lib.format.write_array_header_1_0, (2, 0): np.lib.format.write_array_header_2_0}[version]
+    write(file, {"descr": dtype, "fortran_order": False, "shape": shape})
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("dtype", ["<f4", "<f8", ">f8", "<f2", "<i4", "|u1", "|b1"])
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("shape", [(37, 5), (1, 1), (0, 3), (4, 0), (100_000, 2)])
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_shapes_of_any_array(tmp_path, dtype, order, shape, save):
+    path = tmp_path / "x.npz"
+    save(path, first=np.zeros(3), x=np.zeros(shape, dtype=dtype, order=order), y=np.zeros((9, 9)))
+    with np.load(path) as stored:
+        assert requests.cells_shape(path) == stored["x"].shape == shape
+    assert requests.cells_shape(str(path)) == shape
+
+
+@pytest.mark.parametrize("version", [(1, 0), (2, 0)])
+def test_only_the_header_is_read(tmp_path, version):
+    shape = (10**9, 50)
+    assert requests.cells_shape(archive(tmp_path / "x.npz", header(shape, version))) == shape
+
+
+def test_cells_with_noise_have_the_shape_of_the_cells(tmp_path):
+    x, everyone = np.zeros((6, 3)), np.ones(6, dtype=bool)
+    PatientCells("P", x, np.arange(6), everyone, noise=np.ones((6, 3, 3))).save(tmp_path / "x.npz")
+    assert requests.cells_shape(tmp_path / "x.npz") == (6, 3)
+
+
+def test_a_file_that_has_changed_has_another_shape(tmp_path):
+    path = archive(tmp_path / "x.npz", header((12, 34)))
+    assert requests.cells_shape(path) == (12, 34)
+    archive(path, header((34, 12)))  # as long as before
+    os.utime(path, ns=(1, 1))
+    assert requests.cells_shape(path) == (34, 12)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x93NUMPY",
+        header((3, 2))[:9],
+        header((3, 2))[:40],
+        header((3, 2, 1)),
+        header(()),
+        header((3, 2)).replace(b"shape", b"shave"),
+        header((3, 2)).replace(b"(3, 2)", b"(3, 2("),
+        header((3, 2)).replace(b"(3, 2)", b"(3,\0)"),
+        header((3, 2)).replace(b"(3, 2)", b"f(3,2)"),
+    ],
+)
+def test_a_header_that_cannot_be_read_has_no_shape(tmp_path, content):
+    assert requests.cells_shape(archive(tmp_path / "x.npz", content)) == (0, 0)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_a_damaged_file_has_a_shape_or_none_but_stops_nobody(tmp_path, save):
+    """Any bit may flip; only the file's own job shall fail of it, not the run."""
+    path = tmp_path / "x.npz"
+    save(path, x=np.zeros((3, 2), dtype=np.float32))
+    whole, failed = path.read_bytes(), set()
+    damaged = [whole[:n] for n in range(len(whole))]
+    for i in range(len(whole)):
+        damaged += [whole[:i] + bytes([whole[i] ^ 1 << bit]) + whole[i + 1 :] for bit in range(8)]
+    for i, content in enumerate(damaged):
+        path.write_bytes(content)
+        os.utime(path, ns=(i, i))
+        try:
+            assert len(requests.cells_shape(path)) == 2
+        except Exception as error:
+            failed.add(type(error).__name__)
+    assert failed == set()
+
+
+def test_the_start_of_a_run_does_not_pay_for_numpy():
+    modules = [path.stem for path in Path(requests.__file__).parent.glob("*.py") if path.stem != "__init__"]
+    code = f"import sys; sys.path.insert(0, {str(RULES.parents[1] / 'src')!r})\n"
+    code += "".join(f"import cohortgmm.runs.{name}\n" for name in modules) + "print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert "cohortgmm.runs.requests" in loaded
+    assert not set(loaded) & {"numpy", "anndata", "pandas", "scipy", "pydantic"}
+
+
+# The time of a fit
+
+
+@given(
+    n=st.integers(1, 10**7),
+    d=st.integers(1, 100),
+    k=st.integers(1, 50),
+    n_init=st.integers(1, 20),
+    split_merge=st.integers(0, 3),
+    n_threads=st.integers(1, 16),
+    kind=st.sampled_from(["full", "diag"]),
+)
+def test_the_work_of_a_plain_fit_is_what_is_asked_for(n, d, k, n_init, split_merge, n_threads, kind):
+    """Whatever a unit of work takes: the time that comes on top is proportional to every factor."""
+
+    def extra(**changes):
+        given = {"n": n, "d": d, "k": k, "n_init": n_init, "split_merge": split_merge, "n_threads": n_threads} | changes
+        size = (given.pop("n") * 10**14, given.pop("d"))  # so many cells that whole minutes are no matter
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(requests, "cells_shape", lambda path: size)
+            return minutes(__file__, covariance_type=kind, **given) - requests.REQUESTS["fit"].minutes
+
+    one = extra()
+    assert one > 0
+    for changes, factor in (
+        ({"n": 3 * n}, 3),
+        ({"k": 2 * k}, 2),
+        ({"n_init": 2 * n_init}, 2),
+        ({"split_merge": split_merge + 1}, (split_merge + 2) / (split_merge + 1)),
+        ({"n_threads": 2 * n_threads}, 0.5),
+        ({"d": 2 * d}, 4 if kind == "full" else 2),
+    ):
+        assert extra(**changes) == pytest.approx(factor * one, rel=1e-3, abs=2)
+
+
+def test_fewer_iterations_take_less_time_but_a_limit_nobody_reaches_does_not_count(tmp_path):
+    path = archive(tmp_path / "x.npz", header((10**9, 50)))
+    for options in ({}, {"missing": True, "n_init": 1}):
+        times = [minutes(path, 10, max_iter=n, **options) - 10 for n in (5, 10, 1000, 10_000)]
+        assert times[0] == pytest.approx(times[1] / 2, rel=1e-3)
+        assert times[1] < times[2] == times[3]
+
+
+def test_every_further_start_of_a_corrected_fit_takes_as_long(tmp_path):
+    path = archive(tmp_path / "x.npz", header((10**9, 5)))
+    times = [minutes(path, 3, missing=True, n_init=n) for n in (1, 2, 3)]
+    assert times[2] - times[1] == pytest.approx(times[1] - times[0], abs=1)
+    assert times[1] > times[0]
+
+
+def test_a_fit_of_another_file_asks_for_the_least(tmp_path):
+    path = tmp_path / "patients.tsv"
+    path.write_text("patient\nP1\n")
+    assert minutes(path, 50) == requests.REQUESTS["fit"].minutes
