@@ -288,6 +288,15 @@ def test_slurms_own_words_tell_what_a_step_ran_out_of(errors, tmp_path, text, st
     assert ("mem_mb=1000" in failure.reason) == (state == "OUT_OF_MEMORY")
 
 
+def test_a_step_that_ran_out_of_memory_did_not_end_a_job_that_was_out_of_time(errors, tmp_path):
+    slurm_log = tmp_path / "17.log"
+    slurm_log.write_text("slurmstepd: error: Detected 1 oom_kill event in StepId=17.0.\n")
+    job = SnakemakeJob(5, "k3.log", patient="P1", k="3")
+    report(job, "17", "TIMEOUT", slurm_log)
+    (failure,) = failures_of(errors, job)
+    assert failure.slurm_state == "TIMEOUT"
+
+
 @pytest.mark.parametrize("state", ["OUT_OF_MEMORY", "TIMEOUT", "CANCELLED", "NODE_FAIL", "FAILED"])
 def test_what_ended_the_job_is_told_before_what_it_had_said(errors, tmp_path, state):
     log = tmp_path / "k3.log"
