@@ -119,7 +119,7 @@ up)
     ;;
 down)
     for program in slurmd slurmctld munged; do stop "$program"; done
-    [[ $(readlink "$system") != "$conf" ]] || rm -f "$system"
+    [[ $(readlink "$system") != "$conf" ]] || rm -f "$system" "$(dirname "$system")/cgroup.conf"
     ;;
 start) start "$2" ;;
 stop) stop "$2" ;;

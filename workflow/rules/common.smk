@@ -125,8 +125,8 @@ def begin():
         say(f"Cancelled {n_cancelled} jobs that a run that was killed had left in SLURM's queue.")
     logger.addHandler(ERRORS)
     jobs = list(workflow.dag.needrun_jobs())
-    if executor == "slurm":
-        remote = next(job for job in jobs if not job.is_local)
+    remote = next((job for job in jobs if not job.is_local), None)
+    if executor == "slurm" and remote is not None:
         orphans.remember_run("results", workflow.scheduler.get_executor(remote).run_uuid)
     say(messages.start_message(executor, jobs, known_patients(), os.path.exists("results/scores.tsv")))
     return lock
@@ -136,15 +136,20 @@ onstart:
     LOCK = begin()
 
 
-onsuccess:
-    if os.path.exists("results/cohort_gmm.h5ad") and not SHARD:
-        failures.write_failures("results", [])
-        say(messages.finish_message(workflow.overwrite_configfiles, workflow.basedir))
-
-
-onerror:
-    failed = ERRORS.failures(workflow.scheduler.failed, workflow.dag.jobid)
+def end(failed):
+    """Keep what failed, say it, and forget the jobs in SLURM's queue: Snakemake has seen them end."""
     if failed:
         say("\n  ".join([f"{len(failed)} failed:", *map(str, failed)]))
     if not SHARD:
         failures.write_failures("results", failed)
+        orphans.forget_run("results")
+
+
+onsuccess:
+    end([])
+    if os.path.exists("results/cohort_gmm.h5ad") and not SHARD:
+        say(messages.finish_message(workflow.overwrite_configfiles, workflow.basedir))
+
+
+onerror:
+    end(ERRORS.failures(workflow.scheduler.failed, workflow.dag.jobid))

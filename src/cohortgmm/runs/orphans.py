@@ -47,13 +47,18 @@ def cancel_orphans(results: str) -> int:
                     f"jobs {', '.join(left)} of a run that was killed do not end: scancel --name={name}, then run again"
                 )
             time.sleep(1)
-    path.unlink()
+    forget_run(results)
     return len(jobs)
 
 
 def remember_run(results: str, name: str) -> None:
     """Keep the name that all jobs of this run have in SLURM, for :func:`cancel_orphans` of the next one."""
     (Path(results) / RUN_FILE).write_text(f"{name}\n")
+
+
+def forget_run(results: str) -> None:
+    """Nothing is left of this run: Snakemake has seen all its jobs end."""
+    (Path(results) / RUN_FILE).unlink(missing_ok=True)
 
 
 def _live(name: str) -> list[str]:
