@@ -79,8 +79,11 @@ def _place(options: argparse.Namespace) -> tuple[Path, Path]:
     found = [path.resolve() for path in candidates if path.is_file()]
     if not found:
         raise CohortgmmError(f"no Snakefile: {candidates[-1]} is not there; name it with --snakefile")
+    if found[0].name != "Snakefile":
+        raise CohortgmmError(f"{found[0]} must be called Snakefile")
     workflow_dir = found[0].parent
-    default = [Path("config/config.yaml").resolve(), workflow_dir / "config" / "config.yaml"]
+    # As Snakemake: with a directory, the configuration in it.
+    default = [place.resolve() / "config" / "config.yaml" for place in (options.directory, workflow_dir)]
     configfile = (
         options.configfile.resolve() if options.configfile else next(filter(Path.is_file, default), default[-1])
     )
@@ -98,10 +101,12 @@ def _config(configfile: Path, workflow_dir: Path):
     from cohortgmm.workflow import load_config
 
     try:
-        values = yaml.safe_load(configfile.read_text())
-    except yaml.YAMLError as error:
+        values = yaml.safe_load(configfile.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise CohortgmmError(f"{configfile} is no YAML: {' '.join(str(error).split())}") from None
-    return load_config(values or {}, str(configfile), workflow_dir)
+    if not isinstance(values, dict):
+        raise CohortgmmError(f"{configfile} must hold keys with values, got a {type(values).__name__}")
+    return load_config(values, str(configfile), workflow_dir)
 
 
 def _status(options: argparse.Namespace, others: Sequence[str]) -> int:
@@ -116,8 +121,8 @@ def _status(options: argparse.Namespace, others: Sequence[str]) -> int:
 def _submit(options: argparse.Namespace, others: Sequence[str]) -> int:
     from cohortgmm.runs import shards
 
-    if options.shards < 0 or options.cpus < 1 or options.minutes < 1:
-        raise CohortgmmError("--shards must be 0 or more, --cpus and --minutes 1 or more")
+    if options.shards < 0 or min(options.cpus, options.minutes, options.mem_mb or 1) < 1:
+        raise CohortgmmError("--shards must be 0 or more; --cpus, --minutes and --mem-mb 1 or more")
     workflow_dir, configfile = _place(options)
     _config(configfile, workflow_dir)  # a mistake in it is told now, not by every job
     chosen = ((name, getattr(options, name)) for name in ("partition", "account", "qos"))

@@ -92,7 +92,8 @@ class JobErrors(logging.Handler):
             Function from a job to its number.
         """
         since = self._started - _CLOCKS_APART
-        found = [_failure(job, self._last.get(numbers(job)), since) for job in jobs if hasattr(job, "rule")]
+        single = [member for job in jobs for member in getattr(job, "jobs", [job])]  # of a group, its jobs
+        found = [_failure(job, self._last.get(numbers(job)), since) for job in single]
         return sorted(found, key=lambda failure: (failure.rule, failure.patient, int(failure.k or 0)))
 
 

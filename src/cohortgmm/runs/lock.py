@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,9 @@ from cohortgmm.errors import CohortgmmError
 
 #: Name of the lock in the results folder.
 LOCK = ".lock"
+
+#: How often a lock is tried again, and after how many seconds.
+_TRIES, _PAUSE = 4, 0.05
 
 
 @dataclass(frozen=True)
@@ -101,14 +105,19 @@ def _take(path: Path, kind: int) -> list[int]:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         raise CohortgmmError(f"cannot lock {path}: {error.strerror}; it may be another user's run") from None
-    try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise CohortgmmError(_in_use(path, _text(path))) from None
-    except OSError:
-        os.close(descriptor)
-        return []
+    for last in [*[False] * _TRIES, True]:
+        try:
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        except BlockingIOError:  # it may be a look of `lock_holders`, which is over at once
+            if last:
+                os.close(descriptor)
+                raise CohortgmmError(_in_use(path, _text(path))) from None
+            time.sleep(_PAUSE)
+        except OSError:
+            os.close(descriptor)
+            return []
+        else:
+            break
     os.ftruncate(descriptor, 0)
     if kind == fcntl.LOCK_EX:
         os.write(descriptor, f"process {os.getpid()} on {os.uname().nodename}".encode())

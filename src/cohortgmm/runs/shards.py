@@ -24,6 +24,9 @@ SHARD_VARIABLE = "COHORTGMM_SHARD"
 #: Rules that are run for one patient by itself.
 PATIENT_RULES = ("fit", "select", "refit")
 
+#: The number of a shard, for the shell that runs a batch script.
+_TASK = "$SLURM_ARRAY_TASK_ID"
+
 #: Where the scripts that are submitted, and what the allocations say, are kept.
 LOG_FOLDER = "results/logs/slurm"
 
@@ -133,7 +136,7 @@ def scripts(
     if n_shards:
         split = snakemake_command([*whole, "--", "results/patients.tsv"], workflow_dir)
         ours = ["--snakefile", str(Path(workflow_dir) / "Snakefile"), "--configfile", str(configfile)]
-        shard = [sys.executable, "-m", "cohortgmm", "shard", f"$SLURM_ARRAY_TASK_ID/{n_shards}", *ours, "--", *options]
+        shard = [sys.executable, "-m", "cohortgmm", "shard", f"{_TASK}/{n_shards}", *ours, "--", *options]
         commands = {"split": split, "shards": shard} | commands
     return {name: _script(name, command, n_shards, allocation, workflow_dir) for name, command in commands.items()}
 
@@ -154,7 +157,7 @@ def _script(
         *allocation.options,
     ]
     source = Path(workflow_dir) / "src"
-    quoted = " ".join(f'"{word}"' if word.startswith("$") else shlex.quote(word) for word in command)
+    quoted = " ".join(f'"{word}"' if word.startswith(f"{_TASK}/") else shlex.quote(word) for word in command)
     return "\n".join(
         [
             "#!/bin/bash",

@@ -7,7 +7,7 @@ import pytest
 
 from cohortgmm.errors import CohortgmmError
 from cohortgmm.runs import orphans
-from cohortgmm.runs.orphans import RUN_FILE, cancel_orphans, remember_run
+from cohortgmm.runs.orphans import RUN_FILE, cancel_orphans, forget_run, remember_run
 
 NAME = "cohortgmm-1b4e28ba-2fa1-11d2-883f-0016d3cca427"
 ASKED = ["squeue", f"--name={NAME}", "--noheader", "--format=%A"]
@@ -38,6 +38,7 @@ def clock(monkeypatch):
     def sleep(seconds):
         clock.now += seconds
         clock.naps += 1
+        assert clock.naps < 1000
         if clock.meanwhile:
             clock.meanwhile.pop(0)()
 
@@ -138,3 +139,12 @@ def test_the_last_run_is_the_one_remembered(results, programs, queue, clock):
     remember_run(str(results), NAME)
     cancel_orphans(str(results))
     assert programs.calls == [ASKED]
+
+
+def test_a_run_that_has_ended_by_itself_is_forgotten(results, programs):
+    """Its results may go to a machine without SLURM."""
+    remember_run(str(results), NAME)
+    forget_run(str(results))
+    assert cancel_orphans(str(results)) == 0
+    assert programs.calls == []
+    forget_run(str(results))

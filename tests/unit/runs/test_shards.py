@@ -225,7 +225,6 @@ def test_scripts_hand_on_what_they_are_given_whatever_the_shell_makes_of_it(pyth
         assert run_script(text, SLURM_ARRAY_TASK_ID="2", PYTHONPATH="/x y")[1] == f"{flow}/src:/x y"
 
 
-@pytest.mark.xfail(strict=True, reason="every word that begins with a dollar is left to the shell, not only the task's")
 def test_only_the_number_of_the_task_is_for_the_shell(python):
     (text,) = scripts(0, Allocation(), ["--config", "$HOME"], "/flow", "/c.yaml").values()
     assert "$HOME" in run_script(text, HOME="/somewhere")[0]
