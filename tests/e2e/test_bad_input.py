@@ -23,10 +23,11 @@ def refused(project, *lines, targets=TARGETS, begins="error: "):
 def snapshot(project):
     """Every file of the results with its content.
 
-    Without the logs, the lock, and the table of the stage that fails: Snakemake removes what a failed job was to write.
+    Without the logs, the lock, the list of what failed, and the table of the stage that fails: Snakemake removes what a
+    failed job was to write.
     """
     folder = project.directory / "results"
-    parts = ("logs", "benchmarks", ".lock", "patients.tsv")
+    parts = ("logs", "benchmarks", ".lock", "failed.tsv", "patients.tsv")
     return {
         path: path.read_bytes()
         for path in folder.rglob("*")
