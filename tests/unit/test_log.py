@@ -175,7 +175,6 @@ def test_peak_memory_and_time_are_those_the_system_counts(tmp_path):
     assert 0.6 <= usage.seconds <= elapsed + 0.1
     small, _, _ = run_in_process(tmp_path / "job.log", 1, 0)
     assert small.memory < 100
-    assert small.seconds < usage.seconds
 
 
 LARGE_PARENT = """

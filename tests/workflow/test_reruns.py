@@ -97,7 +97,7 @@ def test_a_change_of_the_figures_code_fits_nothing(finished):
     assert finished.call().returncode == 0
     file = finished.workflow / "src" / "cohortgmm" / "plots" / "overview.py"
     file.write_text(file.read_text() + "\nchanged = 1\n")
-    assert set(finished.run("all")) == {"qc_criteria", "qc_overview", "qc_composition"}
+    assert set(finished.run("all")) == {"qc_criteria", "qc_overview", "qc_composition", "efficiency"}
 
 
 def test_one_patient_can_be_forced(finished):
