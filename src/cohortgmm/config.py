@@ -68,7 +68,7 @@ class Config(Section):
     patients: str | None = Field(
         None,
         description="Sample sheet (TSV with a column `patient`): only these patients are modelled, and a dry run shows "
-        "every job that may run. null: all patients of the input.",
+        "their jobs before the cohort has been split. null: all patients of the input.",
     )
     min_cells: int = Field(
         20, ge=2, description="Fewest cells a patient must have, not counting cells without any feature."

@@ -171,7 +171,8 @@ def run_in_process(path, megabytes, seconds):
 
 def test_peak_memory_and_time_are_those_the_system_counts(tmp_path):
     usage, peak, elapsed = run_in_process(tmp_path / "job.log", 700, 0.6)
-    assert 700 < usage.memory == pytest.approx(peak, abs=3)
+    # The kernel adds up what its processors count only now and then.
+    assert 700 < usage.memory == pytest.approx(peak, rel=0.05)
     assert 0.6 <= usage.seconds <= elapsed + 0.1
     small, _, _ = run_in_process(tmp_path / "job.log", 1, 0)
     assert small.memory < 100
