@@ -28,15 +28,15 @@ _REMEDIES = {
     "NODE_FAIL": "run again",
     "BOOT_FAIL": "run again",
 }
+_UNKNOWN = "see what SLURM says of it"
+_FULL = f"{os.strerror(errno.ENOSPC)} for its log: free space, then run again"
+_KILLED = "it was killed (out of memory?): give it more with --set-resources {rule}:mem_mb={memory}, or run again"
+
 #: Seconds that the clocks of nodes may be apart.
 _CLOCKS_APART = 120
 
 #: A disk with less space is full.
 _FULL_BYTES = 1 << 14
-
-_UNKNOWN = "see what SLURM says of it"
-_FULL = f"{os.strerror(errno.ENOSPC)} for its log: free space, then run again"
-_KILLED = "it was killed (out of memory?): give it more with --set-resources {rule}:mem_mb={memory}, or run again"
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from cohortgmm.errors import CohortgmmError
 #: Name of the lock in the results folder.
 LOCK = ".lock"
 
-#: How often a lock is tried again, and after how many seconds.
-_TRIES, _PAUSE = 4, 0.05
+#: How often a lock is tried, and seconds in between.
+_TRIES, _PAUSE = 5, 0.05
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,9 @@ def lock_results(folder: str | os.PathLike, shard: Shard | None = None) -> list[
     held = _take(path, fcntl.LOCK_SH)
     try:
         held += _take(Path(f"{path}.shard-{shard.index}-of-{shard.count}"), fcntl.LOCK_EX)
+        # Looked for only now that this shard can be seen by those of another division.
         others = [other for other in _shard_locks(path) if not other.name.endswith(f"-of-{shard.count}")]
-        for holder in filter(
-            None, map(_holder, others)
-        ):  # now that this shard can be seen by those of another division
+        if holder := next(filter(None, map(_holder, others)), ""):
             raise CohortgmmError(_in_use(path, holder))
     except CohortgmmError:
         for descriptor in held:
@@ -105,19 +104,18 @@ def _take(path: Path, kind: int) -> list[int]:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         raise CohortgmmError(f"cannot lock {path}: {error.strerror}; it may be another user's run") from None
-    for last in [*[False] * _TRIES, True]:
+    for tries_left in reversed(range(_TRIES)):
         try:
             fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+            break
         except BlockingIOError:  # it may be a look of `lock_holders`, which is over at once
-            if last:
+            if not tries_left:
                 os.close(descriptor)
                 raise CohortgmmError(_in_use(path, _text(path))) from None
             time.sleep(_PAUSE)
         except OSError:
             os.close(descriptor)
             return []
-        else:
-            break
     os.ftruncate(descriptor, 0)
     if kind == fcntl.LOCK_EX:
         os.write(descriptor, f"process {os.getpid()} on {os.uname().nodename}".encode())

@@ -1,6 +1,6 @@
 """What jobs ask of a cluster: memory and time, by rule, from the size of their input.
 
-The figures were read off ``benchmarks/resources.py``, which compares what jobs ask for with what they use.
+``benchmarks/resources.py`` compares what jobs ask for with what they use.
 """
 
 import ast
@@ -8,7 +8,7 @@ import functools
 import os
 import struct
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,21 +64,21 @@ REQUESTS = {
 
 def memory(rule: str) -> Callable[..., int]:
     """Resource function: MB for a job of a rule, doubled by every further attempt."""
-    request = REQUESTS[rule]
-
-    def amount(wildcards, input, attempt) -> int:
-        need = SNAKEMAKE_MB + request.memory + request.memory_per_mb * _size_mb(input)
-        return int(need * 2 ** (attempt - 1))
-
-    return amount
+    return _scaled(SNAKEMAKE_MB + REQUESTS[rule].memory, REQUESTS[rule].memory_per_mb)
 
 
 def minutes(rule: str) -> Callable[..., int]:
     """Resource function: minutes for a job of a rule, doubled by every further attempt."""
-    request = REQUESTS[rule]
+    return _scaled(REQUESTS[rule].minutes, REQUESTS[rule].minutes_per_mb)
+
+
+def _scaled(base: float, per_mb: float) -> Callable[..., int]:
+    """Resource function: ``base`` plus ``per_mb`` for every MB of input that exists, doubled by every further attempt."""
 
     def amount(wildcards, input, attempt) -> int:
-        return int((request.minutes + request.minutes_per_mb * _size_mb(input)) * 2 ** (attempt - 1))
+        # Not input.size_mb: within an input function (a report, a checkpoint) Snakemake leaves it unevaluated.
+        size = sum(os.path.getsize(path) for path in input if os.path.isfile(path)) / 1e6
+        return int((base + per_mb * size) * 2 ** (attempt - 1))
 
     return amount
 
@@ -110,11 +110,6 @@ def fit_minutes(rule: str, gmm: Any, n_threads: int) -> Callable[..., int]:
         return int((request.minutes + cost * work) * 2 ** (attempt - 1))
 
     return amount
-
-
-def _size_mb(paths: Sequence[str]) -> float:
-    # Not input.size_mb: within an input function (a report, a checkpoint) Snakemake leaves it unevaluated.
-    return sum(os.path.getsize(path) for path in paths if os.path.isfile(path)) / 1e6
 
 
 def cells_shape(path: str | os.PathLike) -> tuple[int, int]:
