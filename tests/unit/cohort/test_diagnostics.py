@@ -237,6 +237,18 @@ def test_only_complete_cells_have_a_place_on_the_umap(tmp_path, stub_scanpy):
     assert np.isnan(annotate(tmp_path / "x.h5ad", umap=True).umap).all()  # three are too few
 
 
+def test_the_umap_of_more_cells_than_are_compared_pair_by_pair(tmp_path):
+    # Scanpy searches neighbours approximately from 8,192 cells on: another library, that may not suit this scanpy.
+    rng = np.random.default_rng(0)
+    groups = np.repeat([0, 1], 4200)
+    x = (20.0 * groups[:, None] + rng.normal(size=(len(groups), 4))).astype(np.float32)
+    ad.AnnData(shape=(len(x), 0), obsm={"X_pca": x}).write_h5ad(tmp_path / "x.h5ad")
+    umap = annotate(tmp_path / "x.h5ad", umap=True, max_cells=len(x)).umap
+    centres = np.array([umap[groups == group].mean(axis=0) for group in (0, 1)])
+    nearest = np.linalg.norm(umap[:, None] - centres, axis=2).argmin(axis=1)
+    np.testing.assert_array_equal(nearest, groups)
+
+
 def test_gaps_in_a_sparse_matrix_have_no_place_on_the_umap(tmp_path, stub_scanpy):
     cohort = make_cohort(("P1",), n_cells=40)
     x = cohort.obsm["X_pca"]
