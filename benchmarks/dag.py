@@ -75,25 +75,27 @@ def dry_runs(folder: Path, n_patients: int) -> list[Line]:
     """Of a cohort that has not been run."""
     n = f"{n_patients:,} patients × {len(CANDIDATES)} k ({11 * n_patients + 9:,} jobs)"
     seconds, memory = TARGETS["dry"] if n_patients <= 1000 else (None, None)
-    lines = [_line(f"{n}: dry run from a sample sheet", *call(folder, "-n", "-q", source="sheet"), seconds, memory)]
+    lines = [
+        _line(f"{n}: dry run from a sample sheet", *call(folder, "-n", "-q", "all", source="sheet"), seconds, memory)
+    ]
     call(folder, "results/patients.tsv")
-    lines.append(_line(f"{n}: dry run once the cohort is split", *call(folder, "-n", "-q"), seconds, memory))
+    lines.append(_line(f"{n}: dry run once the cohort is split", *call(folder, "-n", "-q", "all"), seconds, memory))
     target = f"results/models/P{n_patients // 2:05d}.npz"
-    one = call(folder, "-n", "-q", "--", target)
+    one = call(folder, "-n", "-q", "all", "--", target)
     lines.append(_line(f"{n}: dry run of one patient", *one, TARGETS["one"]))
-    batch = call(folder, "-n", "-q", "--batch", "merge=1/10", "--", "results/cohort_gmm.h5ad")
-    lines.append(_line(f"{n}: dry run of a tenth (`--batch merge=1/10`)", *batch, None))
+    batch = call(folder, "-n", "-q", "all", "--batch", "merge=1/10", "--", "results/cohort_gmm.h5ad")
+    lines.append(_line(f"{n}: dry run of a batch (`--batch merge=1/10`)", *batch, None))
     return lines
 
 
 def whole_run(folder: Path, n_patients: int) -> list[Line]:
     """A run from the split on, and what a call costs afterwards."""
     n_jobs = 11 * n_patients + 8
-    seconds, memory = call(folder, "-q")
+    seconds, memory = call(folder, "-q", "all")
     met = seconds / n_jobs < TARGETS["job"]
     what = f"{n_patients:,} patients: a whole run on 2 cores, {n_jobs:,} jobs"
     lines = [Line(what, f"{seconds / n_jobs:.3f} s a job", f"{seconds:.0f} s, {memory:.0f} MB", "", "< 0.25 s", met)]
-    again = call(folder, "-q")
+    again = call(folder, "-q", "all")
     lines.append(_line(f"{n_patients:,} patients: a call with nothing to do", *again, TARGETS["nothing"]))
     return lines
 
@@ -112,10 +114,11 @@ def main() -> None:
             lines += dry_runs(folder, n)
             lines += whole_run(folder, n) if n in options.run else []
             print(lines_table(lines), flush=True)
+            head = f"`python benchmarks/dag.py`\n{circumstances(['snakemake'], load)}\n\n"
+            options.output.write_text(head + lines_table(lines) + "\n")
+            shutil.rmtree(folder)
     finally:
         shutil.rmtree(work)
-    head = f"`python benchmarks/dag.py`\n{circumstances(['snakemake'], load)}\n\n"
-    options.output.write_text(head + lines_table(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ def run(name: str) -> list[JobUsage]:
         (folder / "config.yaml").write_text(yaml.safe_dump(COHORTS[name][1](folder)))
         command = [
             *(sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder)),
-            *("--configfile", str(folder / "config.yaml"), "--cores", "2", "-q"),
+            *("--configfile", str(folder / "config.yaml"), "--cores", "2", "-q", "all"),
         ]
         subprocess.run(command, check=True)
         return read_usage(folder / "results" / "logs")

@@ -31,6 +31,8 @@ helpers.prepare_jobs(sys.path[0], verbose=CONFIG.gmm.verbose)
 COHORT_FILE = "results/preprocessed/cohort.h5ad" if CONFIG.preprocess.enabled else CONFIG.input
 ENVIRONMENT = os.path.join(workflow.basedir, "envs", "cohortgmm.yaml")
 TABLE = "results/patients.tsv"
+# What is read of an AnnData file for its cells' coordinates and annotations.
+EMBEDDING = ("obs", "obsm") if CONFIG.use_rep else ("obs", "X", "layers")
 FIGURES = ["criteria", "overview"] + (["composition"] if CONFIG.celltype_col else [])
 ERRORS = failures.JobErrors()
 
@@ -56,9 +58,12 @@ def parts():
     """File names of what is fitted: those foreseen, or once the cohort has been split those that are there."""
     if foreseen():
         return foreseen()
+    # A shard takes the division of the cohort as it finds it, and so does a batch, which must know all inputs at once.
+    found = SHARD or workflow.dag_settings.batch
     try:
-        # A shard takes the division of the cohort as it finds it.
-        return helpers.part_names(CONFIG.component_sharing, TABLE if SHARD else checkpoints.split.get().output.table)
+        return helpers.part_names(CONFIG.component_sharing, TABLE if found else checkpoints.split.get().output.table)
+    except FileNotFoundError:
+        raise WorkflowError(f"{TABLE} is not there yet: split the cohort first, snakemake {TABLE}") from None
     except CohortgmmError as error:
         raise WorkflowError(str(error)) from None
 

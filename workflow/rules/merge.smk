@@ -20,7 +20,7 @@ rule merge:
     conda:
         ENVIRONMENT
     resources:
-        mem_mb=requests.memory("merge"),
+        mem_mb=requests.memory("merge", ("obs",)),
         runtime=requests.minutes("merge"),
     params:
         gmm=CONFIG.gmm.model_dump(exclude={"verbose"}),

@@ -16,7 +16,7 @@ rule check_input:
     conda:
         ENVIRONMENT
     resources:
-        mem_mb=requests.memory("check_input"),
+        mem_mb=requests.memory("check_input", ("obs",)),
         runtime=requests.minutes("check_input"),
     params:
         columns={key: getattr(CONFIG, key) for key in ("patient_col", "label_col", "celltype_col")},
@@ -66,7 +66,7 @@ checkpoint split:
     conda:
         ENVIRONMENT
     resources:
-        mem_mb=requests.memory("split"),
+        mem_mb=requests.memory("split", EMBEDDING),
         runtime=requests.minutes("split"),
     params:
         folder=lambda wildcards, output: os.path.join(os.path.dirname(output.table), "patients"),

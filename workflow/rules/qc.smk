@@ -17,7 +17,7 @@ rule qc_cells:
         ENVIRONMENT
     threads: 1  # a UMAP on several threads is another one every time
     resources:
-        mem_mb=requests.memory("qc_cells"),
+        mem_mb=requests.memory("qc_cells", EMBEDDING),
         runtime=requests.minutes("qc_cells"),
     params:
         options={

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from cohortgmm.runs.stored import megabytes
+
 #: MB of Snakemake itself, which runs twice in a job of a cluster.
 SNAKEMAKE_MB = 270
 
@@ -33,9 +35,9 @@ class Request:
     Attributes
     ----------
     memory, memory_per_mb
-        MB, Snakemake's own aside, and for every MB of input.
+        MB, Snakemake's own aside, and for every MB of input; of AnnData files, for every MB that their arrays hold.
     minutes, minutes_per_mb
-        Time limit.
+        Time limit, and for every MB of input files.
     """
 
     memory: float
@@ -45,40 +47,56 @@ class Request:
 
 
 REQUESTS = {
-    "check_input": Request(250, 1, minutes=5),
-    "preprocess": Request(700, 30, minutes_per_mb=0.2),
-    "split": Request(250, 3, minutes_per_mb=0.02),
-    "fit": Request(120, 5),
+    "check_input": Request(220, 3, minutes=5),
+    "preprocess": Request(500, 6, minutes_per_mb=0.02),
+    "split": Request(230, 3.2, minutes_per_mb=0.01),
+    "fit": Request(140, 5),
     "select": Request(120, minutes=5),
     "select_cohort": Request(150, 5),
-    "refit": Request(120, 5),
-    "merge": Request(300, 3, minutes_per_mb=0.05),
-    "qc_cells": Request(700, 4, minutes_per_mb=0.05),
-    "qc_tables": Request(350, 3, minutes_per_mb=0.02),
-    "qc_cohort": Request(350, 5),
+    "refit": Request(140, 5),
+    "merge": Request(280, 3, minutes_per_mb=0.01),
+    "qc_cells": Request(930, 2, minutes_per_mb=0.01),
+    "qc_tables": Request(300, 3, minutes_per_mb=0.01),
+    "qc_cohort": Request(300, 5),
     "qc_patient": Request(350, 4),
-    "qc_correction": Request(350, 5, minutes_per_mb=0.5),
-    "efficiency": Request(200, minutes=5),
+    "qc_correction": Request(320, 5, minutes_per_mb=0.5),
+    "efficiency": Request(150, minutes=5),
 }
 
 
-def memory(rule: str) -> Callable[..., int]:
-    """Resource function: MB for a job of a rule, doubled by every further attempt."""
-    return _scaled(SNAKEMAKE_MB + REQUESTS[rule].memory, REQUESTS[rule].memory_per_mb)
+def memory(rule: str, parts: tuple[str, ...] = ()) -> Callable[..., int]:
+    """Resource function: MB for a job of a rule, doubled by every further attempt.
+
+    Parameters
+    ----------
+    rule
+        The rule.
+    parts
+        What it reads of AnnData files, as ``("obs", "obsm")``; all by default.
+    """
+    return _scaled(SNAKEMAKE_MB + REQUESTS[rule].memory, REQUESTS[rule].memory_per_mb, lambda path: _held(path, parts))
 
 
 def minutes(rule: str) -> Callable[..., int]:
     """Resource function: minutes for a job of a rule, doubled by every further attempt."""
-    return _scaled(REQUESTS[rule].minutes, REQUESTS[rule].minutes_per_mb)
+    return _scaled(REQUESTS[rule].minutes, REQUESTS[rule].minutes_per_mb, _size)
 
 
-def _scaled(base: float, per_mb: float) -> Callable[..., int]:
+def _size(path: str) -> float:
+    return os.path.getsize(path) / 1e6
+
+
+def _held(path: str, parts: tuple[str, ...]) -> float:
+    return megabytes(path, parts) if path.endswith(".h5ad") else _size(path)
+
+
+def _scaled(base: float, per_mb: float, size: Callable[[str], float]) -> Callable[..., int]:
     """Resource function: ``base`` plus ``per_mb`` for every MB of input that exists, doubled by every further attempt."""
 
     def amount(wildcards, input, attempt) -> int:
         # Not input.size_mb: within an input function (a report, a checkpoint) Snakemake leaves it unevaluated.
-        size = sum(os.path.getsize(path) for path in input if os.path.isfile(path)) / 1e6
-        return int((base + per_mb * size) * 2 ** (attempt - 1))
+        total = sum(size(path) for path in input if os.path.isfile(path)) if per_mb else 0
+        return int((base + per_mb * total) * 2 ** (attempt - 1))
 
     return amount
 

@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
+import anndata as ad
 import numpy as np
 import pytest
 from hypothesis import given
@@ -57,6 +58,17 @@ def test_requests_grow_with_the_input_and_the_attempt(tmp_path):
     assert memory(None, [str(tmp_path / "not made yet")], 1) == base
     slow = requests.REQUESTS["preprocess"]
     assert time(None, [str(file)] * 100, 2) == int(2 * (slow.minutes + 400 * slow.minutes_per_mb))
+
+
+def test_the_memory_for_anndata_follows_what_is_read_of_it(tmp_path):
+    file = tmp_path / "x.h5ad"
+    x, embedding = np.zeros((1000, 500), dtype=np.float32), np.zeros((1000, 100), dtype=np.float32)
+    ad.AnnData(x, obsm={"X_pca": embedding}).write_h5ad(file, compression="gzip")
+    request = requests.REQUESTS["split"]
+    base = requests.SNAKEMAKE_MB + request.memory
+    for parts, read in ((("obsm",), embedding.nbytes), (("X", "obsm"), x.nbytes + embedding.nbytes)):
+        asked = requests.memory("split", parts)(None, [str(file)], 1)
+        assert asked == int(base + request.memory_per_mb * read / 1e6)
 
 
 def test_every_rule_has_a_request():
