@@ -135,6 +135,22 @@ def test_a_sample_sheet_shows_every_job_and_names_the_patients(project):
     assert {job for job in project.run() if job.startswith("fit")} == {"fit/P2/k1", "fit/P2/k2"}
 
 
+def test_batches_make_the_same(tmp_path):
+    whole, batched = (new_project(tmp_path / name, REPOSITORY, make_cohort()) for name in ("whole", "batched"))
+    whole.run()
+    early = batched.call("--batch", "merge=1/2", "--", "results/cohort_gmm.h5ad")
+    assert early.returncode
+    assert "split the cohort first, snakemake results/patients.tsv" in early.stderr
+    batched.run("results/patients.tsv")
+    first, last = (batched.run("--batch", f"merge={i}/2", "--", "results/cohort_gmm.h5ad") for i in (1, 2))
+    assert first["refit/P1"] == 1
+    assert not {"merge", "select_cohort"} & set(first)
+    assert last["merge"] == last["select_cohort"] == 1
+    assert not set(first) & set(last)
+    assert not batched.run()
+    assert batched.results() == whole.results()
+
+
 @pytest.mark.parametrize("sheet", [False, True], ids=["all patients", "sheet"])
 def test_small_patients_are_dropped_where_asked(project, sheet):
     cohort = make_cohort()

@@ -31,6 +31,7 @@ helpers.prepare_jobs(sys.path[0], verbose=CONFIG.gmm.verbose)
 COHORT_FILE = "results/preprocessed/cohort.h5ad" if CONFIG.preprocess.enabled else CONFIG.input
 ENVIRONMENT = os.path.join(workflow.basedir, "envs", "cohortgmm.yaml")
 TABLE = "results/patients.tsv"
+SCORES = "results/scores.tsv"
 # What is read of an AnnData file for its cells' coordinates and annotations.
 EMBEDDING = ("obs", "obsm") if CONFIG.use_rep else ("obs", "X", "layers")
 FIGURES = ["criteria", "overview"] + (["composition"] if CONFIG.celltype_col else [])
@@ -110,6 +111,13 @@ def say(message):
     print(f"\n{message}\n", file=sys.stderr)
 
 
+def advise(executor, n_fits):
+    """Say if this cohort's fits are too short for a SLURM job each."""
+    advice = messages.way_message(executor, n_fits, SCORES)
+    if advice:
+        say(advice)
+
+
 def known_patients():
     """Number of patients; None before the cohort has been split."""
     try:
@@ -133,7 +141,8 @@ def begin():
     remote = next((job for job in jobs if not job.is_local), None)
     if executor == "slurm" and remote is not None:
         orphans.remember_run("results", workflow.scheduler.get_executor(remote).run_uuid)
-    say(messages.start_message(executor, jobs, known_patients(), os.path.exists("results/scores.tsv")))
+    say(messages.start_message(executor, jobs, known_patients(), os.path.exists(SCORES)))
+    advise(executor, sum(job.rule.name == "fit" for job in jobs))
     return lock
 
 
@@ -153,6 +162,7 @@ def end(failed):
 onsuccess:
     end([])
     if os.path.exists("results/cohort_gmm.h5ad") and not SHARD:
+        advise(workflow.executor_plugin.name, len(parts()) * len(CONFIG.gmm.candidates))
         say(messages.finish_message(workflow.overwrite_configfiles, workflow.basedir))
 
 

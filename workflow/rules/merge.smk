@@ -8,7 +8,7 @@ rule merge:
         source=CONFIG.input,
         cohort=COHORT_FILE,
         table=TABLE,
-        scores="results/scores.tsv",
+        scores=SCORES,
         cells=all_cells,
         models=per_part("results/models/{patient}.npz"),
     output:

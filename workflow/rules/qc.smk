@@ -38,7 +38,7 @@ rule qc_tables:
     input:
         annotation="results/qc/cells.npz",
         table=TABLE,
-        scores="results/scores.tsv",
+        scores=SCORES,
         selection="results/selection.tsv",
         cells=all_cells,
         models=per_part("results/models/{patient}.npz"),
@@ -75,7 +75,7 @@ for figure in FIGURES:
         name:
             f"qc_{figure}"
         input:
-            scores="results/scores.tsv",
+            scores=SCORES,
             selection="results/selection.tsv",
             diagnostics="results/qc/diagnostics.tsv",
             weights="results/qc/weights.tsv",

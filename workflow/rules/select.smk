@@ -30,7 +30,7 @@ rule select_cohort:
     input:
         tables=per_part("results/selection/{patient}.tsv"),
     output:
-        scores=report("results/scores.tsv", category="Tables", caption="../report/scores.rst"),
+        scores=report(SCORES, category="Tables", caption="../report/scores.rst"),
         selection=report("results/selection.tsv", category="Tables", caption="../report/selection.rst"),
     log:
         "results/logs/select_cohort.log",

@@ -5,9 +5,14 @@ import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from cohortgmm import __version__
+from cohortgmm.cohort.tables import read_rows
+
+#: Fits that take less than this many seconds are better run in few SLURM jobs, if there are more than so many of them.
+_SHORT_FIT, _MANY_FITS = 60, 20
 
 
 def start_message(executor: str, jobs: Sequence[Any], n_patients: int | None, has_results: bool) -> str:
@@ -40,6 +45,29 @@ def start_message(executor: str, jobs: Sequence[Any], n_patients: int | None, ha
             "again. To add patients without that, use an embedding of your own with preprocess.enabled: false."
         )
     return "\n".join(lines)
+
+
+def way_message(executor: str, n_fits: int, scores: str | os.PathLike) -> str:
+    """That shards suit a cohort better than one SLURM job for every fit, by the time that its fits took; mostly empty.
+
+    Parameters
+    ----------
+    executor
+        Name of Snakemake's executor.
+    n_fits
+        Number of fits of this run.
+    scores
+        Table of scores of an earlier run, or of this one; it need not exist.
+    """
+    if executor != "slurm" or n_fits < _MANY_FITS or not os.path.exists(scores):
+        return ""
+    seconds = [float(row["seconds"]) for row in read_rows(scores) if row.get("seconds")]
+    if not seconds or median(seconds) >= _SHORT_FIT:
+        return ""
+    return (
+        f"A fit takes {median(seconds):.1f} s here (median of {scores}), a SLURM job about 6 s more: "
+        "make slurm-shards runs them in few SLURM jobs."
+    )
 
 
 def finish_message(configfiles: Iterable[str | os.PathLike], workflow_dir: str | os.PathLike) -> str:

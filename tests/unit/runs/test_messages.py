@@ -3,8 +3,10 @@
 import shlex
 from types import SimpleNamespace
 
+import pytest
+
 from cohortgmm import __version__
-from cohortgmm.runs.messages import finish_message, start_message
+from cohortgmm.runs.messages import finish_message, start_message, way_message
 
 
 def jobs(**counts):
@@ -88,3 +90,25 @@ def test_the_command_for_the_report_can_be_pasted_whatever_the_paths(tmp_path, m
     assert shlex.split(command) == [
         *("snakemake", "--directory", str(folder), "--configfile", "/a b/$c.yaml", "--report", "results/report.html")
     ]
+
+
+@pytest.mark.parametrize(
+    ("executor", "n_fits", "seconds", "advised"),
+    [
+        ("slurm", 900, ["0.2", "0.3", "400", ""], True),
+        ("slurm", 900, ["70", "0.3", "80"], False),
+        ("slurm", 19, ["0.3"], False),
+        ("local", 900, ["0.3"], False),
+        ("slurm", 900, [], False),
+        ("slurm", 900, None, False),
+    ],
+)
+def test_short_fits_are_better_run_in_shards(tmp_path, executor, n_fits, seconds, advised):
+    scores = tmp_path / "scores.tsv"
+    if seconds is not None:
+        scores.write_text("patient\tseconds\n" + "".join(f"P\t{value}\n" for value in seconds))
+    message = way_message(executor, n_fits, scores)
+    assert bool(message) == advised
+    if advised:
+        assert message.startswith(f"A fit takes 0.3 s here (median of {scores}), a SLURM job about 6 s more")
+        assert "make slurm-shards" in message
