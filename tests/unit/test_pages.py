@@ -39,10 +39,15 @@ def test_links_of_the_pages_lead_somewhere():
             assert (folder / target).exists(), f"{page}: {target}"
 
 
-@pytest.mark.parametrize("page", ["pipeline", "density", "dag", "resources"])
+@pytest.mark.parametrize("page", ["pipeline", "density", "dag"])
 def test_the_figures_of_the_readme_are_those_of_the_benchmark(page):
     measured = (REPOSITORY / "benchmarks" / f"{page}.md").read_text().split("\n", 2)[2].strip()
     assert measured in (REPOSITORY / "README.md").read_text(), f"paste benchmarks/{page}.md"
+
+
+def test_the_verdict_on_requests_in_the_readme_is_that_of_the_benchmark():
+    verdict = (REPOSITORY / "benchmarks" / "resources.md").read_text().strip().rpartition("\n\n")[2]
+    assert verdict in (REPOSITORY / "README.md").read_text(), "paste the last line of benchmarks/resources.md"
 
 
 def test_the_engines_figures_in_the_readme_are_those_of_the_benchmark():
