@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import resource
 import subprocess
 import sys
 import time
@@ -171,8 +172,10 @@ def run_in_process(path, megabytes, seconds):
 
 def test_peak_memory_and_time_are_those_the_system_counts(tmp_path):
     usage, peak, elapsed = run_in_process(tmp_path / "job.log", 700, 0.6)
-    # The kernel adds up what its processors count only now and then.
-    assert 700 < usage.memory == pytest.approx(peak, rel=0.05)
+    # The kernel adds up what its processors count only now and then; its peak begins with that of the process that forked.
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    assert 700 < usage.memory < 800
+    assert usage.memory == pytest.approx(peak, rel=0.05) or peak <= 1.05 * own
     assert 0.6 <= usage.seconds <= elapsed + 0.1
     small, _, _ = run_in_process(tmp_path / "job.log", 1, 0)
     assert small.memory < 100
