@@ -11,7 +11,7 @@ from typing import Any
 from cohortgmm import __version__
 from cohortgmm.cohort.tables import read_rows
 
-#: Fits that take less than this many seconds are better run in few SLURM jobs, if there are more than so many of them.
+#: Fits that take less than this many seconds are better run in few SLURM jobs, if there are at least so many of them.
 _SHORT_FIT, _MANY_FITS = 60, 20
 
 
