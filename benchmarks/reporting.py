@@ -2,6 +2,7 @@
 
 import os
 import platform
+import sys
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -56,3 +57,11 @@ def circumstances(packages: list[str], load: float, **others: str) -> str:
 def peer_python() -> Path:
     """The interpreter of ggml-ot's environment, whether it is there or not."""
     return Path(os.environ.get("COHORTGMM_GGML_PYTHON") or ROOT / ".venv-ggml" / "bin" / "python")
+
+
+def snakemake_command(folder: Path, configfile: Path, *arguments: str) -> list[str]:
+    """A call of this repository's workflow in a folder, on two cores."""
+    return [
+        *(sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder)),
+        *("--configfile", str(configfile), "--cores", "2", *arguments),
+    ]

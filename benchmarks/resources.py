@@ -11,13 +11,12 @@ import argparse
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from reporting import DEMO, ROOT, circumstances, markdown
+from reporting import DEMO, ROOT, circumstances, markdown, snakemake_command
 
 from cohortgmm.runs.efficiency import JobUsage, read_usage
 from cohortgmm.runs.requests import SNAKEMAKE_MB
@@ -86,11 +85,7 @@ def run(name: str) -> list[JobUsage]:
     folder = Path(tempfile.mkdtemp(prefix="resources-"))
     try:
         (folder / "config.yaml").write_text(yaml.safe_dump(COHORTS[name][1](folder)))
-        command = [
-            *(sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder)),
-            *("--configfile", str(folder / "config.yaml"), "--cores", "2", "-q", "all"),
-        ]
-        subprocess.run(command, check=True)
+        subprocess.run(snakemake_command(folder, folder / "config.yaml", "-q", "all"), check=True)
         return read_usage(folder / "results" / "logs")
     finally:
         shutil.rmtree(folder)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 
@@ -114,6 +115,21 @@ def test_a_mistake_in_the_configuration_is_told_before_anything_is_submitted(pro
     assert refused.stderr.count("\n") == 1
     assert "gmm.tolerance: unknown key" in refused.stderr
     assert not (project.directory / "results").exists()
+
+
+def test_many_short_fits_are_told_to_go_into_shards(tmp_path, one_node_cluster):
+    """A second run over 20 fits, as their seconds are known from the first; it is ended once it has said so."""
+    project = slurm_project(tmp_path / "project", patients=("P1",))
+    project.configure(gmm={"k_comps": list(range(1, 21)), "n_init": 1})
+    Project(project.directory, project.workflow).run()
+    project.hold()
+    process = project.start("--jobs", "1", "-R", "fit", "--", *TARGETS)
+    wait_for(lambda: "20 fit" in project.output(), "the run begins")
+    project.wait_until_held()
+    process.send_signal(signal.SIGTERM)
+    project.release()
+    output = project.finish(process, status=1)
+    assert re.search(r"A fit takes 0\.\d s here .* make slurm-shards runs them in few SLURM jobs", output)
 
 
 def test_one_patient_again(project, undisturbed):

@@ -1,6 +1,7 @@
 # The checked configuration, the names that all stages share, and what a run says when it begins and ends.
 
 import functools
+import gc
 import os
 import sys
 
@@ -17,6 +18,9 @@ from cohortgmm.files import patient_name
 from cohortgmm.runs import failures, messages, orphans, requests
 from cohortgmm.runs.lock import Shard, lock_results
 from cohortgmm.runs.shards import SHARD_VARIABLE
+
+# The jobs of 1,000 patients are all kept: to look among them for garbage after every 700 objects took a tenth of a dry run.
+gc.set_threshold(50_000, 20, 100)
 
 try:
     helpers.check_results_folder("results")
