@@ -4,18 +4,28 @@ import filecmp
 import glob
 import os
 import re
+import time
+import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from cohortgmm.errors import CohortgmmError, DataError, OutputError
+
+#: Where a run keeps everything, within its directory.
+RESULTS = "results"
 
 #: File name of all patients together; escaped patient names never start with an underscore.
 COHORT = "_cohort"
 
 #: What all patients together are called in tables, figures and messages.
 ALL_PATIENTS = "all patients"
+
+#: This machine in temporary names: a process has its number on one only.
+_NODE = f"{zlib.crc32(os.uname().nodename.encode()):08x}"
+
+_HOUR = 3600
 
 _PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
 _MAX_NAME = 200
@@ -105,7 +115,7 @@ def atomic_path(path: str | os.PathLike, *, keep_if_same: bool = False) -> Itera
         If writing fails (disk full, no permission, not a folder); nothing is left at the temporary name.
     """
     path = Path(path)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    temporary = path.with_name(f".{_NODE}-{os.getpid()}.{path.name}")
     try:
         with _output_errors(path, temporary):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -119,11 +129,16 @@ def atomic_path(path: str | os.PathLike, *, keep_if_same: bool = False) -> Itera
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Remove temporary files of ``path`` whose process was killed."""
+    """Remove temporary files of ``path`` whose process was killed; of one on another machine, after an hour."""
     for leftover in path.parent.glob(f".*.{glob.escape(path.name)}"):
-        process = leftover.name[1:].partition(".")[0]
-        if process.isdigit() and leftover.name == f".{process}.{path.name}" and not _is_alive(int(process)):
-            leftover.unlink(missing_ok=True)
+        writer = leftover.name[1:].removesuffix(f".{path.name}")
+        node, _, process = writer.partition("-")
+        if not process.isdigit():
+            continue
+        with suppress(FileNotFoundError):  # another process may be here for the same reason
+            is_old = time.time() - leftover.stat().st_mtime > _HOUR
+            if is_old if node != _NODE else not _is_alive(int(process)):
+                leftover.unlink()
 
 
 def _is_alive(process: int) -> bool:

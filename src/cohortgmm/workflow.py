@@ -17,7 +17,7 @@ from cohortgmm.log import LEVEL_VARIABLE
 PREFIX = "cohortgmm."
 
 #: Modules that say and store things but make no results.
-_WITHOUT_RESULTS = {"cohortgmm.archive", "cohortgmm.errors", "cohortgmm.files", "cohortgmm.log"}
+_WITHOUT_RESULTS = {"cohortgmm.archive", "cohortgmm.errors", "cohortgmm.files", "cohortgmm.log", "cohortgmm.runs.lock"}
 
 
 def load_config(config: Mapping[str, Any], source: str, workflow_dir: str | os.PathLike) -> Config:

@@ -64,7 +64,10 @@ MaxJobCount=20000
 MaxArraySize=10001
 DefMemPerCPU=500
 NodeName=node NodeHostname=$(hostname -s) NodeAddr=localhost CPUs=8 RealMemory=$memory State=UNKNOWN
-PartitionName=short Nodes=ALL Default=YES MaxTime=24:00:00 State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=CANCEL
+PartitionName=short Nodes=ALL Default=YES MaxTime=24:00:00 State=UP PriorityTier=1
+PartitionName=urgent Nodes=ALL MaxTime=1:00:00 State=UP PriorityTier=2 PreemptMode=OFF
 CONF
 }
 

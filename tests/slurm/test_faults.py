@@ -1,8 +1,10 @@
 """Faults of a cluster: whatever happens, the results are those of an undisturbed run."""
 
 import os
+import re
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -11,6 +13,7 @@ from clusters import SlurmProject, cluster, slurm, slurm_project, wait_for
 from projects import TARGETS
 
 from cohortgmm.runs.failures import read_failures
+from cohortgmm.runs.orphans import RUN_FILE
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.slurm]
 
@@ -29,7 +32,7 @@ def out_of_memory(project):
     (project.directory / "eat").write_text("400")
     assert project.finish(project.start(*TARGETS)).count("Trying to restart job") >= 2
     logs = [log.read_text() for log in (project.directory / "results/logs/slurm/rule_fit").rglob("*.log")]
-    assert sum("oom" in log.lower() for log in logs) == 2
+    assert sum(bool(re.search("oom|exceeded memory limit", log, re.IGNORECASE)) for log in logs) == 2
 
 
 @scenario
@@ -59,6 +62,31 @@ def snakemake_terminated(project):
     project.release()
     project.finish(process, status=1)
     assert not (project.directory / "results" / "cohort_gmm.h5ad").exists()
+    project.finish(project.start(*TARGETS))
+
+
+@scenario
+def snakemake_interrupted(project):
+    """By Ctrl-C: nothing of it is left in SLURM's queue."""
+    project.hold()
+    process = project.start(*TARGETS)
+    project.wait_until_held()
+    job = project.held_job()
+    process.send_signal(signal.SIGINT)
+    project.finish(process, status=1)
+    wait_for(lambda: not slurm("squeue", f"--jobs={job}", "--noheader"), "the job is gone")
+    assert not (project.directory / "results" / RUN_FILE).exists()
+    project.finish(project.start(*TARGETS))
+
+
+@scenario
+def refused_by_slurm(project):
+    """A partition that does not exist: its own words are told."""
+    options = ["--retries", "0", "--set-resources", "fit:slurm_partition=nosuch", "--", *TARGETS]
+    output = project.finish(project.start(*options), status=1)
+    (_, told) = output.split("2 failed:")
+    first = told.strip().splitlines()[0]
+    assert re.match(r"patient 'P1', k=1: SLURM refused the job: .*[Ii]nvalid partition", first)
     project.finish(project.start(*TARGETS))
 
 
@@ -117,7 +145,7 @@ def a_fit_that_never_succeeds(project):
     (_, told) = output.split("2 failed:")
     first = told.strip().splitlines()[0]
     assert first.strip().startswith(
-        "patient 'P1', k=1: fit ended without a result; give it more: --set-resources fit:mem_mb=800"
+        "patient 'P1', k=1: fit ended without a result; give it more: --set-resources 'fit:mem_mb=800*attempt'"
     )
     assert "OUT_OF_MEMORY" in first
     failures = read_failures(str(project.directory / "results"))
@@ -167,6 +195,7 @@ def test_the_controller_is_restarted_in_the_middle(patient, undisturbed_patient)
         lambda: len(list((patient.directory / "results").glob("fits/*/*.npz"))) == 2,
         "a fit ends without the controller",
     )
+    time.sleep(60)  # so long that all questions of a round stay without an answer
     cluster("start", "slurmctld")
     patient.finish(process)
     assert patient.results() == undisturbed_patient
@@ -183,4 +212,22 @@ def test_the_daemon_of_the_node_dies_and_comes_back(patient, undisturbed_patient
     )
     cluster("start", "slurmd")
     patient.finish(process)
+    assert patient.results() == undisturbed_patient
+
+
+def test_jobs_lose_their_node_and_are_preempted(patient, undisturbed_patient):
+    patient.hold()
+    process = patient.start(*TARGETS)
+    patient.wait_until_held()
+    slurm("scontrol", "update", "NodeName=node", "State=DOWN", "Reason=test")
+    patient.release()
+    patient.hold()
+    slurm("scontrol", "update", "NodeName=node", "State=RESUME")
+    patient.wait_until_held()
+    urgent = slurm("sbatch", "--parsable", "--partition=urgent", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
+    wait_for(lambda: "COMPLETED" in slurm("squeue", f"--jobs={urgent}", "--states=all", "-h", "--format=%T"), "it ends")
+    patient.release()
+    output = patient.finish(process)
+    for state in ("NODE_FAIL", "PREEMPTED"):
+        assert f"SLURM status is: '{state}'" in output
     assert patient.results() == undisturbed_patient

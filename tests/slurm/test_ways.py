@@ -101,6 +101,18 @@ def test_shards(project, undisturbed):
     assert project.results() == undisturbed
 
 
+def test_a_shard_that_is_cancelled_is_made_up_for(project, undisturbed):
+    project.hold()
+    said = ours(project, "submit", "--shards", "2", "--cpus", "2", "--mem-mb", "3000", "--minutes", "10").stdout
+    numbers = dict(re.findall(r"(\w+) as SLURM job (\d+)", said))
+    project.wait_until_held()
+    slurm("scancel", numbers["shards"])
+    project.release()
+    wait_for(lambda: states(numbers["finish"]) == {"COMPLETED"}, "the last job ends", seconds=400)
+    assert "CANCELLED" in states(numbers["shards"])
+    assert project.results() == undisturbed
+
+
 def test_one_allocation(project, undisturbed):
     numbers = submit(project)
     assert list(numbers) == ["finish"]

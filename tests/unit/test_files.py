@@ -264,10 +264,16 @@ def test_padding_that_snakemake_would_take_for_an_endless_recursion_is_refused(p
 def test_temporary_files_of_killed_processes_are_removed(tmp_path):
     dead = subprocess.Popen(["true"])
     dead.wait()
-    (tmp_path / f".{dead.pid}.x.npz").touch()
-    others = [tmp_path / name for name in (f".{os.getppid()}.x.npz", ".notes.x.npz", f".{dead.pid}.y.npz")]
-    for path in others:
+    with atomic_path(tmp_path / "x.npz") as temporary:
+        temporary.touch()
+        here = temporary.name.partition("-")[0]
+    elsewhere = ".00000000" if here != ".00000000" else ".11111111"
+    gone = [tmp_path / name for name in (f"{here}-{dead.pid}.x.npz", f"{elsewhere}-1.x.npz")]
+    kept = (f"{here}-{os.getppid()}.x.npz", ".notes.x.npz", f"{here}-{dead.pid}.y.npz", f"{elsewhere}-{dead.pid}.x.npz")
+    others = [tmp_path / name for name in kept]
+    for path in [*gone, *others]:
         path.touch()
+    os.utime(gone[1], (1e9, 1e9))  # whose process cannot be looked at
     with atomic_path(tmp_path / "x.npz") as temporary:
         temporary.write_text("new")
     assert sorted(tmp_path.iterdir()) == sorted([*others, tmp_path / "x.npz"])

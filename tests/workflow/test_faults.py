@@ -31,6 +31,33 @@ def test_a_killed_run_is_finished_by_the_next(project, finished, kill):
     assert project.results() == finished.results()
 
 
+def test_jobs_that_outlive_their_run_are_told(project, finished):
+    """Only Snakemake itself is killed, as when memory runs out."""
+    (project.directory / "slow.py").write_text(
+        "import os, time\nimport numpy as np\n\ndef seen(x):\n    while os.path.exists('hold'):\n        time.sleep(0.1)\n"
+        "    return np.ones(len(x))\n"
+    )
+    (project.directory / "hold").touch()
+    unchanged = (project.directory / "config.yaml").read_text()
+    project.configure(gmm={"completeness": {"function": "slow.py:seen"}})
+    process = subprocess.Popen(
+        project.command(*TARGETS), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while not list(project.directory.glob("results/logs/fit/*/k*.log")):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    (project.directory / "config.yaml").write_text(unchanged)
+    refused = project.call(*TARGETS)
+    assert refused.returncode != 0
+    assert "jobs of a run that was killed are still at work; wait for them, or end them with: kill " in refused.stderr
+    (project.directory / "hold").unlink()
+    project.run()
+    assert project.results() == finished.results()
+
+
 def test_a_second_run_in_the_same_folder_is_refused(project):
     project.run("results/patients.tsv")
     lock = project.directory / "results" / ".lock"

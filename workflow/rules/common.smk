@@ -15,8 +15,8 @@ import cohortgmm.workflow as helpers
 from cohortgmm.cohort.tables import read_sheet
 from cohortgmm.errors import CohortgmmError
 from cohortgmm.files import patient_name
-from cohortgmm.runs import failures, messages, orphans, requests
-from cohortgmm.runs.lock import Shard, lock_results
+from cohortgmm.runs import failures, messages, orphans, requests, watch
+from cohortgmm.runs.lock import Shard, lock_results, wait_for_jobs
 from cohortgmm.runs.shards import SHARD_VARIABLE
 
 # The jobs of 1,000 patients are all kept: to look among them for garbage after every 700 objects took a tenth of a dry run.
@@ -136,18 +136,40 @@ def begin():
     try:
         lock = lock_results("results", SHARD)
         n_cancelled = 0 if SHARD else orphans.cancel_orphans("results")
+        if not SHARD:
+            wait_for_jobs("results")
     except CohortgmmError as error:
         raise WorkflowError(str(error)) from None
+    if not lock:
+        say("This file system knows no locks: see yourself that no other run is at work in the same directory.")
     if n_cancelled:
         say(f"Cancelled {n_cancelled} jobs that a run that was killed had left in SLURM's queue.")
     logger.addHandler(ERRORS)
     jobs = list(workflow.dag.needrun_jobs())
     remote = next((job for job in jobs if not job.is_local), None)
     if executor == "slurm" and remote is not None:
-        orphans.remember_run("results", workflow.scheduler.get_executor(remote).run_uuid)
+        keep_in_view(workflow.scheduler.get_executor(remote))
     say(messages.start_message(executor, jobs, known_patients(), os.path.exists(SCORES)))
+    if any(job.rule.name == "split" for job in jobs):
+        logger.addHandler(messages.AfterSplit(lambda: say_jobs_of_patients(executor)))
     advise(executor, sum(job.rule.name == "fit" for job in jobs))
     return lock
+
+
+def keep_in_view(slurm):
+    """Let SLURM's executor lose no job, and the next run find those of this one."""
+    orphans.remember_run("results", slurm.run_uuid)
+    age = watch.min_job_age()
+    watch.watch_jobs(slurm, age)
+    if warning := watch.age_message(age):
+        say(warning)
+
+
+def say_jobs_of_patients(executor):
+    """Say what will run once the patients are known."""
+    jobs = list(workflow.dag.needrun_jobs())
+    say(messages.start_message(executor, jobs, known_patients(), has_results=False))
+    advise(executor, sum(job.rule.name == "fit" for job in jobs))
 
 
 onstart:
@@ -155,12 +177,18 @@ onstart:
 
 
 def end(failed):
-    """Keep what failed, say it, and forget the jobs in SLURM's queue: Snakemake has seen them end."""
+    """Keep what failed, say it, and leave nothing in SLURM's queue: a run that is interrupted may still submit jobs."""
     if failed:
         say("\n  ".join([f"{len(failed)} failed:", *map(str, failed)]))
-    if not SHARD:
-        failures.write_failures("results", failed)
-        orphans.forget_run("results")
+    if SHARD:
+        return
+    failures.write_failures("results", failed)
+    try:
+        n_cancelled = orphans.cancel_orphans("results")
+        if n_cancelled:
+            say(f"Cancelled {n_cancelled} jobs that were still in SLURM's queue.")
+    except CohortgmmError as error:
+        say(f"{error}. The next run will look again.")
 
 
 onsuccess:

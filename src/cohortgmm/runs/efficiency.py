@@ -100,10 +100,10 @@ def _suggestion(rule: str, jobs: list[JobUsage], share: float) -> str:
     """What to put into the profile, under `set-resources`; empty where the requests fit."""
     found, asked = [], max(job.usage.memory_asked for job in jobs)
     if share > _NEAR or (share < _FAR and asked > _SMALL_MB):
-        found.append(f"mem_mb: {_rounded(_SLACK * max(job.need for job in jobs), 100)}")
+        found.append(f"mem_mb: {_rounded(_SLACK * max(job.need for job in jobs), 100)} * attempt")
     late = max((job.usage.seconds / job.usage.seconds_asked for job in jobs if job.usage.seconds_asked), default=0.0)
     if late > _NEAR:
-        found.append(f"runtime: {_rounded(_SLACK * max(job.usage.seconds for job in jobs) / 60, 5)}")
+        found.append(f"runtime: {_rounded(_SLACK * max(job.usage.seconds for job in jobs) / 60, 5)} * attempt")
     return f"{rule}: {{{', '.join(found)}}}" if found else ""
 
 

@@ -20,8 +20,8 @@ FAILED_TABLE = "failed.tsv"
 
 #: What to do about a job that SLURM ended; `{rule}`, `{memory}` and `{minutes}` are filled in.
 _REMEDIES = {
-    "OUT_OF_MEMORY": "give it more: --set-resources {rule}:mem_mb={memory}",
-    "TIMEOUT": "give it longer: --set-resources {rule}:runtime={minutes}",
+    "OUT_OF_MEMORY": "give it more: --set-resources '{rule}:mem_mb={memory}*attempt'",
+    "TIMEOUT": "give it longer: --set-resources '{rule}:runtime={minutes}*attempt'",
     "DEADLINE": "run again",
     "CANCELLED": "somebody cancelled it: run again",
     "PREEMPTED": "run again, or on a partition without preemption",
@@ -30,7 +30,9 @@ _REMEDIES = {
 }
 _UNKNOWN = "see what SLURM says of it"
 _FULL = f"{os.strerror(errno.ENOSPC)} for its log: free space, then run again"
-_KILLED = "it was killed (out of memory?): give it more with --set-resources {rule}:mem_mb={memory}, or run again"
+_KILLED = (
+    "it was killed (out of memory?): give it more with --set-resources '{rule}:mem_mb={memory}*attempt', or run again"
+)
 
 #: Seconds that the clocks of nodes may be apart.
 _CLOCKS_APART = 120
@@ -107,8 +109,11 @@ def _failure(job: Any, record: logging.LogRecord | None, since: float) -> Failur
     slurm_log = next((path for path in others if Path(path).name == f"{number}.log"), "")
     if state == "FAILED" and _ran_out_of_memory(slurm_log):
         state = "OUT_OF_MEMORY"
+    refusal = "" if number else _refusal(text)
     said = last_error(log, since)
-    if not said or state in _REMEDIES:
+    if refusal:
+        said = f"{describe(wildcards) or rule}: SLURM refused the job: {refusal}"
+    elif not said or state in _REMEDIES:
         unknown = _FULL if _disk_is_full(log) else _UNKNOWN if number else _KILLED
         remedy = _REMEDIES.get(state, unknown).format(
             rule=rule, memory=2 * int(job.resources.get("mem_mb", 0)), minutes=2 * int(job.resources.get("runtime", 0))
@@ -127,6 +132,18 @@ def _failure(job: Any, record: logging.LogRecord | None, since: float) -> Failur
     )
 
 
+def _refusal(text: str) -> str:
+    """What SLURM said to a job that it did not take; empty if it took it."""
+    said = re.search(
+        r"The error message was '(.*?)'\.\n|submission failed with exception: (.*?)(?:For further error details|\Z)",
+        text,
+        re.S,
+    )
+    lines = (said[1] or said[2] or "").splitlines() if said else []
+    lines = [line.strip().removeprefix("sbatch: error: ") for line in lines]
+    return "; ".join(filter(None, lines))
+
+
 def _disk_is_full(log: str) -> bool:
     """Whether a job could not even have written its log."""
     try:
@@ -141,7 +158,7 @@ def _ran_out_of_memory(slurm_log: str) -> bool:
         text = Path(slurm_log).read_text(errors="replace")
     except OSError:
         return False
-    return re.search(r"oom.kill|Out Of Memory|Exceeded job memory limit", text) is not None
+    return re.search(r"oom.kill|Out Of Memory|exceeded (job )?memory limit", text, re.IGNORECASE) is not None
 
 
 def last_error(log: str, since: float = 0.0) -> str:
@@ -166,5 +183,7 @@ def write_failures(results: str, failures: Iterable[Failure]) -> None:
 
 def read_failures(results: str) -> list[Failure]:
     """What failed in the last run."""
-    path = Path(results) / FAILED_TABLE
-    return [Failure(**row) for row in read_rows(path)] if path.is_file() else []
+    try:
+        return [Failure(**row) for row in read_rows(Path(results) / FAILED_TABLE)]
+    except FileNotFoundError:
+        return []

@@ -2,7 +2,10 @@
 
 import fcntl
 import os
+import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +13,12 @@ from cohortgmm.errors import CohortgmmError
 
 #: Name of the lock in the results folder.
 LOCK = ".lock"
+
+#: Name of the lock that every job holds while it is at work.
+JOBS_LOCK = ".jobs"
+
+#: Seconds to wait for the jobs of a run that was killed.
+_JOBS_PATIENCE = 10
 
 #: How often a lock is tried, and seconds in between.
 _TRIES, _PAUSE = 5, 0.05
@@ -94,6 +103,55 @@ def lock_holders(folder: str | os.PathLike) -> list[str]:
     return [holder for holder in map(_holder, [path, *_shard_locks(path)]) if holder]
 
 
+@contextmanager
+def job_at_work(folder: str | os.PathLike) -> Iterator[None]:
+    """Let :func:`wait_for_jobs` know that a job is at work on a results folder, which it need not be able to tell."""
+    descriptor = None
+    with suppress(OSError):
+        descriptor = os.open(Path(folder) / JOBS_LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def wait_for_jobs(folder: str | os.PathLike, seconds: float = _JOBS_PATIENCE) -> None:
+    """See that no job of a run that was killed is still at work: Snakemake dies alone, its jobs live on.
+
+    Parameters
+    ----------
+    folder
+        The results, which the caller has locked.
+    seconds
+        How long to wait for them.
+
+    Raises
+    ------
+    CohortgmmError
+        If there still are some then, with the processes that are on this machine.
+    """
+    deadline = time.monotonic() + seconds
+    path = Path(folder) / JOBS_LOCK
+    while path.exists() and _holder(path, fcntl.LOCK_EX):
+        if time.monotonic() > deadline:
+            jobs = " ".join(_processes_of_lock(path))
+            what = f"end them with: kill {jobs}" if jobs else "they are on other machines"
+            raise CohortgmmError(
+                f"{path.parent.resolve()}: jobs of a run that was killed are still at work; wait for them, or {what}"
+            )
+        time.sleep(_PAUSE)
+
+
+def _processes_of_lock(path: Path) -> list[str]:
+    """Processes of this machine that hold a lock, as far as the system tells."""
+    with suppress(OSError):
+        inode = path.stat().st_ino
+        return re.findall(rf"FLOCK\s+ADVISORY\s+\w+\s+(\d+)\s+\w+:\w+:{inode}\s", Path("/proc/locks").read_text())
+    return []
+
+
 def _shard_locks(path: Path) -> list[Path]:
     return sorted(path.parent.glob(f"{path.name}.shard-*"))
 
@@ -122,14 +180,14 @@ def _take(path: Path, kind: int) -> list[int]:
     return [descriptor]
 
 
-def _holder(path: Path) -> str:
-    """Who keeps everybody else from a lock; empty if nobody does."""
+def _holder(path: Path, kind: int = fcntl.LOCK_SH) -> str:
+    """Who keeps everybody else from a lock of a kind; empty if nobody does."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except OSError:
         return ""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return _text(path)
     except OSError:

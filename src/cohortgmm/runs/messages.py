@@ -1,15 +1,17 @@
 """What a run says when it begins and when it has succeeded."""
 
+import logging
 import os
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from cohortgmm import __version__
 from cohortgmm.cohort.tables import read_rows
+from cohortgmm.runs.shards import PATIENT_RULES
 
 #: Fits that take less than this many seconds are better run in few SLURM jobs, if there are at least so many of them.
 _SHORT_FIT, _MANY_FITS = 60, 20
@@ -45,6 +47,26 @@ def start_message(executor: str, jobs: Sequence[Any], n_patients: int | None, ha
             "again. To add patients without that, use an embedding of your own with preprocess.enabled: false."
         )
     return "\n".join(lines)
+
+
+class AfterSplit(logging.Handler):
+    """Calls a function when the first job of a patient begins: then Snakemake knows the jobs of all patients.
+
+    Parameters
+    ----------
+    tell
+        The function, which is called once.
+    """
+
+    def __init__(self, tell: Callable[[], None]) -> None:
+        super().__init__(logging.INFO)
+        self._tell: Callable[[], None] | None = tell
+
+    def emit(self, record: logging.LogRecord) -> None:
+        is_start = getattr(getattr(record, "event", None), "name", "") == "JOB_INFO"
+        if is_start and self._tell and getattr(record, "rule_name", "") in PATIENT_RULES:
+            tell, self._tell = self._tell, None
+            tell()
 
 
 def way_message(executor: str, n_fits: int, scores: str | os.PathLike) -> str:

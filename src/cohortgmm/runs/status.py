@@ -3,20 +3,46 @@
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from cohortgmm.cohort.tables import read_rows
 from cohortgmm.errors import CohortgmmError
 from cohortgmm.files import COHORT, patient_name
-from cohortgmm.runs.failures import last_error
-from cohortgmm.runs.lock import lock_holders
+from cohortgmm.runs.failures import FAILED_TABLE, Failure, last_error, read_failures
+from cohortgmm.runs.lock import LOCK, lock_holders
 
 #: States of a fit and how they are drawn.
 SIGNS = {"done": "+", "failed": "!", "running": "r", "stopped": "x", "to do": "."}
 
 #: Up to so many patients are all drawn; of more, those that are not finished.
 _MOST_ROWS = 50
+
+#: So many errors are shown.
+_MOST_ERRORS = 20
+
+#: By so many seconds the log of a job may seem to be older than its run: clocks of nodes differ.
+_LEEWAY = 10
+
+#: Rules that come before the division of the patients.
+_FIRST_RULES = ("check_input", "preprocess", "split")
+
+#: The output that a job writes last, by rule; of the other rules it is a figure.
+_LAST_OUTPUTS = {
+    "check_input": "preprocessed/input.checked",
+    "preprocess": "preprocessed/cohort.h5ad",
+    "split": "patients.tsv",
+    "select": "selection/{patient}.tsv",
+    "select_cohort": "selection.tsv",
+    "refit": "models/{patient}.npz",
+    "merge": "cohort_gmm.h5ad",
+    "qc_cells": "qc/cells.npz",
+    "qc_tables": "qc/composition.tsv",
+    "qc_patient": "qc/patients/{patient}.png",
+    "qc_correction": "qc/corrections/{patient}.png",
+    "efficiency": "qc/efficiency.tsv",
+}
 
 
 @dataclass(frozen=True)
@@ -31,12 +57,14 @@ class Status:
         By patient: the state of every fit, a key of :data:`SIGNS`.
     models
         Patients whose final mixture is there.
-    errors
-        The last line of every log of a failed fit, by patient and k.
     holders
         Runs at work on it.
+    errors
+        What went wrong with every failed fit, by patient and k.
     merged
         Whether there is a merged file.
+    other_errors
+        What went wrong with other jobs in the last run that ended, as far as it is not known to be done since.
     """
 
     candidates: Sequence[int]
@@ -45,6 +73,7 @@ class Status:
     holders: list[str] = field(default_factory=list)
     errors: dict[tuple[str, int], str] = field(default_factory=dict)
     merged: bool = False
+    other_errors: Sequence[str] = ()
 
     def __str__(self) -> str:
         counts = Counter(state for states in self.fits.values() for state in states)
@@ -79,7 +108,66 @@ class Status:
         return [*lines, "", ", ".join(f"{sign} {state}" for state, sign in SIGNS.items())]
 
     def _errors(self) -> list[str]:
-        return ["", *(f"{text}" for text in self.errors.values())] if self.errors else []
+        # Failed fits can be seen in the grid as well, so what cannot comes first.
+        errors = list(dict.fromkeys([*self.other_errors, *self.errors.values()]))
+        if not errors:
+            return []
+        hidden = len(errors) - _MOST_ERRORS
+        more = [f"... and {hidden:,} more in results/{FAILED_TABLE} or results/logs"] if hidden > 0 else []
+        return ["", *errors[:_MOST_ERRORS], *more]
+
+
+class _Jobs:
+    """What the files say of jobs without a result.
+
+    Parameters
+    ----------
+    results
+        The results folder.
+    """
+
+    def __init__(self, results: Path) -> None:
+        self.results = results
+        self.holders = lock_holders(results)
+        self.began = _lock_time(results, self.holders) - _LEEWAY
+        self.told = _time(results / FAILED_TABLE)
+        self.failures = {(job.rule, job.patient, job.k): job for job in read_failures(str(results))}
+
+    def fit(self, name: str, k: int, has_log: bool) -> tuple[str, str]:
+        """State of a fit, and its error if it failed."""
+        log, failure = self.results / "logs" / "fit" / name / f"k{k}.log", self.failures.get(("fit", name, str(k)))
+        time = _time(log) if has_log else 0.0
+        error = last_error(str(log), self.told if failure else 0.0) if has_log else ""
+        is_of_this_run = bool(self.holders) and time > self.began
+        if not error and failure and not (is_of_this_run and time > self.told):
+            error = str(failure)
+        if error:
+            return "failed", error
+        if not has_log or (self.holders and not is_of_this_run):
+            return "to do", ""
+        return "running" if self.holders else "stopped", ""
+
+    def others(self, names: Iterable[str]) -> list[str]:
+        """Errors of jobs that are no fits and that belong to the cohort or to some of its patients."""
+        known = {"", *names}
+        return [
+            str(job)
+            for job in self.failures.values()
+            if job.rule != "fit" and job.patient in known and self._is_left(job)
+        ]
+
+    def before_split(self) -> str:
+        """The error that kept the run from dividing the patients; empty if there is none that is known."""
+        # The table is of the run before the one at work.
+        failures = [] if self.holders else self.failures.values()
+        told = next((job for job in failures if job.rule in _FIRST_RULES and self._is_left(job)), None)
+        newest = max((self.results / "logs" / f"{rule}.log" for rule in _FIRST_RULES), key=_time)
+        return str(told) if told else last_error(str(newest), self.began)
+
+    def _is_left(self, job: Failure) -> bool:
+        """Whether a job that failed has not left its output since."""
+        output = _LAST_OUTPUTS.get(job.rule, f"qc/{job.rule.removeprefix('qc_')}.png")
+        return _time(self.results / output.format(patient=job.patient)) <= self.told
 
 
 def read_status(results: str | os.PathLike, candidates: Iterable[int], component_sharing: str) -> Status:
@@ -97,30 +185,31 @@ def read_status(results: str | os.PathLike, candidates: Iterable[int], component
     Raises
     ------
     CohortgmmError
-        If the cohort has not been split yet.
+        If the cohort has not been split yet, with the error that kept it from that, where it is known.
     """
     results, candidates = Path(results), list(candidates)
-    table = results / "patients.tsv"
+    jobs, table = _Jobs(results), results / "patients.tsv"
     if not table.is_file():
-        raise CohortgmmError(f"{table} is not there: the run has not come to the division of the patients yet")
+        error = jobs.before_split()
+        raise CohortgmmError(
+            f"{table} is not there: the run has not come to the division of the patients yet"
+            + (f", because of an error: {error}" if error else "")
+        )
     kept = [row["file"] for row in read_rows(table) if row["status"] == "ok"]
     names = [COHORT] if component_sharing == "global" else kept
-    holders = lock_holders(results)
     scores, logs = _ks(results / "fits", names, "json"), _ks(results / "logs" / "fit", names, "log")
     fits: dict[str, list[str]] = {}
     errors = {}
     for name in names:
         fits[name] = []
         for k in candidates:
-            state = "done" if k in scores[name] else "to do"
-            if state == "to do" and k in logs[name]:
-                error = last_error(str(results / "logs" / "fit" / name / f"k{k}.log"))
-                state = "failed" if error else "running" if holders else "stopped"
-                if error:
-                    errors[name, k] = error
+            state, error = ("done", "") if k in scores[name] else jobs.fit(name, k, k in logs[name])
             fits[name].append(state)
+            if error:
+                errors[name, k] = error
     models = {path.stem for path in (results / "models").glob("*.npz")}.intersection(names)
-    return Status(candidates, fits, models, holders, errors, (results / "cohort_gmm.h5ad").is_file())
+    merged = (results / "cohort_gmm.h5ad").is_file()
+    return Status(candidates, fits, models, jobs.holders, errors, merged, jobs.others(names))
 
 
 def _ks(folder: Path, names: Iterable[str], suffix: str) -> dict[str, set[int]]:
@@ -134,3 +223,21 @@ def _ks(folder: Path, names: Iterable[str], suffix: str) -> dict[str, set[int]]:
         stems = (file.removesuffix(f".{suffix}")[1:] for file in files if file.endswith(f".{suffix}"))
         found[name] = {int(stem) for stem in stems if stem.isdecimal()}
     return found
+
+
+def _lock_time(results: Path, holders: Sequence[str]) -> float:
+    """When the first of the runs at work took its lock; 0 if that cannot be told."""
+    found = []
+    for path in results.glob(f"{LOCK}*"):  # locks that nobody holds are left from earlier runs
+        with suppress(OSError):
+            if path.read_text(errors="replace").strip() in holders:
+                found.append(_time(path))
+    return min(found, default=0.0)
+
+
+def _time(path: Path) -> float:
+    """When a file was written; 0 if it is not there."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0

@@ -46,11 +46,11 @@ def test_one_row_a_rule(tmp_path):
     ("memory", "asked", "seconds", "suggestion"),
     [
         (200, 600, 10.0, ""),  # 470 of 600
-        (300, 600, 10.0, "fit: {mem_mb: 900}"),  # 570 of 600
-        (1000, 6000, 10.0, "fit: {mem_mb: 2000}"),  # 1,270 of 6,000
+        (300, 600, 10.0, "fit: {mem_mb: 900 * attempt}"),  # 570 of 600
+        (1000, 6000, 10.0, "fit: {mem_mb: 2000 * attempt}"),  # 1,270 of 6,000
         (10, 700, 10.0, ""),  # mostly Snakemake's own
-        (200, 600, 590.0, "fit: {runtime: 15}"),
-        (400, 600, 590.0, "fit: {mem_mb: 1100, runtime: 15}"),
+        (200, 600, 590.0, "fit: {runtime: 15 * attempt}"),
+        (400, 600, 590.0, "fit: {mem_mb: 1100 * attempt, runtime: 15 * attempt}"),
     ],
 )
 def test_requests_that_do_not_fit_are_named(memory, asked, seconds, suggestion):
@@ -122,7 +122,7 @@ def test_suggestions_fit():
 
 def test_a_suggestion_can_be_put_into_the_profile():
     (row,) = efficiency_table([JobUsage("qc_cells", Usage(900, 1000, 580.0, 600))])
-    assert yaml.safe_load(row["suggestion"]) == {"qc_cells": {"mem_mb": 1800, "runtime": 15}}
+    assert yaml.safe_load(row["suggestion"]) == {"qc_cells": {"mem_mb": "1800 * attempt", "runtime": "15 * attempt"}}
 
 
 def test_jobs_without_a_time_limit_are_no_obstacle():

@@ -57,8 +57,8 @@ def test_the_error_in_the_log_is_told(tmp_path):
 @pytest.mark.parametrize(
     ("state", "remedy"),
     [
-        ("OUT_OF_MEMORY", "give it more: --set-resources fit:mem_mb=1000"),
-        ("TIMEOUT", "give it longer: --set-resources fit:runtime=20"),
+        ("OUT_OF_MEMORY", "give it more: --set-resources 'fit:mem_mb=1000*attempt'"),
+        ("TIMEOUT", "give it longer: --set-resources 'fit:runtime=20*attempt'"),
         ("CANCELLED", "somebody cancelled it: run again"),
         ("NODE_FAIL", "run again"),
         ("FAILED", "see what SLURM says of it"),
@@ -75,9 +75,12 @@ def test_what_slurm_did_is_told_with_a_remedy(tmp_path, state, remedy):
     )
 
 
-def test_memory_that_only_a_step_ran_out_of_is_told(tmp_path):
+@pytest.mark.parametrize(
+    "said", ["Detected 1 oom-kill event(s) in StepId=17.0", "Job 17 exceeded memory limit (410 > 400), being killed"]
+)
+def test_memory_that_only_a_step_ran_out_of_is_told(tmp_path, said):
     slurm_log = tmp_path / "17.log"
-    slurm_log.write_text("slurmstepd: error: Detected 1 oom-kill event(s) in StepId=17.0.\n")
+    slurm_log.write_text(f"slurmstepd: error: {said}.\n")
     (failure,) = told([job(patient="P1", k="3")], record(0, "FAILED", "17", [str(slurm_log)]))
     assert failure.slurm_state == "OUT_OF_MEMORY"
     assert "mem_mb=1000" in failure.reason
@@ -98,7 +101,7 @@ def test_an_error_of_an_earlier_run_is_not_told(tmp_path):
     (failure,) = told([job(str(log), patient="P1", k="3")], record(0))
     assert failure.reason == (
         "patient 'P1', k=3: fit ended without a result; it was killed (out of memory?): give it more with "
-        "--set-resources fit:mem_mb=1000, or run again"
+        "--set-resources 'fit:mem_mb=1000*attempt', or run again"
     )
 
 
@@ -200,8 +203,8 @@ def failures_of(errors, *jobs):
 @pytest.mark.parametrize(
     ("state", "remedy"),
     [
-        ("OUT_OF_MEMORY", "give it more: --set-resources refit:mem_mb=1600"),
-        ("TIMEOUT", "give it longer: --set-resources refit:runtime=80"),
+        ("OUT_OF_MEMORY", "give it more: --set-resources 'refit:mem_mb=1600*attempt'"),
+        ("TIMEOUT", "give it longer: --set-resources 'refit:runtime=80*attempt'"),
         ("DEADLINE", "run again"),
         ("CANCELLED", "somebody cancelled it: run again"),
         ("PREEMPTED", "run again, or on a partition without preemption"),
@@ -321,7 +324,7 @@ def test_a_job_of_this_machine_that_failed_is_told_by_its_log(errors, tmp_path):
     (failure,) = failures_of(errors, job)
     assert failure.reason == (
         "patient 'P1', k=3: fit ended without a result; it was killed (out of memory?): give it more with "
-        "--set-resources fit:mem_mb=1000, or run again"
+        "--set-resources 'fit:mem_mb=1000*attempt', or run again"
     )
     assert (failure.slurm_job, failure.slurm_state, failure.slurm_log) == ("", "", "")
 
@@ -352,3 +355,34 @@ def test_there_may_be_no_results_to_remove_failures_from(tmp_path):
     write_failures(str(tmp_path / "results"), [])
     assert read_failures(str(tmp_path / "results")) == []
     assert not (tmp_path / "results").exists()
+
+
+# Jobs that SLURM did not take
+
+
+def refused(job, said):
+    Cluster.__new__(Cluster).print_job_error(SubmittedJobInfo(job), msg=said)
+
+
+def test_a_job_that_slurm_refuses_is_told_with_its_words(errors, tmp_path):
+    log = tmp_path / "k3.log"
+    log.write_text("error: of an attempt before\n")
+    job = SnakemakeJob(5, str(log), patient="P1", k="3")
+    words = ("invalid partition specified: nosuch", "Batch job submission failed: Invalid partition")
+    said = "\n".join(f"sbatch: error: {line}" for line in words)
+    refused(
+        job, f"SLURM sbatch failed. The error message was '{said}'.\n    sbatch call:\n        sbatch --parsable 'x'\n"
+    )
+    (failure,) = failures_of(errors, job)
+    assert failure.reason == (
+        "patient 'P1', k=3: SLURM refused the job: invalid partition specified: nosuch; "
+        "Batch job submission failed: Invalid partition"
+    )
+    assert (failure.slurm_job, failure.slurm_state) == ("", "")
+
+
+def test_a_submission_that_ends_with_an_exception_is_told(errors):
+    job = SnakemakeJob(5, "k3.log", patient="P1", k="3")
+    refused(job, "Job submission failed with exception: [Errno 12] Cannot allocate memory")
+    (failure,) = failures_of(errors, job)
+    assert failure.reason == "patient 'P1', k=3: SLURM refused the job: [Errno 12] Cannot allocate memory"

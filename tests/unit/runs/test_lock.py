@@ -12,7 +12,7 @@ import pytest
 
 from cohortgmm.errors import CohortgmmError
 from cohortgmm.runs import lock
-from cohortgmm.runs.lock import Shard, lock_holders, lock_results
+from cohortgmm.runs.lock import Shard, job_at_work, lock_holders, lock_results, wait_for_jobs
 
 SOURCE = Path(__file__).parents[3] / "src"
 NODE = os.uname().nodename
@@ -207,6 +207,47 @@ def test_one_who_only_looks_holds_nothing(results):
         assert said == "held"
 
 
+# Jobs of a run that was killed
+
+JOB = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from cohortgmm.runs.lock import job_at_work
+with job_at_work(sys.argv[2]):
+    print("at work", flush=True)
+    sys.stdin.read()
+"""
+
+
+def jobs_at_work(folder):
+    try:
+        wait_for_jobs(folder, seconds=0.2)
+    except CohortgmmError as error:
+        return str(error)
+    return ""
+
+
+def test_jobs_at_work_are_waited_for_and_named(results):
+    results.mkdir()
+    assert jobs_at_work(results) == ""
+    command = [sys.executable, "-c", JOB, str(SOURCE), str(results)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "at work\n"
+        with job_at_work(results):  # jobs do not mind each other
+            assert str(os.getpid()) in jobs_at_work(results)
+        assert jobs_at_work(results) == (
+            f"{results.resolve()}: jobs of a run that was killed are still at work; wait for them, or end them with: "
+            f"kill {process.pid}"
+        )
+        process.kill()
+    assert jobs_at_work(results) == ""
+
+
+def test_a_job_of_a_folder_that_is_not_there_works_without(tmp_path):
+    with job_at_work(tmp_path / "results"):
+        assert not list(tmp_path.iterdir())
+
+
 # File systems without locks
 
 
@@ -221,6 +262,8 @@ def test_a_file_system_without_locks_is_no_obstacle(results, monkeypatch):
     assert lock_results(results, Shard(1, 2)) == []
     assert lock_results(results, Shard(1, 3)) == []
     assert lock_holders(results) == []
+    with job_at_work(results):
+        assert jobs_at_work(results) == ""
     assert set(os.listdir("/proc/self/fd")) == before
 
 

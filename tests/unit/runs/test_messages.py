@@ -1,12 +1,13 @@
 """What a run says when it begins and when it has succeeded."""
 
+import logging
 import shlex
 from types import SimpleNamespace
 
 import pytest
 
 from cohortgmm import __version__
-from cohortgmm.runs.messages import finish_message, start_message, way_message
+from cohortgmm.runs.messages import AfterSplit, finish_message, start_message, way_message
 
 
 def jobs(**counts):
@@ -112,3 +113,19 @@ def test_short_fits_are_better_run_in_shards(tmp_path, executor, n_fits, seconds
     if advised:
         assert message.startswith(f"A fit takes 0.3 s here (median of {scores}), a SLURM job about 6 s more")
         assert "make slurm-shards" in message
+
+
+def test_after_the_split_the_first_job_of_a_patient_is_noticed_once():
+    told = []
+    handler = AfterSplit(lambda: told.append(len(told)))
+    for event, rule in (
+        ("JOB_INFO", "split"),
+        ("JOB_FINISHED", "fit"),
+        (None, "fit"),
+        ("JOB_INFO", "fit"),
+        ("JOB_INFO", "select"),
+    ):
+        record = logging.LogRecord("snakemake", logging.INFO, "", 0, "", None, None)
+        record.event, record.rule_name = event and SimpleNamespace(name=event), rule
+        handler.handle(record)
+        assert len(told) == ((rule == "fit" and event == "JOB_INFO") or rule == "select")
