@@ -55,11 +55,15 @@ def _parser() -> argparse.ArgumentParser:
         "--shards", type=int, default=0, metavar="N", help="jobs that divide the patients (0: one for all)"
     )
     submit.add_argument("--cpus", type=int, default=4, help="CPUs of each job (%(default)s)")
-    submit.add_argument("--mem-mb", type=int, help="memory of each job in MB (2,000 for every CPU)")
+    submit.add_argument(
+        "--mem-mb", type=int, help="memory of each job in MB (2,000 for every CPU, more where the whole cohort is read)"
+    )
     submit.add_argument("--minutes", type=int, default=240, help="time limit of each job (%(default)s)")
     for name in ("partition", "account", "qos"):
         submit.add_argument(f"--{name}", help=f"{name} of SLURM")
-    submit.add_argument("--sbatch", action="append", default=[], metavar="OPTION", help="another option of sbatch")
+    submit.add_argument(
+        "--sbatch", action="append", default=[], metavar="OPTION", help="another option of sbatch: --sbatch=--nice=100"
+    )
     submit.add_argument("--print", action="store_true", help="print the batch scripts and submit nothing")
     submit.set_defaults(run=_submit)
 
@@ -121,21 +125,57 @@ def _status(options: argparse.Namespace, others: Sequence[str]) -> int:
 def _submit(options: argparse.Namespace, others: Sequence[str]) -> int:
     from cohortgmm.runs import shards
 
-    if options.shards < 0 or min(options.cpus, options.minutes, options.mem_mb or 1) < 1:
+    memory = 1 if options.mem_mb is None else options.mem_mb
+    if options.shards < 0 or min(options.cpus, options.minutes, memory) < 1:
         raise CohortgmmError("--shards must be 0 or more; --cpus, --minutes and --mem-mb 1 or more")
     workflow_dir, configfile = _place(options)
-    _config(configfile, workflow_dir)  # a mistake in it is told now, not by every job
+    config = _config(configfile, workflow_dir)  # a mistake in it is told now, not by every job
     chosen = ((name, getattr(options, name)) for name in ("partition", "account", "qos"))
     extra = [f"--{name}={value}" for name, value in chosen if value] + options.sbatch
-    allocation = shards.Allocation(options.cpus, options.mem_mb or 2000 * options.cpus, options.minutes, extra)
+    mem_mb, whole_mb = _memory(options, config)
+    allocation = shards.Allocation(options.cpus, mem_mb, options.minutes, extra, whole_mb)
     batch = shards.scripts(options.shards, allocation, others, workflow_dir, configfile)
     if options.print:
         print("\n".join(batch.values()))
         return 0
+    _cancel_orphans()
     numbers = shards.submit(batch)
     print("submitted " + ", ".join(f"{name} as SLURM job {number}" for name, number in numbers.items()))
     print(f"scripts and output: {shards.LOG_FOLDER}; progress: python -m cohortgmm status")
     return 0
+
+
+def _memory(options: argparse.Namespace, config) -> tuple[int, int]:
+    """MB of each job, and of those that read the whole cohort: as given, with a warning if a rule asks for more."""
+    from cohortgmm.runs.shards import largest_request
+
+    rule, asked = largest_request(config)
+    if options.mem_mb is None:
+        mem_mb = 2000 * options.cpus
+        return (max(mem_mb, asked) if config.component_sharing == "global" else mem_mb), asked
+    if options.mem_mb < asked:
+        print(
+            f"warning: {rule} asks for {asked} MB and may be killed for want of memory: give --mem-mb {asked}",
+            file=sys.stderr,
+        )
+    return options.mem_mb, 0
+
+
+def _cancel_orphans() -> None:
+    """Cancel what a killed run has in SLURM's queue: a shard does not look for it, and would work beside it."""
+    from cohortgmm.runs.lock import lock_results
+    from cohortgmm.runs.orphans import cancel_orphans
+    from cohortgmm.workflow import check_results_folder
+
+    check_results_folder("results")
+    lock = lock_results("results")
+    try:
+        n_cancelled = cancel_orphans("results")
+    finally:
+        for descriptor in lock:  # the jobs that are submitted next take it themselves
+            os.close(descriptor)
+    if n_cancelled:
+        print(f"Cancelled {n_cancelled} jobs that a run that was killed had left in SLURM's queue.")
 
 
 def _shard(options: argparse.Namespace, others: Sequence[str]) -> int:

@@ -110,7 +110,7 @@ node_is_up() { [[ $(sinfo --noheader --format=%t 2>/dev/null) =~ ^(idle|mix|allo
 
 case ${1:-} in
 up)
-    [[ -f $conf ]] || write_configuration
+    is_running slurmctld || write_configuration # also one of an earlier version
     if [[ $(readlink "$system") != "$conf" ]]; then
         [[ ! -e $system ]] || { echo "cluster.sh: $system is there: this machine has a SLURM of its own" >&2 && exit 1; }
         mkdir -p "$(dirname "$system")"

@@ -67,9 +67,9 @@ class SlurmProject(Project):
     def start(self, *arguments: str) -> subprocess.Popen:
         """Run Snakemake beside the test; its output is in ``out.log``."""
         with (self.directory / "out.log").open("w") as file:
-            return subprocess.Popen(
-                self.command(*arguments), stdout=file, stderr=subprocess.STDOUT, start_new_session=True
-            )
+            # Also where the tests run in the background, and so would everything they start, deaf to Ctrl-C.
+            command = ["env", "--default-signal=INT", *self.command(*arguments)]
+            return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
 
     def output(self) -> str:
         """What :meth:`start`'s Snakemake has said."""

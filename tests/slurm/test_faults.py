@@ -219,10 +219,14 @@ def test_jobs_lose_their_node_and_are_preempted(patient, undisturbed_patient):
     patient.hold()
     process = patient.start(*TARGETS)
     patient.wait_until_held()
-    slurm("scontrol", "update", "NodeName=node", "State=DOWN", "Reason=test")
+    process.send_signal(signal.SIGSTOP)  # it must not see the loss before all that was lost is gone
+    for state in ("DOWN", "RESUME"):
+        slurm("scontrol", "update", "NodeName=node", f"State={state}", "Reason=test")
+    at_work = ["pgrep", "--full", f"{patient.directory}/.snakemake/scripts/"]
+    wait_for(lambda: subprocess.run(at_work, capture_output=True, check=False).returncode, "the lost fits end")
     patient.release()
     patient.hold()
-    slurm("scontrol", "update", "NodeName=node", "State=RESUME")
+    process.send_signal(signal.SIGCONT)
     patient.wait_until_held()
     urgent = slurm("sbatch", "--parsable", "--partition=urgent", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
     wait_for(lambda: "COMPLETED" in slurm("squeue", f"--jobs={urgent}", "--states=all", "-h", "--format=%T"), "it ends")

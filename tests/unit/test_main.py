@@ -7,14 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import pytest
 import yaml
-from projects import REPOSITORY
+from projects import REPOSITORY, make_cohort
 
 import cohortgmm
 from cohortgmm.__main__ import main
 from cohortgmm.cohort.tables import PATIENT_COLUMNS, write_table
-from cohortgmm.runs import shards
+from cohortgmm.runs import lock, orphans, requests, shards
 
 BASH = shutil.which("bash")
 CONFIG = {"input": "cohort.h5ad", "patient_col": "patient", "gmm": {"k_comps": [2, 3]}}
@@ -46,6 +47,7 @@ def project(tmp_path, monkeypatch):
     (fits / "k2.json").touch()
     monkeypatch.chdir(folder)
     monkeypatch.delenv("PYTHONPATH", raising=False)
+    monkeypatch.setenv("PATH", "/nowhere")  # whatever a test comes to, it does not submit to a real SLURM
     return folder
 
 
@@ -108,8 +110,9 @@ def test_numbers_that_make_no_sense(project, fails, arguments):
     assert fails("submit", "--print", *arguments) == expected
 
 
-def test_memory_that_makes_no_sense(project, fails):
-    assert "--mem-mb" in fails("submit", "--print", "--mem-mb", "-5")
+@pytest.mark.parametrize("memory", ["-5", "0"])
+def test_memory_that_makes_no_sense(project, fails, memory):
+    assert "--mem-mb" in fails("submit", "--print", "--mem-mb", memory)
 
 
 @pytest.mark.parametrize("text", ["3", "0/3", "4/3", "a/b"])
@@ -253,7 +256,7 @@ def test_scripts_are_printed_and_nothing_is_submitted(project, capsys, monkeypat
         assert ("--array=1-3" in asked) == (name == "shards")
         command = text.splitlines()[-1] or text.splitlines()[-2]
         assert command.startswith(f"exec {sys.executable} -m ")
-        assert "--cores 8 --resources mem_mb=16000 --keep-going -n" in command
+        assert "--cores 8 --resources mem_mb=16000 --latency-wait 60 --keep-going -n" in command
         assert f"--configfile {project}/config/config.yaml" in command
         assert f"--snakefile {REPOSITORY}/Snakefile" in command
     assert not (project / "results" / "logs").exists()
@@ -265,6 +268,63 @@ def test_memory_may_be_given(project, capsys):
     assert "#SBATCH --mem=1234\n" in out
     assert "--resources mem_mb=1234 " in out
     assert out.count("#!/bin/bash") == 1
+
+
+@pytest.fixture
+def large(project):
+    """MB that the preprocessing of a cohort with 1,000,000 × 1,000 counts asks for, of which the file holds none."""
+    make_cohort().write_h5ad("cohort.h5ad")
+    with h5py.File("cohort.h5ad", "a") as file:
+        del file["X"]
+        file.create_dataset("X", (1_000_000, 1_000), "f4", chunks=(1000, 1000))
+    request = requests.REQUESTS["preprocess"]
+    least = requests.SNAKEMAKE_MB + request.memory + 4_000 * request.memory_per_mb
+    _, asked = shards.largest_request(cohortgmm.config.read_config(CONFIG))
+    assert least <= asked < least + 10
+    return asked
+
+
+def test_a_job_has_the_memory_that_its_largest_rule_asks_for(large, capsys):
+    assert main(["submit", "--print", "--shards", "2"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    split, shard, finish = (
+        re.findall(r"--mem=(\d+)$|mem_mb=(\d+) ", text, re.MULTILINE) for text in out.split("#!")[1:]
+    )
+    assert split == finish == [(str(large), ""), ("", str(large))]
+    assert shard == [("8000", ""), ("", "8000")]  # which reads no more than its patients
+    assert main(["submit", "--print", "--cpus", "16"]) == 0
+    assert "#SBATCH --mem=32000\n" in capsys.readouterr().out
+
+
+def test_memory_that_is_less_than_a_rule_asks_for_is_told(large, capsys):
+    assert main(["submit", "--print", "--mem-mb", str(large - 1)]) == 0
+    out, err = capsys.readouterr()
+    assert f"#SBATCH --mem={large - 1}\n" in out
+    assert err == (
+        f"warning: preprocess asks for {large} MB and may be killed for want of memory: give --mem-mb {large}\n"
+    )
+    assert main(["submit", "--print", "--mem-mb", str(large)]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_an_input_that_is_not_there_is_told(project, fails):
+    (project / "cohort.h5ad").unlink()
+    expected = f"{project}/config/config.yaml: input: no such file: cohort.h5ad (looked in {project})"
+    assert fails("submit", "--print") == fails("submit") == expected
+
+
+def test_an_option_of_sbatch_with_several_lines_is_refused(project, fails):
+    said = fails("submit", "--partition", "a\nb")
+    assert said == "an option of sbatch must be one line, got '--partition=a\\nb'"
+    assert not (project / "results" / "logs").exists()
+
+
+def test_how_to_write_an_option_of_sbatch(capsys):
+    with pytest.raises(SystemExit):
+        main(["submit", "--help"])
+    (written,) = re.findall(r"another option of sbatch: (\S+)", " ".join(capsys.readouterr().out.split()))
+    assert cohortgmm.__main__._parser().parse_args(["submit", written]).sbatch == ["--nice=100"]
 
 
 def test_a_folder_with_a_space_in_its_name_is_quoted(tmp_path, capsys, monkeypatch):
@@ -296,8 +356,73 @@ def test_what_was_submitted_is_told(project, capsys, monkeypatch):
     ]
 
 
-def test_submitting_without_slurm_is_one_line(project, fails, monkeypatch):
-    monkeypatch.setenv("PATH", "/nowhere")
+@pytest.fixture
+def queue(project, monkeypatch):
+    """SLURM with two jobs that a run which was killed has left behind; all calls are kept in a file."""
+    programs = project / "bin"
+    programs.mkdir()
+    (programs / "queue").write_text("17\n18\n")
+    code = "from cohortgmm.runs.lock import lock_holders; print(*(who[:7] for who in lock_holders('results')))"
+    bodies = {
+        "squeue": "while read -r job; do echo $job; done < bin/queue",
+        "scancel": ": > bin/queue",
+        "sbatch": "echo 41",
+    }
+    for name, body in bodies.items():
+        (programs / name).write_text(f'#!/bin/sh\necho {name} $({sys.executable} -c "{code}") >> bin/calls\n{body}\n')
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(programs))
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY / "src"))
+    orphans.remember_run("results", "a-run")
+    return programs
+
+
+def test_jobs_that_a_killed_run_has_left_are_cancelled_first(queue, capsys):
+    """Under the lock, which those that are submitted find open."""
+    assert main(["submit"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert out.splitlines()[:2] == [
+        "Cancelled 2 jobs that a run that was killed had left in SLURM's queue.",
+        "submitted finish as SLURM job 41",
+    ]
+    calls = (queue / "calls").read_text().splitlines()
+    assert calls == ["squeue process", "scancel process", "squeue process", "sbatch"]
+    assert main(["submit"]) == 0
+    assert "Cancelled" not in capsys.readouterr().out
+    assert (queue / "calls").read_text().splitlines() == [*calls, "sbatch"]
+
+
+def test_printing_cancels_nothing(queue, capsys):
+    assert main(["submit", "--print"]) == 0
+    assert not (queue / "calls").exists()
+
+
+@pytest.mark.parametrize("shard", [None, lock.Shard(1, 2)])
+def test_nothing_is_submitted_beside_another_run(queue, project, fails, shard):
+    held = lock.lock_results("results", shard)
+    said = fails("submit")
+    for descriptor in held:
+        os.close(descriptor)
+    assert said.startswith(f"{project}/results is in use by another run (")
+    assert not (queue / "calls").exists()
+
+
+def test_a_queue_that_does_not_answer_leaves_the_results_open(queue, fails):
+    (queue / "squeue").write_text("#!/bin/sh\necho no controller >&2\nexit 1\n")
+    assert fails("submit").endswith("no controller")
+    assert lock.lock_holders("results") == []
+
+
+def test_results_that_are_no_folder(project, fails):
+    shutil.rmtree(project / "results")
+    (project / "results").touch()
+    assert fails("submit") == (
+        f"results cannot be written: {project}/results is not a folder; choose another with --directory"
+    )
+
+
+def test_submitting_without_slurm_is_one_line(project, fails):
     refused = "SLURM refused results/logs/slurm/finish.sh: [Errno 2] No such file or directory: 'sbatch'"
     assert fails("submit") == refused
 

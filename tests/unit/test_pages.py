@@ -39,7 +39,7 @@ def test_links_of_the_pages_lead_somewhere():
             assert (folder / target).exists(), f"{page}: {target}"
 
 
-@pytest.mark.parametrize("page", ["pipeline", "density"])
+@pytest.mark.parametrize("page", ["pipeline", "density", "dag"])
 def test_the_figures_of_the_readme_are_those_of_the_benchmark(page):
     measured = (REPOSITORY / "benchmarks" / f"{page}.md").read_text().split("\n", 2)[2].strip()
     assert measured in (REPOSITORY / "README.md").read_text(), f"paste benchmarks/{page}.md"

@@ -6,16 +6,20 @@ therefore divided into shards of the patients. The division of the cohort comes 
 
 import heapq
 import os
+import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from cohortgmm.cohort.tables import read_rows
 from cohortgmm.errors import CohortgmmError
-from cohortgmm.files import COHORT
+from cohortgmm.files import COHORT, atomic_path
+from cohortgmm.runs import requests
 from cohortgmm.runs.lock import Shard
 
 #: Environment variable that tells a run which shard it is.
@@ -29,6 +33,9 @@ _TASK = "$SLURM_ARRAY_TASK_ID"
 
 #: Where the scripts that are submitted, and what the allocations say, are kept.
 LOG_FOLDER = "results/logs/slurm"
+
+#: Seconds until a file that one node has written is visible on another.
+_LATENCY = 60
 
 
 @dataclass(frozen=True)
@@ -45,12 +52,46 @@ class Allocation:
         Time limit.
     options
         Further options of sbatch, such as ``--partition=short``.
+    whole_mb
+        Memory in MB of those that read the whole cohort, if that is more.
     """
 
     cpus: int = 4
     mem_mb: int = 8000
     minutes: int = 240
     options: Sequence[str] = ()
+    whole_mb: int = 0
+
+    def of(self, name: str) -> "Allocation":
+        """That of one batch script."""
+        return self if name == "shards" else replace(self, mem_mb=max(self.mem_mb, self.whole_mb))
+
+    def local(self) -> list[str]:
+        """Options of the Snakemake in it."""
+        limits = ["--cores", str(self.cpus), "--resources", f"mem_mb={self.mem_mb}"]
+        return ["--executor", "local", *limits, "--latency-wait", str(_LATENCY)]
+
+
+def largest_request(config: Any) -> tuple[str, int]:
+    """Which rule of those that read the whole cohort asks for most memory, and for how many MB.
+
+    An allocation must hold it: Snakemake silently lowers what a job asks for to what there is.
+
+    Parameters
+    ----------
+    config
+        The checked configuration. Its input stands for what is made of it.
+    """
+    embedding = ("obs", "obsm") if config.use_rep else ("obs", "X", "layers")
+    # The merge reads the input, the cohort and the cells of all patients, which are about as large as the embedding.
+    parts = {"check_input": ("obs",), "split": embedding, "qc_cells": embedding, "merge": ("obs", *embedding)}
+    if config.preprocess.enabled:
+        parts["preprocess"] = ()
+    if config.component_sharing == "global":
+        parts["fit"] = embedding[1:]  # of all cells at once
+    asked = {rule: requests.memory(rule, read)(None, [config.input], 1) for rule, read in parts.items()}
+    rule = max(asked, key=asked.__getitem__)
+    return rule, asked[rule]
 
 
 def shard_of_patients(sizes: Iterable[tuple[str, int]], shard: Shard) -> list[str]:
@@ -128,17 +169,24 @@ def scripts(
         Where the Snakefile is.
     configfile
         The configuration.
+
+    Raises
+    ------
+    CohortgmmError
+        If an option of sbatch is not one line.
     """
-    local = ["--executor", "local", "--cores", str(allocation.cpus), "--resources", f"mem_mb={allocation.mem_mb}"]
-    options = [*local, *arguments]
-    whole = [*options, "--configfile", str(configfile)]
+    ours = ["--configfile", str(configfile)]
+    whole = [*allocation.of("finish").local(), *arguments, *ours]
     commands = {"finish": snakemake_command(whole, workflow_dir)}
     if n_shards:
         split = snakemake_command([*whole, "--", "results/patients.tsv"], workflow_dir)
-        ours = ["--snakefile", str(Path(workflow_dir) / "Snakefile"), "--configfile", str(configfile)]
-        shard = [sys.executable, "-m", "cohortgmm", "shard", f"{_TASK}/{n_shards}", *ours, "--", *options]
+        shard = [sys.executable, "-m", "cohortgmm", "shard", f"{_TASK}/{n_shards}"]
+        shard += ["--snakefile", str(Path(workflow_dir) / "Snakefile"), *ours, "--"]
+        shard += [*allocation.of("shards").local(), *arguments]
         commands = {"split": split, "shards": shard} | commands
-    return {name: _script(name, command, n_shards, allocation, workflow_dir) for name, command in commands.items()}
+    return {
+        name: _script(name, command, n_shards, allocation.of(name), workflow_dir) for name, command in commands.items()
+    }
 
 
 def _script(
@@ -161,13 +209,22 @@ def _script(
     return "\n".join(
         [
             "#!/bin/bash",
-            *(f"#SBATCH {directive}" for directive in directives),
+            *(f"#SBATCH {_quoted(directive)}" for directive in directives),
             "set -euo pipefail",
             f'export PYTHONPATH={shlex.quote(str(source))}"${{PYTHONPATH:+:$PYTHONPATH}}"',
             f"exec {quoted}",
             "",
         ]
     )
+
+
+def _quoted(option: str) -> str:
+    """An option as sbatch reads it in a script: split at spaces, unless its value is quoted."""
+    if option.splitlines() != [option]:
+        raise CohortgmmError(f"an option of sbatch must be one line, got {option!r}")
+    name, equals, value = option.partition("=")
+    # Unlike in a shell, a backslash also counts within quotes.
+    return name + equals + shlex.quote(value).replace("\\", "\\\\") if equals else option
 
 
 def submit(batch: dict[str, str]) -> dict[str, str]:
@@ -178,23 +235,38 @@ def submit(batch: dict[str, str]) -> dict[str, str]:
     Raises
     ------
     CohortgmmError
-        If SLURM refuses one; those before are cancelled.
+        If a script cannot be written, or SLURM refuses one or does not name its job; those before are cancelled.
     """
-    folder, numbers = Path(LOG_FOLDER), {}
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in batch.items():
-        path = folder / f"{name}.sh"
-        path.write_text(text)
+    paths, numbers = {name: Path(LOG_FOLDER) / f"{name}.sh" for name in batch}, {}
+    for name, path in paths.items():
+        with atomic_path(path) as temporary:
+            temporary.write_text(batch[name])
+    for name, path in paths.items():
         after = [f"afterok:{numbers['split']}"] if "split" in numbers else []
         after += [f"afterany:{numbers['shards']}"] if "shards" in numbers else []
         dependency = [f"--dependency={','.join(after)}", "--kill-on-invalid-dep=yes"] if after else []
-        command = ["sbatch", "--parsable", *dependency, str(path)]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-        except (OSError, subprocess.CalledProcessError) as error:
+            numbers[name] = _sbatch(path, dependency)
+        except CohortgmmError:
             if numbers:
-                subprocess.run(["scancel", *numbers.values()], check=False)
-            said = (getattr(error, "stderr", "") or str(error)).strip().splitlines()
-            raise CohortgmmError(f"SLURM refused {path}: {said[-1] if said else error}") from None
-        numbers[name] = done.stdout.strip().split(";")[0]
+                with suppress(OSError):
+                    subprocess.run(["scancel", *numbers.values()], check=False)
+            raise
     return numbers
+
+
+def _sbatch(path: Path, options: Sequence[str]) -> str:
+    """Submit one script; the number of its SLURM job."""
+    command = ["sbatch", "--parsable", *options, str(path)]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, errors="replace", check=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        lines = (getattr(error, "stderr", "") or str(error)).strip().splitlines()
+        raise CohortgmmError(f"SLURM refused {path}: {lines[-1] if lines else error}") from None
+    # Sites let sbatch print banners beside the number.
+    lines = [line.strip() for line in said.strip().splitlines()]
+    numbers = [line.split(";")[0] for line in lines if re.fullmatch(r"[0-9]+(;.*)?", line)]
+    if not numbers:
+        answer = repr(lines[-1]) if lines else "nothing"
+        raise CohortgmmError(f"sbatch named no job for {path}, it said {answer}: scancel it if squeue --me lists it")
+    return numbers[-1]

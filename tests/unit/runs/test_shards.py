@@ -2,25 +2,38 @@
 
 import os
 import re
+import shlex
 import shutil
 import stat
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import anndata as ad
+import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from projects import REPOSITORY
+from projects import REPOSITORY, make_cohort
 from snakemake.cli import get_argument_parser
 
 from cohortgmm.__main__ import _at_dashes, _parser
 from cohortgmm.cohort.tables import PATIENT_COLUMNS, write_table
+from cohortgmm.config import read_config
 from cohortgmm.errors import CohortgmmError
 from cohortgmm.files import COHORT
-from cohortgmm.runs import shards
+from cohortgmm.runs import requests, shards
 from cohortgmm.runs.lock import Shard
-from cohortgmm.runs.shards import Allocation, run_shard, scripts, shard_of_patients, shard_targets, submit
+from cohortgmm.runs.shards import (
+    Allocation,
+    largest_request,
+    run_shard,
+    scripts,
+    shard_of_patients,
+    shard_targets,
+    submit,
+)
 
 BASH = shutil.which("bash")
 
@@ -56,6 +69,16 @@ def run_script(text, **variables):
 def directives(text):
     """What a script asks SLURM for."""
     return [line.removeprefix("#SBATCH ") for line in text.splitlines() if line.startswith("#SBATCH")]
+
+
+def as_sbatch_reads(text):
+    """The options that sbatch finds in a script: quotes group, a backslash counts even within them, # is a comment."""
+    found = []
+    for line in directives(text):
+        words = shlex.shlex(line, posix=True, punctuation_chars=False)
+        words.whitespace_split, words.commenters, words.escapedquotes = True, "#", "'\""
+        found += words
+    return found
 
 
 # Who does what
@@ -138,6 +161,77 @@ def test_rules_of_single_patients_are_those_that_write_below_their_names():
     assert found == set(shards.PATIENT_RULES)
 
 
+# Memory
+
+
+def cohort_file(folder, *, annotated=0, d=3, genes=1):
+    """A cohort of 2,000 cells with a coordinate of 4 bytes in `d` features, counts of `genes`, and annotations."""
+    cohort = make_cohort(n_cells=1000, patients=("P1", "P2"), n_features=d)
+    counts = np.zeros((2000, genes), dtype=np.float32)
+    cohort = ad.AnnData(counts, obs=cohort.obs, obsm=dict(cohort.obsm))
+    for i in range(annotated):
+        cohort.obs[f"score {i}"] = np.arange(2000.0)
+    path = folder / "cohort.h5ad"
+    cohort.write_h5ad(path)
+    return path
+
+
+def cohort_config(path, **changes):
+    given = {"input": str(path), "patient_col": "patient", "preprocess": {"enabled": False}}
+    return read_config(given | changes)
+
+
+def parts_in_rules(use_rep):
+    """What every rule reads of AnnData files, as the workflow says."""
+    texts = [path.read_text() for path in (REPOSITORY / "workflow" / "rules").glob("*.smk")]
+    (embedding,) = re.findall(r"^EMBEDDING = (.*)$", "\n".join(texts), flags=re.MULTILINE)
+    names = {"EMBEDDING": eval(embedding, {"CONFIG": SimpleNamespace(use_rep=use_rep)})}
+    found = re.findall(r'mem_mb=requests\.memory\("(\w+)", (.*)\),$', "\n".join(texts), flags=re.MULTILINE)
+    return {rule: eval(parts, names) for rule, parts in found}
+
+
+@pytest.mark.parametrize("use_rep", ["X_pca", None])
+@pytest.mark.parametrize("rule", ["check_input", "split", "merge", "qc_cells"])
+def test_the_largest_request_is_what_the_workflow_asks_for(tmp_path, monkeypatch, rule, use_rep):
+    """Of any rule, where it needs much more than the others."""
+    path, cells = cohort_file(tmp_path, annotated=50, d=100, genes=200), tmp_path / "cells.npz"
+    cells.write_bytes(bytes(2000 * 4 * (100 if use_rep else 200)))
+    monkeypatch.setitem(requests.REQUESTS, rule, requests.Request(5_000, 7_000))
+    asked = requests.memory(rule, parts_in_rules(use_rep)[rule])
+    read = [str(path), str(path), str(cells)] if rule == "merge" else [str(path)]
+    assert largest_request(cohort_config(path, use_rep=use_rep)) == (rule, pytest.approx(asked(None, read, 1), abs=1))
+
+
+def test_all_rules_that_read_parts_of_the_cohort_are_looked_at():
+    assert set(parts_in_rules("X_pca")) == {"check_input", "split", "merge", "qc_cells"}
+
+
+def test_the_preprocessing_counts_where_it_is_done(tmp_path, monkeypatch):
+    """With all that the input holds; where the embedding is in the input nobody reads the counts."""
+    path = cohort_file(tmp_path, genes=500)
+    monkeypatch.setitem(requests.REQUESTS, "preprocess", requests.Request(5_000, 7_000))
+    expected = int(requests.SNAKEMAKE_MB + 5_000 + 7_000 * requests.megabytes(path))
+    assert expected > 7_000 * 2000 * 500 * 4 / 1e6
+    assert largest_request(cohort_config(path, preprocess={"enabled": True})) == ("preprocess", expected)
+    assert largest_request(cohort_config(path))[0] != "preprocess"
+
+
+def test_one_mixture_of_all_patients_is_fitted_to_the_whole_cohort(tmp_path, monkeypatch):
+    path = cohort_file(tmp_path, d=30)
+    monkeypatch.setitem(requests.REQUESTS, "fit", requests.Request(5_000, 7_000))
+    expected = int(requests.SNAKEMAKE_MB + 5_000 + 7_000 * 2000 * 30 * 4 / 1e6)
+    assert largest_request(cohort_config(path, gmm={"component_sharing": "global"})) == ("fit", expected)
+    assert largest_request(cohort_config(path))[0] != "fit"
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no HDF5"])
+def test_an_input_that_cannot_be_measured_is_left_to_the_run(tmp_path, content):
+    path = tmp_path / "cohort.h5ad"
+    if content is not None:
+        path.write_bytes(content)
+    assert largest_request(cohort_config(path)) == ("qc_cells", requests.memory("qc_cells")(None, [], 1))
+
+
 # What a shard runs
 
 
@@ -188,6 +282,7 @@ def test_scripts_ask_for_what_the_allocation_says(python):
             *array,
             *("--partition=short", "--exclusive"),
         ]
+        assert as_sbatch_reads(text) == directives(text)  # nothing of it needs quotes
         # SLURM reads no further than the first command.
         first = next(i for i, line in enumerate(lines) if line and not line.startswith("#"))
         assert not [line for line in lines[first:] if line.startswith("#SBATCH")]
@@ -201,6 +296,7 @@ def test_without_shards_one_script_does_everything(python):
     assert arguments[:2] == ["-m", "snakemake"]
     assert (read.executor, read.cores, read.keep_going) == ("local", 4, True)
     assert read.resources["mem_mb"].value == 8000
+    assert read.latency_wait == 60
     assert not read.targets
     assert list(read.configfile) == [Path("/c.yaml")]
     assert path == "/flow/src"
@@ -212,7 +308,8 @@ def test_scripts_hand_on_what_they_are_given_whatever_the_shell_makes_of_it(pyth
     flow, configfile = tmp_path / f"flow {word}", tmp_path / word / "c.yaml"
     batch = scripts(3, Allocation(2, 4000, 60), ["--config", f"title={word}"], flow, configfile)
     place = ["--snakefile", f"{flow}/Snakefile"]
-    options = ["--executor", "local", "--cores", "2", "--resources", "mem_mb=4000", "--config", f"title={word}"]
+    local = ["--executor", "local", "--cores", "2", "--resources", "mem_mb=4000", "--latency-wait", "60"]
+    options = [*local, "--config", f"title={word}"]
     whole = ["-m", "snakemake", *place, *options, "--configfile", str(configfile)]
     expected = {
         "split": [*whole, "--", "results/patients.tsv"],
@@ -223,6 +320,20 @@ def test_scripts_hand_on_what_they_are_given_whatever_the_shell_makes_of_it(pyth
         subprocess.run([BASH, "-n"], input=text, text=True, check=True)
         assert run_script(text, SLURM_ARRAY_TASK_ID="2") == (expected[name], f"{flow}/src")
         assert run_script(text, SLURM_ARRAY_TASK_ID="2", PYTHONPATH="/x y")[1] == f"{flow}/src:/x y"
+
+
+@pytest.mark.parametrize("word", [*AWKWARD, "", "a='b", "x #y", "\\\\'"])
+def test_values_of_options_come_to_sbatch_as_they_were_given(python, word):
+    options = [f"--comment={word}", "-p short", "--exclusive"]
+    for text in scripts(2, Allocation(options=options), [], "/flow", "/c.yaml").values():
+        assert as_sbatch_reads(text)[-4:] == [f"--comment={word}", "-p", "short", "--exclusive"]
+
+
+@pytest.mark.parametrize("option", ["", "--comment=a\nrm -r x", "--comment=a\n", "--comment=a\rb"])
+def test_an_option_that_is_not_one_line_is_refused(python, option):
+    with pytest.raises(CohortgmmError) as caught:
+        scripts(2, Allocation(options=[option]), [], "/flow", "/c.yaml")
+    assert str(caught.value) == f"an option of sbatch must be one line, got {option!r}"
 
 
 def test_only_the_number_of_the_task_is_for_the_shell(python):
@@ -237,7 +348,13 @@ def test_the_command_of_a_shard_is_one_of_ours(python):
     own, others = _at_dashes(arguments)
     read = _parser().parse_args(own)
     assert (read.shard, read.snakefile, read.configfile) == ("3/3", Path("/flow/Snakefile"), Path("/c.yaml"))
-    assert others == ["--executor", "local", "--cores", "4", "--resources", "mem_mb=8000", "--keep-going"]
+    local = ["--executor", "local", "--cores", "4", "--resources", "mem_mb=8000", "--latency-wait", "60"]
+    assert others == [*local, "--keep-going"]
+
+
+def test_a_latency_of_ones_own_comes_last(python):
+    (text,) = scripts(0, Allocation(), ["--latency-wait", "5"], "/flow", "/c.yaml").values()
+    assert get_argument_parser().parse_args(run_script(text)[0][2:]).latency_wait == 5
 
 
 def test_a_shard_outside_an_array_stops(python):
@@ -325,3 +442,57 @@ def test_a_machine_without_slurm_is_told_in_one_line(here, programs):
     assert str(caught.value) == (
         "SLURM refused results/logs/slurm/split.sh: [Errno 2] No such file or directory: 'sbatch'"
     )
+
+
+@pytest.mark.parametrize(
+    ("said", "number"),
+    [
+        ("Welcome to the cluster\\n123;alpha\\n", "123"),
+        ("123\\nYour quota: 80%%\\n", "123"),
+        ("7 jobs are waiting\\n2024-01-01\\n  123;alpha beta \\n\\n12 GB used\\n", "123"),
+        ("99\\n123\\r\\n", "123"),
+        ("caf\\351\\n123\\n", "123"),
+    ],
+)
+def test_banners_beside_the_number_do_not_count(here, programs, said, number):
+    programs.make("sbatch", f"printf '{said}'")
+    assert submit({"finish": "all\n"}) == {"finish": number}
+
+
+@pytest.mark.parametrize(
+    ("said", "answer"),
+    [("", "nothing"), ("Submitted batch job 12\\n", "'Submitted batch job 12'"), ("1x\\n;2\\n", "';2'")],
+)
+def test_a_job_without_a_number_is_an_error_and_those_before_are_cancelled(here, programs, sbatch, said, answer):
+    sbatch()
+    body = (programs.folder / "sbatch").read_text().split("\n", 3)[3]
+    programs.make("sbatch", f"case \"$*\" in *shards.sh) printf '{said}'; exit;; esac\n{body}")
+    with pytest.raises(CohortgmmError) as caught:
+        submit(BATCH)
+    assert str(caught.value) == (
+        f"sbatch named no job for results/logs/slurm/shards.sh, it said {answer}: scancel it if squeue --me lists it"
+    )
+    assert [call for call in programs.calls if call[0] == "scancel"] == [["scancel", "101"]]
+
+
+def test_a_refusal_is_told_where_nothing_can_be_cancelled(here, programs, sbatch):
+    sbatch("shards")
+    (programs.folder / "scancel").unlink()
+    with pytest.raises(CohortgmmError, match=r"^SLURM refused results/logs/slurm/shards\.sh: sbatch: error: no$"):
+        submit(BATCH)
+
+
+@pytest.mark.parametrize(
+    ("file", "reason"),
+    [("results", "Not a directory"), ("results/logs/slurm", "File exists"), ("results/logs/slurm/finish.sh/x", "Is a")],
+)
+def test_scripts_that_cannot_be_written_are_one_line_and_nothing_is_submitted(here, programs, sbatch, file, reason):
+    sbatch()
+    (here / file).parent.mkdir(parents=True, exist_ok=True)
+    (here / file).touch()
+    with pytest.raises(CohortgmmError) as caught:
+        submit(BATCH)
+    name = "finish" if "finish" in file else "split"
+    assert str(caught.value).startswith(f"cannot write results/logs/slurm/{name}.sh: {reason}")
+    assert "\n" not in str(caught.value)
+    assert programs.calls == []
