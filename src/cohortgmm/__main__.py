@@ -138,7 +138,7 @@ def _submit(options: argparse.Namespace, others: Sequence[str]) -> int:
     if options.print:
         print("\n".join(batch.values()))
         return 0
-    _cancel_orphans()
+    _clear_up()
     numbers = shards.submit(batch)
     print("submitted " + ", ".join(f"{name} as SLURM job {number}" for name, number in numbers.items()))
     print(f"scripts and output: {shards.LOG_FOLDER}; progress: python -m cohortgmm status")
@@ -161,16 +161,18 @@ def _memory(options: argparse.Namespace, config) -> tuple[int, int]:
     return options.mem_mb, 0
 
 
-def _cancel_orphans() -> None:
-    """Cancel what a killed run has in SLURM's queue: a shard does not look for it, and would work beside it."""
-    from cohortgmm.runs.lock import lock_results
-    from cohortgmm.runs.orphans import cancel_orphans
+def _clear_up() -> None:
+    """End what a killed run has left behind: a shard does not look for it, and would work beside it."""
+    from cohortgmm.runs.lock import lock_results, wait_for_jobs
+    from cohortgmm.runs.orphans import cancel_orphans, remove_unrecorded
     from cohortgmm.workflow import check_results_folder
 
     check_results_folder("results")
     lock = lock_results("results")
     try:
         n_cancelled = cancel_orphans("results")
+        wait_for_jobs("results")
+        remove_unrecorded()
     finally:
         for descriptor in lock:  # the jobs that are submitted next take it themselves
             os.close(descriptor)

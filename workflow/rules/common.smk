@@ -16,7 +16,7 @@ from cohortgmm.cohort.tables import read_sheet
 from cohortgmm.errors import CohortgmmError
 from cohortgmm.files import patient_name
 from cohortgmm.runs import failures, messages, orphans, requests, watch
-from cohortgmm.runs.lock import Shard, lock_results, wait_for_jobs
+from cohortgmm.runs.lock import Shard, lock_holders, lock_results, wait_for_jobs
 from cohortgmm.runs.shards import SHARD_VARIABLE
 
 # The jobs of 1,000 patients are all kept: to look among them for garbage after every 700 objects took a tenth of a dry run.
@@ -63,6 +63,7 @@ def parts():
     """File names of what is fitted: those foreseen, or once the cohort has been split those that are there."""
     if foreseen():
         return foreseen()
+    forget_unrecorded()
     # A shard takes the division of the cohort as it finds it, and so does a batch, which must know all inputs at once.
     found = SHARD or workflow.dag_settings.batch
     try:
@@ -71,6 +72,15 @@ def parts():
         raise WorkflowError(f"{TABLE} is not there yet: split the cohort first, snakemake {TABLE}") from None
     except CohortgmmError as error:
         raise WorkflowError(str(error)) from None
+
+
+@functools.cache
+def forget_unrecorded():
+    """Once, before Snakemake looks for the results of the patients: those of jobs that outlived their run do not count."""
+    is_run = workflow.is_main_process and workflow.executor_plugin is not None and not workflow.dryrun
+    others = [run for run in lock_holders("results") if not run.startswith(f"process {os.getpid()} on ")]
+    if is_run and not SHARD and not others:
+        orphans.remove_unrecorded()
 
 
 def cells_of(wildcards):
@@ -138,6 +148,7 @@ def begin():
         n_cancelled = 0 if SHARD else orphans.cancel_orphans("results")
         if not SHARD:
             wait_for_jobs("results")
+        forget_unrecorded()  # if the split comes first; later there are unrecorded results of this run
     except CohortgmmError as error:
         raise WorkflowError(str(error)) from None
     if not lock:

@@ -1,5 +1,7 @@
-"""Jobs in SLURM's queue that a killed run has left behind."""
+"""What a killed run has left behind: jobs in SLURM's queue, and results that it did not see its jobs write."""
 
+import base64
+import binascii
 import subprocess
 import time
 from pathlib import Path
@@ -8,6 +10,14 @@ from cohortgmm.errors import CohortgmmError
 
 #: Names of the jobs of the last run in SLURM, within the results.
 RUN_FILE = ".slurm_run"
+
+#: Where Snakemake keeps the names of the files that jobs are about to write.
+_MARKS = Path(".snakemake") / "incomplete"
+
+#: Beginnings of the names of files that jobs behind the division of the cohort write.
+_BEHIND_SPLIT = tuple(
+    f"results/{name}" for name in ("fits/", "selection", "models/", "scores.tsv", "cohort_gmm", "qc/")
+)
 
 #: Seconds to wait for cancelled jobs to end.
 _PATIENCE = 120
@@ -59,6 +69,22 @@ def remember_run(results: str, name: str) -> None:
 def forget_run(results: str) -> None:
     """Nothing is left of this run: Snakemake has seen all its jobs end."""
     (Path(results) / RUN_FILE).unlink(missing_ok=True)
+
+
+def remove_unrecorded() -> None:
+    """Remove what jobs wrote after their run, in the working directory, was killed: it may be of another configuration.
+
+    Snakemake makes such files anew where it knows the jobs from the start, but behind a checkpoint it takes them for
+    results. The caller sees to it that no run is at work.
+    """
+    for mark in [path for path in _MARKS.rglob("*") if path.is_file()]:
+        coded = "".join(part.removeprefix("@") for part in mark.relative_to(_MARKS).parts)
+        try:
+            name = base64.urlsafe_b64decode(coded).decode()
+        except (binascii.Error, UnicodeDecodeError):  # whatever else Snakemake keeps there
+            continue
+        if name.startswith(_BEHIND_SPLIT):
+            Path(name).unlink(missing_ok=True)
 
 
 def _live(name: str) -> list[str]:

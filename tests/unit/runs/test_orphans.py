@@ -4,10 +4,11 @@ import subprocess
 import types
 
 import pytest
+from snakemake.persistence.file import FilePersistence
 
 from cohortgmm.errors import CohortgmmError
 from cohortgmm.runs import orphans
-from cohortgmm.runs.orphans import RUN_FILE, cancel_orphans, forget_run, remember_run
+from cohortgmm.runs.orphans import RUN_FILE, cancel_orphans, forget_run, remember_run, remove_unrecorded
 
 NAME = "cohortgmm-1b4e28ba-2fa1-11d2-883f-0016d3cca427"
 ASKED = ["squeue", f"--name={NAME}", "--noheader", "--format=%A"]
@@ -148,3 +149,36 @@ def test_a_run_that_has_ended_by_itself_is_forgotten(results, programs):
     assert cancel_orphans(str(results)) == 0
     assert programs.calls == []
     forget_run(str(results))
+
+
+# Results that a killed run did not see
+
+
+def test_results_that_were_not_recorded_are_removed(tmp_path, monkeypatch, write):
+    monkeypatch.chdir(tmp_path)
+    patient = "P" * 200
+    names = [
+        "results/fits/P1/k2.npz",
+        f"results/models/{patient}.npz",
+        "results/cohort_gmm.h5ad",
+        "results/models/P2.npz",
+    ]
+    others = ["results/patients.tsv", "results/fits/P1/k1.npz", "notes.txt"]
+    for name in names[:-1] + others:
+        write(name)
+    marks = FilePersistence(path=tmp_path / ".snakemake")
+    for name in names + others[:1] + others[2:]:
+        marks._mark_incomplete(name, None)
+    write(".snakemake/incomplete/migration_underway")
+    remove_unrecorded()
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.glob("results/**/*") if path.is_file()} == set(
+        others[:2]
+    )
+    assert (tmp_path / "notes.txt").exists()
+    remove_unrecorded()
+
+
+def test_where_nothing_was_run_nothing_is_removed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    remove_unrecorded()
+    assert not list(tmp_path.iterdir())
