@@ -17,6 +17,7 @@ export PATH=$PATH:/usr/sbin
 declare -A port=([slurmctld]=26817 [slurmd]=26818)
 
 write_configuration() {
+    rm -rf "$home"/{state,spool} # of an earlier cluster: its jobs, a node that it had drained
     mkdir -p "$home"/{munge,state,spool,log}
     chmod 700 "$home/munge"
     [[ -s $home/munge/key ]] || (umask 077 && head -c 1024 /dev/urandom >"$home/munge/key")
@@ -59,6 +60,7 @@ StateSaveLocation=$home/state
 SlurmdSpoolDir=$home/spool
 SlurmdParameters=config_overrides
 KillWait=2
+UnkillableStepTimeout=600
 MinJobAge=3600
 MaxJobCount=20000
 MaxArraySize=10001
@@ -110,7 +112,7 @@ node_is_up() { [[ $(sinfo --noheader --format=%t 2>/dev/null) =~ ^(idle|mix|allo
 
 case ${1:-} in
 up)
-    is_running slurmctld || write_configuration # also one of an earlier version
+    is_running slurmctld || write_configuration
     if [[ $(readlink "$system") != "$conf" ]]; then
         [[ ! -e $system ]] || { echo "cluster.sh: $system is there: this machine has a SLURM of its own" >&2 && exit 1; }
         mkdir -p "$(dirname "$system")"
