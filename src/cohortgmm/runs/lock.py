@@ -183,7 +183,8 @@ def _take(path: Path, kind: int) -> list[int]:
 def _holder(path: Path, kind: int = fcntl.LOCK_SH) -> str:
     """Who keeps everybody else from a lock of a kind; empty if nobody does."""
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        # Network file systems give an exclusive lock only to those who may write.
+        descriptor = os.open(path, os.O_RDWR if kind == fcntl.LOCK_EX else os.O_RDONLY)
     except OSError:
         return ""
     try:
