@@ -163,21 +163,20 @@ def _memory(options: argparse.Namespace, config) -> tuple[int, int]:
 
 def _clear_up() -> None:
     """End what a killed run has left behind: a shard does not look for it, and would work beside it."""
-    from cohortgmm.runs.lock import lock_results, wait_for_jobs
-    from cohortgmm.runs.orphans import cancel_orphans, remove_unrecorded
+    from cohortgmm.runs.lock import lock_results
+    from cohortgmm.runs.orphans import clear_up, remove_unrecorded
     from cohortgmm.workflow import check_results_folder
 
     check_results_folder("results")
     lock = lock_results("results")
     try:
-        n_cancelled = cancel_orphans("results")
-        wait_for_jobs("results")
+        told = clear_up("results")
         remove_unrecorded()
     finally:
         for descriptor in lock:  # the jobs that are submitted next take it themselves
             os.close(descriptor)
-    if n_cancelled:
-        print(f"Cancelled {n_cancelled} jobs that a run that was killed had left in SLURM's queue.")
+    if told:
+        print(told)
 
 
 def _shard(options: argparse.Namespace, others: Sequence[str]) -> int:

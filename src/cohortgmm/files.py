@@ -13,9 +13,6 @@ from typing import Any
 
 from cohortgmm.errors import CohortgmmError, DataError, OutputError
 
-#: Where a run keeps everything, within its directory.
-RESULTS = "results"
-
 #: File name of all patients together; escaped patient names never start with an underscore.
 COHORT = "_cohort"
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cohortgmm.errors import CohortgmmError
-from cohortgmm.files import RESULTS, describe
+from cohortgmm.files import describe
 from cohortgmm.runs.lock import job_at_work
 
 #: How the last line of a failed job's log begins.
@@ -72,7 +72,7 @@ def job_log(job: Any) -> Iterator[None]:
     """
     path, terminal = Path(job.log[0]), sys.stderr
     path.parent.mkdir(parents=True, exist_ok=True)
-    with job_at_work(RESULTS), open(path, "w") as file, redirect_stdout(file), redirect_stderr(file):
+    with job_at_work("results"), open(path, "w") as file, redirect_stdout(file), redirect_stderr(file):
         root = logging.getLogger()
         handler = logging.StreamHandler(file)
         handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))

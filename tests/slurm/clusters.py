@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from projects import REPOSITORY, Project, make_cohort, new_project
+from projects import REPOSITORY, TARGETS, Project, make_cohort, new_project
 
 CLUSTER = Path(__file__).with_name("cluster.sh")
 PATIENTS = ("P1", "P2")
@@ -89,6 +89,13 @@ class SlurmProject(Project):
     def wait_until_held(self) -> None:
         """Wait for the fit that stays."""
         wait_for((self.directory / "held").exists, f"a fit is held: {self.output()}")
+
+    def start_held(self) -> subprocess.Popen:
+        """:meth:`start`, until a fit is held."""
+        self.hold()
+        process = self.start(*TARGETS)
+        self.wait_until_held()
+        return process
 
     def release(self) -> None:
         """Let it go on."""

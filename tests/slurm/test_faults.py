@@ -44,9 +44,7 @@ def over_its_time_limit(project):
 
 @scenario
 def cancelled_from_outside(project):
-    project.hold()
-    process = project.start(*TARGETS)
-    project.wait_until_held()
+    process = project.start_held()
     slurm("scancel", project.held_job())
     assert "SLURM status is: 'CANCELLED'" in project.finish(process)
 
@@ -54,9 +52,7 @@ def cancelled_from_outside(project):
 @scenario
 def snakemake_terminated(project):
     """Snakemake ends what it has begun; the next call does the rest."""
-    project.hold()
-    process = project.start(*TARGETS)
-    project.wait_until_held()
+    process = project.start_held()
     process.send_signal(signal.SIGTERM)
     wait_for(lambda: "Will exit after finishing currently running jobs" in project.output(), "Snakemake has heard")
     project.release()
@@ -68,9 +64,7 @@ def snakemake_terminated(project):
 @scenario
 def snakemake_interrupted(project):
     """By Ctrl-C: nothing of it is left in SLURM's queue."""
-    project.hold()
-    process = project.start(*TARGETS)
-    project.wait_until_held()
+    process = project.start_held()
     job = project.held_job()
     process.send_signal(signal.SIGINT)
     project.finish(process, status=1)
@@ -93,9 +87,7 @@ def refused_by_slurm(project):
 @scenario
 def snakemake_killed(project):
     """The jobs live on; the next call cancels them, as they would do its work beside it."""
-    project.hold()
-    process = project.start(*TARGETS)
-    project.wait_until_held()
+    process = project.start_held()
     job = project.held_job()
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -107,9 +99,7 @@ def snakemake_killed(project):
 
 @scenario
 def two_runs_in_one_directory(project):
-    project.hold()
-    process = project.start(*TARGETS)
-    project.wait_until_held()
+    process = project.start_held()
     second = subprocess.run(project.command(*TARGETS), capture_output=True, text=True, timeout=120, check=False)
     assert second.returncode != 0
     assert "results is in use by another run (process" in second.stderr
@@ -186,13 +176,11 @@ def n_fits(project):
 
 
 def test_the_controller_is_restarted_in_the_middle(patient, undisturbed_patient):
-    patient.hold()
-    process = patient.start(*TARGETS)
-    patient.wait_until_held()
+    process = patient.start_held()
     cluster("stop", "slurmctld")
     patient.release()  # the fit ends while nobody can be asked
     wait_for(
-        lambda: len(list((patient.directory / "results").glob("fits/*/*.npz"))) == 2,
+        lambda: n_fits(patient) == 2,
         "a fit ends without the controller",
     )
     time.sleep(45)  # so long that all questions of a round stay without an answer
@@ -202,23 +190,17 @@ def test_the_controller_is_restarted_in_the_middle(patient, undisturbed_patient)
 
 
 def test_the_daemon_of_the_node_dies_and_comes_back(patient, undisturbed_patient):
-    patient.hold()
-    process = patient.start(*TARGETS)
-    patient.wait_until_held()
+    process = patient.start_held()
     cluster("kill", "slurmd")
     patient.release()
-    wait_for(
-        lambda: len(list((patient.directory / "results").glob("fits/*/*.npz"))) == 2, "a fit ends without the daemon"
-    )
+    wait_for(lambda: n_fits(patient) == 2, "a fit ends without the daemon")
     cluster("start", "slurmd")
     patient.finish(process)
     assert patient.results() == undisturbed_patient
 
 
 def test_jobs_lose_their_node_and_are_preempted(patient, undisturbed_patient):
-    patient.hold()
-    process = patient.start(*TARGETS)
-    patient.wait_until_held()
+    process = patient.start_held()
     process.send_signal(signal.SIGSTOP)  # it must not see the loss before all that was lost is gone
     update = ["scontrol", "update", "NodeName=node", "Reason=test"]
     slurm(*update, "State=DOWN")

@@ -30,9 +30,14 @@ def ours(project, *arguments, check=True, snakemake=()):
 
 
 def submit(project, *options):
-    """Submit a run as few SLURM jobs and wait for its end; the numbers of the jobs by name."""
+    """Submit a run as few SLURM jobs; their numbers by name."""
     said = ours(project, "submit", "--cpus", "2", "--mem-mb", "3000", "--minutes", "10", *options).stdout
-    numbers = dict(re.findall(r"(\w+) as SLURM job (\d+)", said))
+    return dict(re.findall(r"(\w+) as SLURM job (\d+)", said))
+
+
+def submit_and_wait(project, *options):
+    """The same, once they have ended."""
+    numbers = submit(project, *options)
     ended = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY"}
     wait_for(lambda: states(numbers["finish"]) <= ended, f"the jobs end: {numbers}", seconds=400)
     return numbers
@@ -77,8 +82,7 @@ def test_one_slurm_job_for_every_job(tmp_path, one_node_cluster, undisturbed):
 def test_shards(project, undisturbed):
     """Two shards at the same time, a rerun of one beside the other, and a division that is refused meanwhile."""
     project.hold()
-    said = ours(project, "submit", "--shards", "2", "--cpus", "2", "--mem-mb", "3000", "--minutes", "10").stdout
-    numbers = dict(re.findall(r"(\w+) as SLURM job (\d+)", said))
+    numbers = submit(project, "--shards", "2")
     assert list(numbers) == ["split", "shards", "finish"]
     project.wait_until_held()
     wait_for(lambda: "COMPLETED" in states(numbers["shards"]), "the other shard ends")
@@ -96,15 +100,14 @@ def test_shards(project, undisturbed):
     assert "4 of 4 fits done" in ours(project, "status").stdout
     # Again: nothing is fitted twice.
     before = project.logs()
-    submit(project, "--shards", "2")
+    submit_and_wait(project, "--shards", "2")
     assert {job for job, time in project.logs().items() if before[job] != time} <= {"efficiency"}
     assert project.results() == undisturbed
 
 
 def test_a_shard_that_is_cancelled_is_made_up_for(project, undisturbed):
     project.hold()
-    said = ours(project, "submit", "--shards", "2", "--cpus", "2", "--mem-mb", "3000", "--minutes", "10").stdout
-    numbers = dict(re.findall(r"(\w+) as SLURM job (\d+)", said))
+    numbers = submit(project, "--shards", "2")
     project.wait_until_held()
     slurm("scancel", numbers["shards"])
     project.release()
@@ -114,7 +117,7 @@ def test_a_shard_that_is_cancelled_is_made_up_for(project, undisturbed):
 
 
 def test_one_allocation(project, undisturbed):
-    numbers = submit(project)
+    numbers = submit_and_wait(project)
     assert list(numbers) == ["finish"]
     assert states(numbers["finish"]) == {"COMPLETED"}
     assert project.results() == undisturbed

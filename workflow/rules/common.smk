@@ -16,7 +16,7 @@ from cohortgmm.cohort.tables import read_sheet
 from cohortgmm.errors import CohortgmmError
 from cohortgmm.files import patient_name
 from cohortgmm.runs import failures, messages, orphans, requests, watch
-from cohortgmm.runs.lock import Shard, lock_holders, lock_results, wait_for_jobs
+from cohortgmm.runs.lock import Shard, lock_holders, lock_results
 from cohortgmm.runs.shards import SHARD_VARIABLE
 
 # The jobs of 1,000 patients are all kept: to look among them for garbage after every 700 objects took a tenth of a dry run.
@@ -36,8 +36,7 @@ COHORT_FILE = "results/preprocessed/cohort.h5ad" if CONFIG.preprocess.enabled el
 ENVIRONMENT = os.path.join(workflow.basedir, "envs", "cohortgmm.yaml")
 TABLE = "results/patients.tsv"
 SCORES = "results/scores.tsv"
-# What is read of an AnnData file for its cells' coordinates and annotations.
-EMBEDDING = ("obs", "obsm") if CONFIG.use_rep else ("obs", "X", "layers")
+EMBEDDING = requests.embedding_parts(CONFIG.use_rep)
 FIGURES = ["criteria", "overview"] + (["composition"] if CONFIG.celltype_col else [])
 ERRORS = failures.JobErrors()
 
@@ -78,8 +77,8 @@ def parts():
 def forget_unrecorded():
     """Once, before Snakemake looks for the results of the patients: those of jobs that outlived their run do not count."""
     is_run = workflow.is_main_process and workflow.executor_plugin is not None and not workflow.dryrun
-    others = [run for run in lock_holders("results") if not run.startswith(f"process {os.getpid()} on ")]
-    if is_run and not SHARD and not others:
+    # After the split the lock is this run's own, which has seen to it.
+    if is_run and not SHARD and not lock_holders("results"):
         orphans.remove_unrecorded()
 
 
@@ -145,16 +144,13 @@ def begin():
     executor = workflow.executor_plugin.name
     try:
         lock = lock_results("results", SHARD)
-        n_cancelled = 0 if SHARD else orphans.cancel_orphans("results")
-        if not SHARD:
-            wait_for_jobs("results")
-        forget_unrecorded()  # if the split comes first; later there are unrecorded results of this run
+        told = "" if SHARD else orphans.clear_up("results")
     except CohortgmmError as error:
         raise WorkflowError(str(error)) from None
     if not lock:
         say("This file system knows no locks: see yourself that no other run is at work in the same directory.")
-    if n_cancelled:
-        say(f"Cancelled {n_cancelled} jobs that a run that was killed had left in SLURM's queue.")
+    if told:
+        say(told)
     logger.addHandler(ERRORS)
     jobs = list(workflow.dag.needrun_jobs())
     remote = next((job for job in jobs if not job.is_local), None)
@@ -162,6 +158,7 @@ def begin():
         keep_in_view(workflow.scheduler.get_executor(remote))
     say(messages.start_message(executor, jobs, known_patients(), os.path.exists(SCORES)))
     if any(job.rule.name == "split" for job in jobs):
+        orphans.remove_unrecorded()  # now, as later there are results of this run that are not recorded yet
         logger.addHandler(messages.AfterSplit(lambda: say_jobs_of_patients(executor)))
     advise(executor, sum(job.rule.name == "fit" for job in jobs))
     return lock

@@ -71,6 +71,11 @@ class Failure:
         return f"{self.reason}  [{', '.join(filter(None, [self.log, job, self.slurm_log]))}]"
 
 
+def event_of(record: logging.LogRecord) -> str:
+    """Name of the event that a record of Snakemake's log is about; empty if it is about none."""
+    return getattr(getattr(record, "event", None), "name", "")
+
+
 class JobErrors(logging.Handler):
     """Collects what Snakemake's log says of jobs that end with an error, by Snakemake's number of the job."""
 
@@ -80,7 +85,7 @@ class JobErrors(logging.Handler):
         self._last: dict[Any, logging.LogRecord] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
-        if getattr(getattr(record, "event", None), "name", "") == "JOB_ERROR":
+        if event_of(record) == "JOB_ERROR":
             self._last[record.jobid] = record
 
     def failures(self, jobs: Iterable[Any], numbers: Any) -> list[Failure]:

@@ -103,6 +103,16 @@ def lock_holders(folder: str | os.PathLike) -> list[str]:
     return [holder for holder in map(_holder, [path, *_shard_locks(path)]) if holder]
 
 
+def held_since(folder: str | os.PathLike) -> float:
+    """When the first of the runs that hold the lock of a results folder took it; 0 if nobody holds it."""
+    path, times = Path(folder) / LOCK, []
+    for lock in [path, *_shard_locks(path)]:
+        if _holder(lock):
+            with suppress(OSError):
+                times.append(lock.stat().st_mtime)
+    return min(times, default=0.0)
+
+
 @contextmanager
 def job_at_work(folder: str | os.PathLike) -> Iterator[None]:
     """Let :func:`wait_for_jobs` know that a job is at work on a results folder, which it need not be able to tell."""

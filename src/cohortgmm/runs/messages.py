@@ -11,6 +11,7 @@ from typing import Any
 
 from cohortgmm import __version__
 from cohortgmm.cohort.tables import read_rows
+from cohortgmm.runs.failures import event_of
 from cohortgmm.runs.shards import PATIENT_RULES
 
 #: Fits that take less than this many seconds are better run in few SLURM jobs, if there are at least so many of them.
@@ -63,8 +64,7 @@ class AfterSplit(logging.Handler):
         self._tell: Callable[[], None] | None = tell
 
     def emit(self, record: logging.LogRecord) -> None:
-        is_start = getattr(getattr(record, "event", None), "name", "") == "JOB_INFO"
-        if is_start and self._tell and getattr(record, "rule_name", "") in PATIENT_RULES:
+        if event_of(record) == "JOB_INFO" and self._tell and getattr(record, "rule_name", "") in PATIENT_RULES:
             tell, self._tell = self._tell, None
             tell()
 

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from cohortgmm.errors import CohortgmmError
+from cohortgmm.runs.lock import wait_for_jobs
 
 #: Names of the jobs of the last run in SLURM, within the results.
 RUN_FILE = ".slurm_run"
@@ -21,6 +22,29 @@ _BEHIND_SPLIT = tuple(
 
 #: Seconds to wait for cancelled jobs to end.
 _PATIENCE = 120
+
+
+def clear_up(results: str) -> str:
+    """End what an earlier run of these results has left at work, in SLURM's queue and on this machine.
+
+    Parameters
+    ----------
+    results
+        The results folder, which the caller has locked.
+
+    Returns
+    -------
+    str
+        What was cancelled; empty if there was nothing.
+
+    Raises
+    ------
+    CohortgmmError
+        If SLURM does not answer, or a job does not end.
+    """
+    n_cancelled = cancel_orphans(results)
+    wait_for_jobs(results)
+    return f"Cancelled {n_cancelled} jobs that a run that was killed had left in SLURM's queue." if n_cancelled else ""
 
 
 def cancel_orphans(results: str) -> int:

@@ -77,6 +77,11 @@ def memory(rule: str, parts: tuple[str, ...] = ()) -> Callable[..., int]:
     return _scaled(SNAKEMAKE_MB + REQUESTS[rule].memory, REQUESTS[rule].memory_per_mb, lambda path: _held(path, parts))
 
 
+def embedding_parts(use_rep: str | None) -> tuple[str, ...]:
+    """What is read of an AnnData file for its cells' coordinates and annotations."""
+    return ("obs", "obsm") if use_rep else ("obs", "X", "layers")
+
+
 def minutes(rule: str) -> Callable[..., int]:
     """Resource function: minutes for a job of a rule, doubled by every further attempt."""
     return _scaled(REQUESTS[rule].minutes, REQUESTS[rule].minutes_per_mb, _size)

@@ -82,7 +82,7 @@ def largest_request(config: Any) -> tuple[str, int]:
     config
         The checked configuration. Its input stands for what is made of it.
     """
-    embedding = ("obs", "obsm") if config.use_rep else ("obs", "X", "layers")
+    embedding = requests.embedding_parts(config.use_rep)
     # The merge reads the input, the cohort and the cells of all patients, which are about as large as the embedding.
     parts = {"check_input": ("obs",), "split": embedding, "qc_cells": embedding, "merge": ("obs", *embedding)}
     if config.preprocess.enabled:

@@ -3,7 +3,6 @@
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from cohortgmm.cohort.tables import read_rows
 from cohortgmm.errors import CohortgmmError
 from cohortgmm.files import COHORT, patient_name
 from cohortgmm.runs.failures import FAILED_TABLE, Failure, last_error, read_failures
-from cohortgmm.runs.lock import LOCK, lock_holders
+from cohortgmm.runs.lock import held_since, lock_holders
 
 #: States of a fit and how they are drawn.
 SIGNS = {"done": "+", "failed": "!", "running": "r", "stopped": "x", "to do": "."}
@@ -129,7 +128,7 @@ class _Jobs:
     def __init__(self, results: Path) -> None:
         self.results = results
         self.holders = lock_holders(results)
-        self.began = _lock_time(results, self.holders) - _LEEWAY
+        self.began = held_since(results) - _LEEWAY
         self.told = _time(results / FAILED_TABLE)
         self.failures = {(job.rule, job.patient, job.k): job for job in read_failures(str(results))}
 
@@ -223,16 +222,6 @@ def _ks(folder: Path, names: Iterable[str], suffix: str) -> dict[str, set[int]]:
         stems = (file.removesuffix(f".{suffix}")[1:] for file in files if file.endswith(f".{suffix}"))
         found[name] = {int(stem) for stem in stems if stem.isdecimal()}
     return found
-
-
-def _lock_time(results: Path, holders: Sequence[str]) -> float:
-    """When the first of the runs at work took its lock; 0 if that cannot be told."""
-    found = []
-    for path in results.glob(f"{LOCK}*"):  # locks that nobody holds are left from earlier runs
-        with suppress(OSError):
-            if path.read_text(errors="replace").strip() in holders:
-                found.append(_time(path))
-    return min(found, default=0.0)
 
 
 def _time(path: Path) -> float:

@@ -185,7 +185,7 @@ def parts_in_rules(use_rep):
     """What every rule reads of AnnData files, as the workflow says."""
     texts = [path.read_text() for path in (REPOSITORY / "workflow" / "rules").glob("*.smk")]
     (embedding,) = re.findall(r"^EMBEDDING = (.*)$", "\n".join(texts), flags=re.MULTILINE)
-    names = {"EMBEDDING": eval(embedding, {"CONFIG": SimpleNamespace(use_rep=use_rep)})}
+    names = {"EMBEDDING": eval(embedding, {"CONFIG": SimpleNamespace(use_rep=use_rep), "requests": requests})}
     found = re.findall(r'mem_mb=requests\.memory\("(\w+)", (.*)\),$', "\n".join(texts), flags=re.MULTILINE)
     return {rule: eval(parts, names) for rule, parts in found}
 
