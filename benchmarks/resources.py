@@ -1,10 +1,10 @@
 """What jobs ask for against what they need, from small cohorts to large ones.
 
-    python benchmarks/resources.py [--only demo tiny large noise counts] [--output benchmarks/resources.md]
+    python benchmarks/resources.py [--only demo tiny large ...] [--output benchmarks/resources.md]
 
 Every cohort goes through the pipeline on this machine; what a job used is read from its log. On a cluster Snakemake runs
 beside it, so that a job needs that much more (``SNAKEMAKE_MB``: read off the memory cgroups of jobs on the SLURM of
-``tests/slurm``). About ten minutes on two cores; Linux.
+``tests/slurm``). About an hour on two cores; Linux.
 """
 
 import argparse
@@ -28,8 +28,8 @@ GOOD = (1.2, 3.0)
 SHORT_SECONDS = 600
 
 
-def embedded(folder: Path, n_patients: int, n_cells: int, d: int, *, noise: bool = False) -> dict:
-    """A cohort with an embedding: five groups of cells a patient."""
+def embedded(folder: Path, n_patients: int, n_cells: int, d: int, **gmm) -> dict:
+    """A cohort with an embedding: five groups of cells a patient, seen as the options of the fits say."""
     import anndata as ad
     import pandas as pd
 
@@ -37,14 +37,18 @@ def embedded(folder: Path, n_patients: int, n_cells: int, d: int, *, noise: bool
     n = n_patients * n_cells
     means = rng.normal(0.0, 3.0, size=(5, d))
     x = (means[rng.integers(5, size=n)] + rng.normal(size=(n, d))).astype(np.float32)
-    obsm = {"X_pca": x}
-    if noise:
-        variances = rng.uniform(0.05, 0.5, size=(n, d)).astype(np.float32)
-        obsm |= {"X_pca": x + np.sqrt(variances) * rng.normal(size=(n, d)).astype(np.float32), "variances": variances}
     obs = pd.DataFrame({"patient": np.repeat([f"P{i}" for i in range(n_patients)], n_cells)})
     obs.index = [f"c{i}" for i in range(n)]
-    ad.AnnData(np.zeros((n, 1), dtype=np.float32), obs=obs, obsm=obsm).write_h5ad(folder / "cohort.h5ad")
-    gmm = {"k_comps": [2, 10, 20]} | ({"noise": {"obsm": "variances"}, "k_comps": [2, 5]} if noise else {})
+    obsm = {"X_pca": x}
+    if "noise" in gmm:
+        variances = rng.uniform(0.05, 0.5, size=(n, d)).astype(np.float32)
+        obsm |= {"X_pca": x + np.sqrt(variances) * rng.normal(size=(n, d)).astype(np.float32), "variances": variances}
+    if "missing" in gmm:
+        x[rng.random(x.shape) < 0.2] = np.nan
+    seen = x[:, 0] > 0 if "completeness" in gmm else np.ones(n, dtype=bool)
+    cohort = ad.AnnData(np.zeros((n, 1), dtype=np.float32), obs=obs, obsm=obsm)[seen].copy()
+    cohort.write_h5ad(folder / "cohort.h5ad")
+    gmm = {"k_comps": [2, 10, 20]} | gmm
     return {"input": "cohort.h5ad", "patient_col": "patient", "preprocess": {"enabled": False}, "gmm": gmm}
 
 
@@ -69,10 +73,28 @@ def demo(folder: Path) -> dict:
     return {"input": str(DEMO), "patient_col": "patient", "celltype_col": "cell_type", "gmm": {"k_comps": [2, 5, 8]}}
 
 
+NOISE = {"noise": {"obsm": "variances"}}
+GATE = {"completeness": {"gates": [{"inside": {"PC1": [0, None]}}]}}
+
 COHORTS: dict[str, tuple[str, Callable[[Path], dict]]] = {
     "tiny": ("20 patients × 60 cells, D = 3", lambda folder: embedded(folder, 20, 60, 3)),
     "demo": ("the demo: 20 × 250 cells, counts to D = 20", demo),
-    "noise": ("6 × 3,000 cells, D = 10, noise of their own", lambda folder: embedded(folder, 6, 3000, 10, noise=True)),
+    "noise": (
+        "6 × 3,000 cells, D = 10, noise of their own",
+        lambda folder: embedded(folder, 6, 3000, 10, **NOISE, k_comps=[2, 5]),
+    ),
+    "gate": (
+        "4 × 6,000 cells, D = 10, a gate keeps some out",
+        lambda folder: embedded(folder, 4, 6000, 10, **GATE, k_comps=[5, 10]),
+    ),
+    "gaps": (
+        "3 × 10,000 cells, D = 20, a fifth of the entries missing",
+        lambda folder: embedded(folder, 3, 10_000, 20, missing=True, k_comps=[5, 10]),
+    ),
+    "long": (
+        "2 × 40,000 cells, D = 10, noise of their own",
+        lambda folder: embedded(folder, 2, 40_000, 10, **NOISE, k_comps=[10, 20]),
+    ),
     "counts": ("12 × 2,500 cells, counts of 5,000 genes", counts),
     "large": ("4 × 200,000 cells, D = 50", lambda folder: embedded(folder, 4, 200_000, 50)),
 }

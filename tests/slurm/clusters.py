@@ -59,7 +59,9 @@ class SlurmProject(Project):
     profile: Path = REPOSITORY / "profiles" / "slurm"
 
     def command(self, *arguments: str, cores: int = 0) -> list[str]:
-        options = ["--profile", str(self.profile), "--slurm-init-seconds-before-status-checks", "9"]
+        # Ask often, and fewer times in vain: the tests wait for what is said.
+        options = ["--profile", str(self.profile), "--slurm-init-seconds-before-status-checks", "4"]
+        options += ["--slurm-status-attempts", "2"]
         local = super().command(*options, *arguments)
         i = local.index("--cores")
         return local[:i] + local[i + 2 :]
@@ -90,10 +92,10 @@ class SlurmProject(Project):
         """Wait for the fit that stays."""
         wait_for((self.directory / "held").exists, f"a fit is held: {self.output()}")
 
-    def start_held(self) -> subprocess.Popen:
+    def start_held(self, *options: str) -> subprocess.Popen:
         """:meth:`start`, until a fit is held."""
         self.hold()
-        process = self.start(*TARGETS)
+        process = self.start(*options, "--", *TARGETS)
         self.wait_until_held()
         return process
 

@@ -4,7 +4,6 @@ import os
 import re
 import signal
 import subprocess
-import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -176,14 +175,11 @@ def n_fits(project):
 
 
 def test_the_controller_is_restarted_in_the_middle(patient, undisturbed_patient):
-    process = patient.start_held()
+    process = patient.start_held("--verbose")
     cluster("stop", "slurmctld")
     patient.release()  # the fit ends while nobody can be asked
-    wait_for(
-        lambda: n_fits(patient) == 2,
-        "a fit ends without the controller",
-    )
-    time.sleep(45)  # so long that all questions of a round stay without an answer
+    wait_for(lambda: n_fits(patient) == 2, "a fit ends without the controller")
+    wait_for(lambda: "(final attempt)" in patient.output(), "all questions of a round stay without an answer")
     cluster("start", "slurmctld")
     patient.finish(process)
     assert patient.results() == undisturbed_patient

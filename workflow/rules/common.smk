@@ -169,7 +169,7 @@ def keep_in_view(slurm):
     orphans.remember_run("results", slurm.run_uuid)
     age = watch.min_job_age()
     watch.watch_jobs(slurm, age)
-    if warning := watch.age_message(age):
+    if warning := watch.age_message(age, watch.longest_pause(slurm)):
         say(warning)
 
 

@@ -17,15 +17,18 @@ from cohortgmm.runs.stored import megabytes
 #: MB of Snakemake itself, which runs twice in a job of a cluster.
 SNAKEMAKE_MB = 270
 
-#: Seconds for every cell × component × squared feature and iteration of EM: of plain cells, and of cells that each have
-#: their own noise, missing features or selection.
-_PLAIN_COST, _HIDDEN_COST = 1e-10, 2e-8
+#: Seconds for a cell, a component and an iteration of EM, about twice what is measured: of plain cells for every squared
+#: feature; of cells that each have noise or gaps of their own for every cubed feature, with diagonals for every feature.
+_PLAIN_COST, _OWN_COST, _OWN_DIAGONAL_COST = 2e-10, 7.5e-10, 1.5e-8
 
-#: What stands for the second D where covariances are diagonal.
+#: What stands for the second D of plain cells where covariances are diagonal.
 _DIAGONAL = 8
 
-#: Iterations that are counted on, where ``max_iter`` allows as many; of corrected cells also those of every trial start.
+#: Iterations that are counted on, where ``max_iter`` allows as many: of every start; of hidden cells after trial starts.
 _PLAIN_ITER, _HIDDEN_ITER, _TRIAL_ITER = 60, 300, 50
+
+#: Nodes that stand for unseen cells: in trial starts, for every cell, at most; one of them takes as long as so many cells.
+_TRIAL_NODES, _NODES_PER_CELL, _MOST_NODES, _NODE = 1 << 12, 64, 1 << 17, 5
 
 
 @dataclass(frozen=True)
@@ -112,45 +115,63 @@ def fit_minutes(rule: str, gmm: Any, n_threads: int) -> Callable[..., int]:
     Parameters
     ----------
     rule
-        The rule, whose limit comes on top.
+        The rule, whose limit is the least.
     gmm
         The section ``gmm`` of the configuration.
     n_threads
         Threads of a fit.
     """
-    request, settings = REQUESTS[rule], gmm.settings
-    n_init, max_iter = settings["n_init"], settings["max_iter"]
-    if gmm.is_hidden:
-        n_iter, cost = n_init * min(_TRIAL_ITER, max_iter) + min(_HIDDEN_ITER, max_iter), _HIDDEN_COST
-    else:
-        n_iter, cost = n_init * min(_PLAIN_ITER, max_iter), _PLAIN_COST
-    cost *= n_iter * (1 + gmm.split_merge) / (60 * n_threads)
 
     def amount(wildcards, input, attempt) -> int:
         k = int(wildcards.k) if hasattr(wildcards, "k") else max(gmm.candidates)
-        n, d = cells_shape(input.cells) if os.path.isfile(input.cells) else (0, 0)
-        work = n * k * d * (d if gmm.covariance_type == "full" else _DIAGONAL)
-        return int((request.minutes + cost * work) * 2 ** (attempt - 1))
+        work = _work(gmm, input.cells) if os.path.isfile(input.cells) else 0.0
+        return int(max(REQUESTS[rule].minutes, work * k / (60 * n_threads)) * 2 ** (attempt - 1))
 
     return amount
 
 
-def cells_shape(path: str | os.PathLike) -> tuple[int, int]:
-    """Numbers of cells and features in the array file of a patient, from its header (numpy would cost the start of a run).
+def _work(gmm: Any, path: str) -> float:
+    """Seconds for every component of a fit to a patient's cells."""
+    n, d = cells_shape(path)
+    n_init, max_iter = gmm.settings["n_init"], gmm.settings["max_iter"]
+    n_iter = min(_HIDDEN_ITER, max_iter) if gmm.is_hidden else n_init * min(_PLAIN_ITER, max_iter)
+    n_trial = n_init * min(_TRIAL_ITER, max_iter) if gmm.is_hidden and gmm.reference is None else 0
+    nodes = trial_nodes = 0
+    if gmm.completeness is not None:
+        nodes, trial_nodes = min(_NODES_PER_CELL * n, _MOST_NODES), _TRIAL_NODES
+    steps = n_iter * (n + _NODE * nodes) + n_trial * (n + _NODE * trial_nodes)
+    return _cost(gmm, path, d) * steps * (1 + gmm.split_merge)
 
-    A file of another kind has none: its own job will say so.
-    """
+
+def _cost(gmm: Any, path: str, d: int) -> float:
+    """Seconds for a cell, a component and an iteration."""
+    is_full = gmm.covariance_type == "full"
+    if gmm.noise is None and not gmm.missing:
+        return _PLAIN_COST * d * (d if is_full else _DIAGONAL)
+    if is_full or len(array_shape(path, "noise")) == 3:
+        return _OWN_COST * d**3
+    return _OWN_DIAGONAL_COST * d
+
+
+def cells_shape(path: str | os.PathLike) -> tuple[int, int]:
+    """Numbers of cells and features in the array file of a patient; (0, 0) of another kind: its own job will say so."""
+    shape = array_shape(path, "x")
+    return shape if len(shape) == 2 else (0, 0)
+
+
+def array_shape(path: str | os.PathLike, name: str) -> tuple[int, ...]:
+    """Shape of an array in such a file, from its header (numpy would cost the start of a run); empty if there is none."""
     stat = os.stat(path)
-    return _cells_shape(os.fspath(path), stat.st_mtime_ns, stat.st_size)
+    return _array_shape(os.fspath(path), name, stat.st_mtime_ns, stat.st_size)
 
 
 @functools.lru_cache(maxsize=100_000)
-def _cells_shape(path: str, *version: int) -> tuple[int, int]:
+def _array_shape(path: str, name: str, *version: int) -> tuple[int, ...]:
     try:
-        with zipfile.ZipFile(path) as archive, archive.open("x.npy") as array:
+        with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as array:
             magic = array.read(8)
             length = struct.unpack("<H", array.read(2)) if magic[6] == 1 else struct.unpack("<I", array.read(4))
-            n, d = ast.literal_eval(array.read(*length).decode("latin1"))["shape"]
-        return int(n), int(d)
+            shape = ast.literal_eval(array.read(*length).decode("latin1"))["shape"]
+        return tuple(int(size) for size in shape)
     except Exception:  # whatever a damaged file leads to, its own job will tell; the run goes on
-        return 0, 0
+        return ()

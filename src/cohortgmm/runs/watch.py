@@ -1,7 +1,8 @@
 """What Snakemake's SLURM plugin would lose sight of: jobs while SLURM does not answer, preempted ones, and ended ones.
 
 The plugin (seen in 2.8.0) forgets its jobs where all its questions of a round stay without an answer, waits for ever for a
-job that was preempted and is not requeued, and asks every 180 s at last, which may be after SLURM has forgotten a job.
+job that was preempted and is not requeued, and asks ever more rarely while no job ends, every 180 s at last: a job that has
+ended waits as long for the next to start, and SLURM may have forgotten it.
 """
 
 import asyncio
@@ -10,8 +11,9 @@ import subprocess
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-#: SLURM keeps ended jobs for MinJobAge seconds; under this many the plugin asks sacct, whatever the profile says.
-LEAST_AGE = 60
+#: No pause between two looks becomes longer than this many times the first; where SLURM keeps ended jobs for less, the
+#: plugin asks sacct, whatever the profile says.
+_GROWTH = 3
 
 
 def watch_jobs(executor: Any, age: int | None) -> None:
@@ -25,6 +27,8 @@ def watch_jobs(executor: Any, age: int | None) -> None:
         Seconds that SLURM keeps ended jobs (:func:`min_job_age`); None if it does not say.
     """
     check, told = executor.check_active_jobs, set()
+    pause = longest_pause(executor)
+    pause = min(pause, age / 2) if age else pause
 
     def noting(report: Any) -> Any:
         def noted(job: Any, *arguments: Any, **options: Any) -> None:
@@ -45,8 +49,7 @@ def watch_jobs(executor: Any, age: int | None) -> None:
                 executor.report_job_error(job, msg=message)
             else:
                 yield job
-        if age:
-            executor.next_seconds_between_status_checks = min(executor.next_seconds_between_status_checks, age / 2)
+        executor.next_seconds_between_status_checks = min(executor.next_seconds_between_status_checks, pause)
 
     executor.report_job_success = noting(executor.report_job_success)
     executor.report_job_error = noting(executor.report_job_error)
@@ -59,9 +62,14 @@ def min_job_age() -> int | None:
     return int(found[1]) if found else None
 
 
-def age_message(age: int | None) -> str:
-    """What to know where SLURM forgets ended jobs early; mostly empty."""
-    if age is None or age >= LEAST_AGE:
+def longest_pause(executor: Any) -> int:
+    """Seconds between two looks at the jobs, at most."""
+    return _GROWTH * executor.workflow.executor_settings.init_seconds_before_status_checks
+
+
+def age_message(age: int | None, pause: int) -> str:
+    """What to know where SLURM forgets ended jobs within the longest pause; mostly empty."""
+    if age is None or age >= pause:
         return ""
     return (
         f"SLURM keeps ended jobs for {age} s only (MinJobAge), so its accounting database (sacct) is asked about them. "

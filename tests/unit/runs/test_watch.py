@@ -16,6 +16,7 @@ class Plugin:
     def __init__(self, **answers):
         self.answers, self.ended = answers, []
         self.next_seconds_between_status_checks = 180
+        self.workflow = SimpleNamespace(executor_settings=SimpleNamespace(init_seconds_before_status_checks=20))
 
     def report_job_success(self, job):
         self.ended.append((job.external_jobid, "success"))
@@ -69,8 +70,8 @@ def test_a_preempted_job_has_failed(programs):
     assert programs.calls == [asked]
 
 
-@pytest.mark.parametrize(("age", "pause"), [(None, 180), (3600, 180), (300, 150), (100, 50)])
-def test_jobs_are_looked_at_before_slurm_forgets_them(programs, age, pause):
+@pytest.mark.parametrize(("age", "pause"), [(None, 60), (300, 60), (100, 50)])
+def test_jobs_are_looked_at_before_slurm_forgets_them_and_every_minute(programs, age, pause):
     plugin = Plugin()
     watch_jobs(plugin, age)
     look(plugin, "1")
@@ -87,6 +88,6 @@ def test_how_long_slurm_keeps_jobs(programs):
 
 @pytest.mark.parametrize(("age", "told"), [(None, False), (300, False), (60, False), (59, True), (0, True)])
 def test_a_cluster_that_forgets_early_is_told(age, told):
-    message = age_message(age)
+    message = age_message(age, 60)
     assert bool(message) == told
     assert not told or f"for {age} s only (MinJobAge)" in message
