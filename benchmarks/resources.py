@@ -85,15 +85,15 @@ COHORTS: dict[str, tuple[str, Callable[[Path], dict]]] = {
     ),
     "gate": (
         "4 × 6,000 cells, D = 10, a gate keeps some out",
-        lambda folder: embedded(folder, 4, 6000, 10, **GATE, k_comps=[5, 10]),
+        lambda folder: embedded(folder, 4, 6000, 10, **GATE, k_comps=[5, 10], refit="full"),
     ),
     "gaps": (
-        "3 × 10,000 cells, D = 20, a fifth of the entries missing",
-        lambda folder: embedded(folder, 3, 10_000, 20, missing=True, k_comps=[5, 10]),
+        "2 × 8,000 cells, D = 20, a fifth of the entries missing",
+        lambda folder: embedded(folder, 2, 8000, 20, missing=True, k_comps=[5, 10], refit="full"),
     ),
     "long": (
         "2 × 40,000 cells, D = 10, noise of their own",
-        lambda folder: embedded(folder, 2, 40_000, 10, **NOISE, k_comps=[10, 20]),
+        lambda folder: embedded(folder, 2, 40_000, 10, **NOISE, k_comps=[10, 20], refit="full"),
     ),
     "counts": ("12 × 2,500 cells, counts of 5,000 genes", counts),
     "large": ("4 × 200,000 cells, D = 50", lambda folder: embedded(folder, 4, 200_000, 50)),

@@ -59,8 +59,8 @@ class SlurmProject(Project):
     profile: Path = REPOSITORY / "profiles" / "slurm"
 
     def command(self, *arguments: str, cores: int = 0) -> list[str]:
-        # Ask often, and fewer times in vain: the tests wait for what is said.
-        options = ["--profile", str(self.profile), "--slurm-init-seconds-before-status-checks", "4"]
+        # Ask when a job of a machine that is idle has just ended, and fewer times in vain.
+        options = ["--profile", str(self.profile), "--slurm-init-seconds-before-status-checks", "7"]
         options += ["--slurm-status-attempts", "2"]
         local = super().command(*options, *arguments)
         i = local.index("--cores")

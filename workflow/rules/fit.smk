@@ -18,7 +18,7 @@ rule fit:
         ENVIRONMENT
     threads: CONFIG.threads
     resources:
-        mem_mb=requests.memory("fit"),
+        mem_mb=requests.fit_memory("fit", CONFIG.gmm),
         runtime=requests.fit_minutes("fit", CONFIG.gmm, CONFIG.threads),
     params:
         options=CONFIG.gmm.fit_options(),

@@ -19,7 +19,7 @@ rule refit:
         ENVIRONMENT
     threads: CONFIG.threads
     resources:
-        mem_mb=requests.memory("refit"),
+        mem_mb=requests.fit_memory("refit", CONFIG.gmm),
         runtime=requests.fit_minutes("refit", CONFIG.gmm, CONFIG.threads),
     params:
         candidates=CONFIG.gmm.candidates,

@@ -25,10 +25,13 @@ _PLAIN_COST, _OWN_COST, _OWN_DIAGONAL_COST = 2e-10, 7.5e-10, 1.5e-8
 _DIAGONAL = 8
 
 #: Iterations that are counted on, where ``max_iter`` allows as many: of every start; of hidden cells after trial starts.
-_PLAIN_ITER, _HIDDEN_ITER, _TRIAL_ITER = 60, 300, 50
+_PLAIN_ITER, _HIDDEN_ITER, _TRIAL_ITER = 60, 600, 50
 
 #: Nodes that stand for unseen cells: in trial starts, for every cell, at most; one of them takes as long as so many cells.
 _TRIAL_NODES, _NODES_PER_CELL, _MOST_NODES, _NODE = 1 << 12, 64, 1 << 17, 5
+
+#: MB that nodes bring with them (scipy's quasi-random numbers), and bytes for a node and feature.
+_NODES_MB, _NODE_BYTES = 120, 64
 
 
 @dataclass(frozen=True)
@@ -109,38 +112,66 @@ def _scaled(base: float, per_mb: float, size: Callable[[str], float]) -> Callabl
     return amount
 
 
+def fit_memory(rule: str, gmm: Any) -> Callable[..., int]:
+    """Resource function: MB for a fit, as :func:`memory` and what stands for unseen cells.
+
+    Parameters
+    ----------
+    rule
+        The rule.
+    gmm
+        The section ``gmm`` of the configuration.
+    """
+    plain = memory(rule)
+
+    def amount(wildcards, input, attempt) -> int:
+        extra = 0.0
+        if gmm.completeness is not None:
+            n, d = cells_shape(input.cells) if os.path.isfile(input.cells) else (0, 0)
+            extra = _NODES_MB + _NODE_BYTES * _n_nodes(n) * d / 1e6
+        return plain(wildcards, input, attempt) + int(extra * 2 ** (attempt - 1))
+
+    return amount
+
+
 def fit_minutes(rule: str, gmm: Any, n_threads: int) -> Callable[..., int]:
     """Resource function: minutes for a fit, doubled by every further attempt.
 
     Parameters
     ----------
     rule
-        The rule, whose limit is the least.
+        The rule, whose limit is the least: ``fit`` takes the training cells, ``refit`` all or none.
     gmm
         The section ``gmm`` of the configuration.
     n_threads
         Threads of a fit.
     """
+    share = gmm.effective_train_size if rule == "fit" else float(gmm.refit == "full")
 
     def amount(wildcards, input, attempt) -> int:
         k = int(wildcards.k) if hasattr(wildcards, "k") else max(gmm.candidates)
-        work = _work(gmm, input.cells) if os.path.isfile(input.cells) else 0.0
+        work = _work(gmm, input.cells, share) if os.path.isfile(input.cells) else 0.0
         return int(max(REQUESTS[rule].minutes, work * k / (60 * n_threads)) * 2 ** (attempt - 1))
 
     return amount
 
 
-def _work(gmm: Any, path: str) -> float:
-    """Seconds for every component of a fit to a patient's cells."""
+def _work(gmm: Any, path: str, share: float) -> float:
+    """Seconds for every component of a fit to a share of a patient's cells."""
     n, d = cells_shape(path)
+    n *= share
     n_init, max_iter = gmm.settings["n_init"], gmm.settings["max_iter"]
     n_iter = min(_HIDDEN_ITER, max_iter) if gmm.is_hidden else n_init * min(_PLAIN_ITER, max_iter)
     n_trial = n_init * min(_TRIAL_ITER, max_iter) if gmm.is_hidden and gmm.reference is None else 0
-    nodes = trial_nodes = 0
+    steps = (n_iter + n_trial) * n
     if gmm.completeness is not None:
-        nodes, trial_nodes = min(_NODES_PER_CELL * n, _MOST_NODES), _TRIAL_NODES
-    steps = n_iter * (n + _NODE * nodes) + n_trial * (n + _NODE * trial_nodes)
+        steps += _NODE * (n_iter * _n_nodes(n) + n_trial * min(_TRIAL_NODES, _n_nodes(n)))
     return _cost(gmm, path, d) * steps * (1 + gmm.split_merge)
+
+
+def _n_nodes(n: float) -> float:
+    """Most nodes that stand for unseen cells of a patient with so many seen ones."""
+    return min(_NODES_PER_CELL * n, _MOST_NODES)
 
 
 def _cost(gmm: Any, path: str, d: int) -> float:

@@ -43,6 +43,7 @@ def cells_file(folder, n, d, dtype=np.float32):
 
 def minutes(path, k=2, attempt=1, n_threads=1, rule="fit", **options):
     wildcards = SimpleNamespace() if k is None else SimpleNamespace(k=str(k))
+    options = {"train_size": 1.0} | options
     return requests.fit_minutes(rule, gmm(**options), n_threads)(wildcards, Files([str(path)]), attempt)
 
 
@@ -141,10 +142,31 @@ def test_unseen_cells_take_time_too(tmp_path):
     assert gated == pytest.approx(seen * plain, rel=0.02)
 
 
+def test_cells_that_are_not_fitted_take_no_time(tmp_path):
+    path = archive(tmp_path / "x.npz", header((10**9, 40)))
+    fit, refit = (minutes(path, 5, rule=rule, refit="full") for rule in ("fit", "refit"))
+    assert fit == refit
+    assert minutes(path, 5, train_size=0.25) == pytest.approx(fit / 4, abs=1)
+    assert minutes(path, 5, rule="refit", train_size=0.25, refit="full") == fit
+    assert minutes(path, 5, rule="refit", train_size=0.25, refit="none") == requests.REQUESTS["refit"].minutes
+
+
+@pytest.mark.parametrize(("n", "nodes"), [(100, 6400), (20_000, 131_072)])
+def test_unseen_cells_take_memory(tmp_path, n, nodes):
+    path = archive(tmp_path / "x.npz", header((n, 50)))
+    files = Files([str(path)])
+    gated = gmm(completeness={"gates": [{"inside": {"PC1": [0, None]}}]})
+    plain = requests.memory("fit")(None, files, 1)
+    assert requests.fit_memory("fit", gmm())(None, files, 1) == plain
+    assert requests.fit_memory("fit", gated)(None, files, 1) == plain + int(120 + nodes * 50 * 64 / 1e6)
+    assert requests.fit_memory("fit", gated)(None, files, 2) == pytest.approx(2 * (plain + 120 + nodes * 3.2e-3), abs=2)
+    assert requests.fit_memory("fit", gated)(None, Files([str(tmp_path / "not yet")]), 1) == 270 + 140 + 120
+
+
 def test_a_fit_from_a_reference_has_no_trial_starts(tmp_path):
     path = archive(tmp_path / "x.npz", header((10**8, 10)))
     times = [minutes(path, 5, missing=True, **more) for more in ({}, {"reference": "model.npz"})]
-    assert times[0] / times[1] == pytest.approx((10 * 50 + 300) / 300, rel=1e-3)
+    assert times[0] / times[1] == pytest.approx((10 * 50 + 600) / 600, rel=1e-3)
 
 
 def test_the_time_of_a_fit_doubles_with_every_attempt(tmp_path):
@@ -154,13 +176,13 @@ def test_the_time_of_a_fit_doubles_with_every_attempt(tmp_path):
 
 def test_a_refit_may_be_of_the_largest_candidate(tmp_path):
     path = cells_file(tmp_path, 200_000, 40)
-    options = {"k_comps": [2, 40], "n_init": 400}
+    options = {"k_comps": [2, 40], "n_init": 400, "refit": "full"}
     assert minutes(path, None, rule="refit", **options) == minutes(path, 40, **options) > minutes(path, 2, **options)
 
 
 def test_corrected_fits_ask_for_more(tmp_path):
     path = cells_file(tmp_path, 400_000, 10)
-    assert minutes(path, 5, noise={"obsm": "v"}) == 20 > minutes(path, 5)
+    assert minutes(path, 5, noise={"obsm": "v"}) == 27 > minutes(path, 5)
     assert minutes(path, 5, missing=True) == minutes(path, 5, noise={"obsm": "v"})
 
 
@@ -201,9 +223,10 @@ def test_every_rule_asks_for_memory_and_time_under_its_own_name():
     assert len(blocks) == len(requests.REQUESTS)
     for name, text in blocks:
         own = name or "qc_cohort"
-        assert re.findall(r'mem_mb=requests\.(\w+)\("(\w+)"', text) == [("memory", own)]
-        fits = "fit_minutes" if own in ("fit", "refit") else "minutes"
-        assert re.findall(r'runtime=requests\.(\w+)\("(\w+)"', text) == [(fits, own)]
+        prefix = "fit_" if own in ("fit", "refit") else ""
+        for resource, function in (("mem_mb", "memory"), ("runtime", "minutes")):
+            asked = re.findall(rf'{resource}=requests\.(\w+)\("(\w+)"', text)
+            assert asked == [(prefix + function, own)]
 
 
 # Shapes from the headers of array files
