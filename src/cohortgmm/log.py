@@ -8,7 +8,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,21 +37,34 @@ class Usage:
         Wall time.
     seconds_asked
         Time limit.
+    attempt
+        Which attempt it was; every further one asks for twice as much.
     """
 
     memory: int
     memory_asked: int
     seconds: float
     seconds_asked: int
+    attempt: int = 1
 
     def __str__(self) -> str:
-        return f"used {self.memory} MB of {self.memory_asked}, {self.seconds:.1f} s of {self.seconds_asked}"
+        which = f", attempt {self.attempt}" if self.attempt > 1 else ""
+        return f"used {self.memory} MB of {self.memory_asked}, {self.seconds:.1f} s of {self.seconds_asked}{which}"
 
     @classmethod
     def find(cls, log: str) -> "Usage | None":
         """The last one in the text of a log; None without."""
-        found = re.findall(r"^used (\d+) MB of (\d+), (\d+\.\d) s of (\d+)$", log, re.MULTILINE)
-        return cls(int(found[-1][0]), int(found[-1][1]), float(found[-1][2]), int(found[-1][3])) if found else None
+        found = re.findall(r"^used (\d+) MB of (\d+), (\d+\.\d) s of (\d+)(?:, attempt (\d+))?$", log, re.MULTILINE)
+        if not found:
+            return None
+        memory, memory_asked, seconds, seconds_asked, attempt = found[-1]
+        return cls(int(memory), int(memory_asked), float(seconds), int(seconds_asked), int(attempt or 1))
+
+    @property
+    def first(self) -> "Usage":
+        """The same against what the first attempt asked for."""
+        factor = 2 ** (self.attempt - 1)
+        return replace(self, memory_asked=self.memory_asked // factor, seconds_asked=self.seconds_asked // factor)
 
 
 @contextmanager
@@ -101,7 +114,8 @@ def _usage(asked: Any) -> Usage:
         memory = int(re.search(r"^VmHWM:\s+(\d+)", status, re.MULTILINE)[1]) >> 10
         started = int(stat.rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
         seconds = time.clock_gettime(time.CLOCK_BOOTTIME) - started
-    return Usage(memory, int(asked.get("mem_mb", 0)), seconds, 60 * int(asked.get("runtime", 0)))
+    wanted = int(asked.get("mem_mb", 0)), 60 * int(asked.get("runtime", 0))
+    return Usage(memory, wanted[0], seconds, wanted[1], int(asked.get("attempt", 1)))
 
 
 def failure_line(error: Exception, context: str = "") -> str:

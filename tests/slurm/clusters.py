@@ -92,10 +92,10 @@ class SlurmProject(Project):
         """Wait for the fit that stays."""
         wait_for((self.directory / "held").exists, f"a fit is held: {self.output()}")
 
-    def start_held(self, *options: str) -> subprocess.Popen:
+    def start_held(self) -> subprocess.Popen:
         """:meth:`start`, until a fit is held."""
         self.hold()
-        process = self.start(*options, "--", *TARGETS)
+        process = self.start(*TARGETS)
         self.wait_until_held()
         return process
 

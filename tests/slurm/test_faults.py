@@ -20,6 +20,10 @@ pytestmark = [pytest.mark.pipeline, pytest.mark.slurm]
 SCENARIOS: dict[str, Callable[[SlurmProject], None]] = {}
 
 
+def n_fits(project):
+    return len(list((project.directory / "results").glob("fits/*/*.npz")))
+
+
 def scenario(function):
     SCENARIOS[function.__name__] = function
     return function
@@ -74,12 +78,15 @@ def snakemake_interrupted(project):
 
 @scenario
 def refused_by_slurm(project):
-    """A partition that does not exist: its own words are told."""
-    options = ["--retries", "0", "--set-resources", "fit:slurm_partition=nosuch", "--", *TARGETS]
-    output = project.finish(project.start(*options), status=1)
-    (_, told) = output.split("2 failed:")
-    first = told.strip().splitlines()[0]
-    assert re.match(r"patient 'P1', k=1: SLURM refused the job: .*[Ii]nvalid partition", first)
+    """A partition that does not exist, and then a time limit that none has: SLURM's own words are told."""
+    for resource, told in (
+        ("slurm_partition=nosuch", r"SLURM refused the job: .*[Ii]nvalid partition"),
+        ("runtime=100000", r"fit ended without a result; SLURM would never have started it: .* PartitionTimeLimit"),
+    ):
+        options = ["--retries", "0", "--set-resources", f"fit:{resource}", "--", *TARGETS]
+        output = project.finish(project.start(*options), status=1)
+        (_, failed) = output.split("2 failed:")
+        assert re.match(rf"patient 'P1', k=1: {told}", failed.strip().splitlines()[0])
     project.finish(project.start(*TARGETS))
 
 
@@ -94,6 +101,22 @@ def snakemake_killed(project):
     output = project.finish(project.start(*TARGETS))
     assert "jobs that a run that was killed had left in SLURM's queue" in output
     assert slurm("squeue", f"--jobs={job}", "--states=all", "--noheader", "--format=%T") == "CANCELLED"
+
+
+@scenario
+def configured_anew_after_a_kill(project):
+    """What the jobs of the run that was killed have written since is of another configuration, and is made anew."""
+    project.configure(gmm={"max_iter": 1})
+    process = project.start_held()
+    job = project.held_job()
+    wait_for(lambda: n_fits(project) == 1, "the other fit ends")
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    project.release()
+    wait_for(lambda: slurm("squeue", f"--jobs={job}", "--states=all", "-h", "--format=%T") == "COMPLETED", "it ends")
+    assert n_fits(project) == 2
+    project.configure(gmm={"max_iter": None})
+    project.finish(project.start(*TARGETS))
 
 
 @scenario
@@ -170,12 +193,13 @@ def patient(tmp_path, one_node_cluster):
     return slurm_project(tmp_path / "project", patients=("P1",))
 
 
-def n_fits(project):
-    return len(list((project.directory / "results").glob("fits/*/*.npz")))
-
-
-def test_the_controller_is_restarted_in_the_middle(patient, undisturbed_patient):
-    process = patient.start_held("--verbose")
+def test_the_controller_is_away_at_the_start_and_in_the_middle(patient, undisturbed_patient):
+    cluster("stop", "slurmctld")
+    patient.hold()
+    process = patient.start("--verbose", "--retries", "0", "--", *TARGETS)
+    wait_for(lambda: "SLURM does not answer; submitting split again" in patient.output(), "a job is not submitted")
+    cluster("start", "slurmctld")
+    patient.wait_until_held()
     cluster("stop", "slurmctld")
     patient.release()  # the fit ends while nobody can be asked
     wait_for(lambda: n_fits(patient) == 2, "a fit ends without the controller")

@@ -223,7 +223,13 @@ def test_a_system_that_tells_no_peak_is_no_obstacle(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "usage", [Usage(44, 390, 0.2, 600), Usage(0, 0, 0.0, 0), Usage(123456, 200000, 86399.9, 172800)]
+    "usage",
+    [
+        Usage(44, 390, 0.2, 600),
+        Usage(0, 0, 0.0, 0),
+        Usage(123456, 200000, 86399.9, 172800),
+        Usage(600, 1600, 9.0, 2400, 3),
+    ],
 )
 def test_usage_comes_back_from_the_text_of_a_log(usage):
     assert Usage.find(f"INFO a\n{usage}\nerror: last\n") == usage
@@ -232,6 +238,12 @@ def test_usage_comes_back_from_the_text_of_a_log(usage):
 def test_usage_is_read_as_it_is_written():
     assert str(Usage(44, 390, 0.23, 600)) == "used 44 MB of 390, 0.2 s of 600"
     assert Usage.find("used 44 MB of 390, 0.2 s of 600") == Usage(44, 390, 0.2, 600)
+
+
+def test_the_first_attempt_asked_for_less():
+    assert str(Usage(600, 1600, 9.0, 2400, 3)) == "used 600 MB of 1600, 9.0 s of 2400, attempt 3"
+    assert Usage(600, 1600, 9.0, 2400, 3).first == Usage(600, 400, 9.0, 600, 3)
+    assert Usage(600, 1600, 9.0, 2400).first == Usage(600, 1600, 9.0, 2400)
 
 
 def test_the_last_usage_of_a_log_counts():

@@ -31,14 +31,16 @@ except CohortgmmError as error:
     raise WorkflowError(str(error)) from None
 
 helpers.prepare_jobs(sys.path[0], verbose=CONFIG.gmm.verbose)
+if not workflow.is_main_process:
+    orphans.leave_records_to_run()
 
 COHORT_FILE = "results/preprocessed/cohort.h5ad" if CONFIG.preprocess.enabled else CONFIG.input
 ENVIRONMENT = os.path.join(workflow.basedir, "envs", "cohortgmm.yaml")
 TABLE = "results/patients.tsv"
 SCORES = "results/scores.tsv"
 EMBEDDING = requests.embedding_parts(CONFIG.use_rep)
-FIGURES = ["criteria", "overview"] + (["composition"] if CONFIG.celltype_col else [])
 ERRORS = failures.JobErrors()
+FIGURES = ["criteria", "overview"] + (["composition"] if CONFIG.celltype_col else [])
 
 
 wildcard_constraints:
@@ -190,13 +192,16 @@ def end(failed):
         say("\n  ".join([f"{len(failed)} failed:", *map(str, failed)]))
     if SHARD:
         return
-    failures.write_failures("results", failed)
     try:
         n_cancelled = orphans.cancel_orphans("results")
         if n_cancelled:
             say(f"Cancelled {n_cancelled} jobs that were still in SLURM's queue.")
     except CohortgmmError as error:
         say(f"{error}. The next run will look again.")
+    try:
+        failures.write_failures("results", failed)
+    except CohortgmmError as error:
+        say(error)
 
 
 onsuccess:
@@ -207,4 +212,5 @@ onsuccess:
 
 
 onerror:
-    end(ERRORS.failures(workflow.scheduler.failed, workflow.dag.jobid))
+    on_cluster = workflow.executor_plugin.name == "slurm"
+    end(ERRORS.failures(workflow.scheduler.failed, workflow.dag.jobid, on_cluster))

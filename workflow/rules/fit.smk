@@ -20,6 +20,7 @@ rule fit:
     resources:
         mem_mb=requests.fit_memory("fit", CONFIG.gmm),
         runtime=requests.fit_minutes("fit", CONFIG.gmm, CONFIG.threads),
+        attempt=requests.attempt_number,
     params:
         options=CONFIG.gmm.fit_options(),
         seed=CONFIG.seed,

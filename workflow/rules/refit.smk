@@ -21,6 +21,7 @@ rule refit:
     resources:
         mem_mb=requests.fit_memory("refit", CONFIG.gmm),
         runtime=requests.fit_minutes("refit", CONFIG.gmm, CONFIG.threads),
+        attempt=requests.attempt_number,
     params:
         candidates=CONFIG.gmm.candidates,
         refit=CONFIG.gmm.refit,

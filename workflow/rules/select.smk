@@ -17,6 +17,7 @@ rule select:
     resources:
         mem_mb=requests.memory("select"),
         runtime=requests.minutes("select"),
+        attempt=requests.attempt_number,
     params:
         metric=CONFIG.gmm.k_selection_metric,
         code=code_of("scripts/select.py"),
@@ -41,6 +42,7 @@ rule select_cohort:
     resources:
         mem_mb=requests.memory("select_cohort"),
         runtime=requests.minutes("select_cohort"),
+        attempt=requests.attempt_number,
     params:
         metric=CONFIG.gmm.k_selection_metric,
         code=code_of("scripts/select_cohort.py"),

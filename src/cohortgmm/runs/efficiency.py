@@ -54,7 +54,8 @@ def read_usage(logs: str | Path) -> list[JobUsage]:
     for path in sorted(logs.rglob("*.log")):
         usage = Usage.find(_tail(path))
         if usage is not None and usage.memory_asked:
-            found.append(JobUsage(path.relative_to(logs).with_suffix("").parts[0], usage))
+            # Were jobs retried with twice as much, it is the first request that did not fit.
+            found.append(JobUsage(path.relative_to(logs).with_suffix("").parts[0], usage.first))
     return found
 
 

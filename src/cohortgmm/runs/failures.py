@@ -14,6 +14,7 @@ from typing import Any
 from cohortgmm.cohort.tables import read_rows, write_table
 from cohortgmm.files import describe
 from cohortgmm.log import ERROR_PREFIX
+from cohortgmm.runs import watch
 
 #: The table of what failed in the last run, within the results.
 FAILED_TABLE = "failed.tsv"
@@ -27,7 +28,12 @@ _REMEDIES = {
     "PREEMPTED": "run again, or on a partition without preemption",
     "NODE_FAIL": "run again",
     "BOOT_FAIL": "run again",
+    watch.FORGOTTEN: "SLURM has lost it: run again",
 }
+_NEVER = (
+    "SLURM would never have started it: lower its limits (--set-resources '{rule}:runtime=...', '{rule}:mem_mb=...'), or "
+    "choose another partition"
+)
 _UNKNOWN = "see what SLURM says of it"
 _FULL = f"{os.strerror(errno.ENOSPC)} for its log: free space, then run again"
 _KILLED = (
@@ -80,15 +86,21 @@ class JobErrors(logging.Handler):
     """Collects what Snakemake's log says of jobs that end with an error, by Snakemake's number of the job."""
 
     def __init__(self) -> None:
-        super().__init__(logging.ERROR)
+        super().__init__(logging.INFO)
         self._started = time.time()
         self._last: dict[Any, logging.LogRecord] = {}
+        self._error = ""
 
     def emit(self, record: logging.LogRecord) -> None:
-        if event_of(record) == "JOB_ERROR":
+        event = event_of(record)
+        if event == "JOB_ERROR":
             self._last[record.jobid] = record
+        elif event == "JOB_INFO":  # another attempt
+            self._last.pop(record.jobid, None)
+        elif event == "ERROR":
+            self._error = " ".join(record.getMessage().split())
 
-    def failures(self, jobs: Iterable[Any], numbers: Any) -> list[Failure]:
+    def failures(self, jobs: Iterable[Any], numbers: Any, on_cluster: bool = False) -> list[Failure]:
         """What is known of Snakemake's jobs that failed for good.
 
         Parameters
@@ -97,14 +109,17 @@ class JobErrors(logging.Handler):
             The jobs.
         numbers
             Function from a job to its number.
+        on_cluster
+            Whether they are SLURM's.
         """
         since = self._started - _CLOCKS_APART
         single = [member for job in jobs for member in getattr(job, "jobs", [job])]  # of a group, its jobs
-        found = [_failure(job, self._last.get(numbers(job)), since) for job in single]
+        unseen = (self._error or _UNKNOWN) if on_cluster else _KILLED
+        found = [_failure(job, self._last.get(numbers(job)), since, unseen) for job in single]
         return sorted(found, key=lambda failure: (failure.rule, failure.patient, int(failure.k or 0)))
 
 
-def _failure(job: Any, record: logging.LogRecord | None, since: float) -> Failure:
+def _failure(job: Any, record: logging.LogRecord | None, since: float, unseen: str) -> Failure:
     log = str(job.log[0]) if job.log else ""
     rule, wildcards = job.rule.name, job.wildcards
     text = "" if record is None else f"{record.getMessage()} {getattr(record, 'rule_msg', '')}"
@@ -118,11 +133,11 @@ def _failure(job: Any, record: logging.LogRecord | None, since: float) -> Failur
     said = last_error(log, since)
     if refusal:
         said = f"{describe(wildcards) or rule}: SLURM refused the job: {refusal}"
-    elif not said or state in _REMEDIES:
-        unknown = _FULL if _disk_is_full(log) else _UNKNOWN if number else _KILLED
-        remedy = _REMEDIES.get(state, unknown).format(
-            rule=rule, memory=2 * int(job.resources.get("mem_mb", 0)), minutes=2 * int(job.resources.get("runtime", 0))
-        )
+    elif not said or state in _REMEDIES or watch.is_never(state):
+        unknown = _FULL if _disk_is_full(log) else _NEVER if watch.is_never(state) else _UNKNOWN if number else unseen
+        remedy = _REMEDIES.get(state, unknown)
+        for name, value in (("rule", rule), ("memory", _doubled(job, "mem_mb")), ("minutes", _doubled(job, "runtime"))):
+            remedy = remedy.replace(f"{{{name}}}", value)
         attempts = f", {job.attempt} attempts" if job.attempt > 1 else ""
         said = f"{describe(wildcards) or rule}: {rule} ended without a result{attempts}; {remedy}"
     return Failure(
@@ -135,6 +150,10 @@ def _failure(job: Any, record: logging.LogRecord | None, since: float) -> Failur
         slurm_state=state,
         slurm_log=slurm_log,
     )
+
+
+def _doubled(job: Any, resource: str) -> str:
+    return str(2 * int(job.resources.get(resource, 0)))
 
 
 def _refusal(text: str) -> str:

@@ -184,9 +184,10 @@ def _take(path: Path, kind: int) -> list[int]:
         except OSError:
             os.close(descriptor)
             return []
-    os.ftruncate(descriptor, 0)
-    if kind == fcntl.LOCK_EX:
-        os.write(descriptor, f"process {os.getpid()} on {os.uname().nodename}".encode())
+    with suppress(OSError):  # a full disk: the text only tells others who it is
+        os.ftruncate(descriptor, 0)
+        if kind == fcntl.LOCK_EX:
+            os.write(descriptor, f"process {os.getpid()} on {os.uname().nodename}".encode())
     return [descriptor]
 
 

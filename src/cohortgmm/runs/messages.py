@@ -11,6 +11,7 @@ from typing import Any
 
 from cohortgmm import __version__
 from cohortgmm.cohort.tables import read_rows
+from cohortgmm.files import COHORT
 from cohortgmm.runs.failures import event_of
 from cohortgmm.runs.shards import PATIENT_RULES
 
@@ -28,15 +29,17 @@ def start_message(executor: str, jobs: Sequence[Any], n_patients: int | None, ha
     jobs
         Snakemake's jobs that are known so far.
     n_patients
-        Number of patients; None while it is not known.
+        Number of patients of the cohort; None while it is not known. Where jobs name their patients, those count.
     has_results
         Whether an earlier run left scores.
     """
     jobs = [job for job in jobs if job.rule.name != "all"]
     planned = Counter(job.rule.name for job in jobs)
     hours = sum(job.threads * int(job.resources.get("runtime", 0)) for job in jobs) / 60
+    named = {job.wildcards.patient for job in jobs if hasattr(job.wildcards, "patient")} - {COHORT}
+    n_patients = len(named) or n_patients
     more = ", more once the patients are known" if n_patients is None or planned.get("split") else ""
-    whom = "" if n_patients is None else f" for {n_patients:,} patients"
+    whom = "" if n_patients is None else f" for {n_patients:,} patient{'s' if n_patients != 1 else ''}"
     lines = [
         f"cohortgmm {__version__}: {len(jobs):,} jobs{whom}{more}, executor {executor}; "
         f"time limits of {hours:,.1f} core-hours in all"

@@ -70,6 +70,11 @@ REQUESTS = {
 }
 
 
+def attempt_number(wildcards, attempt) -> int:
+    """Resource function: which attempt a job is, for :class:`cohortgmm.log.Usage`."""
+    return attempt
+
+
 def memory(rule: str, parts: tuple[str, ...] = ()) -> Callable[..., int]:
     """Resource function: MB for a job of a rule, doubled by every further attempt.
 
@@ -144,14 +149,14 @@ def fit_minutes(rule: str, gmm: Any, n_threads: int) -> Callable[..., int]:
     gmm
         The section ``gmm`` of the configuration.
     n_threads
-        Threads of a fit.
+        Threads of a fit, which is made faster by their square root at least.
     """
     share = gmm.effective_train_size if rule == "fit" else float(gmm.refit == "full")
 
     def amount(wildcards, input, attempt) -> int:
         k = int(wildcards.k) if hasattr(wildcards, "k") else max(gmm.candidates)
         work = _work(gmm, input.cells, share) if os.path.isfile(input.cells) else 0.0
-        return int(max(REQUESTS[rule].minutes, work * k / (60 * n_threads)) * 2 ** (attempt - 1))
+        return int(max(REQUESTS[rule].minutes, work * k / (60 * n_threads**0.5)) * 2 ** (attempt - 1))
 
     return amount
 

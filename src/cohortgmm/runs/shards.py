@@ -19,7 +19,7 @@ from typing import Any
 from cohortgmm.cohort.tables import read_rows
 from cohortgmm.errors import CohortgmmError
 from cohortgmm.files import COHORT, atomic_path
-from cohortgmm.runs import requests
+from cohortgmm.runs import requests, watch
 from cohortgmm.runs.lock import Shard
 
 #: Environment variable that tells a run which shard it is.
@@ -235,7 +235,8 @@ def submit(batch: dict[str, str]) -> dict[str, str]:
     Raises
     ------
     CohortgmmError
-        If a script cannot be written, or SLURM refuses one or does not name its job; those before are cancelled.
+        If a script cannot be written, or SLURM refuses one, does not name its job or would never start it; all are
+        cancelled.
     """
     paths, numbers = {name: Path(LOG_FOLDER) / f"{name}.sh" for name in batch}, {}
     for name, path in paths.items():
@@ -247,6 +248,11 @@ def submit(batch: dict[str, str]) -> dict[str, str]:
         dependency = [f"--dependency={','.join(after)}", "--kill-on-invalid-dep=yes"] if after else []
         try:
             numbers[name] = _sbatch(path, dependency)
+            if reason := watch.never_starts(f"--jobs={numbers[name]}"):
+                raise CohortgmmError(
+                    f"SLURM would never start {path} ({reason}): lower --minutes, --mem-mb or --cpus, or choose another "
+                    "--partition"
+                )
         except CohortgmmError:
             if numbers:
                 with suppress(OSError):

@@ -1,23 +1,47 @@
-"""What Snakemake's SLURM plugin would lose sight of: jobs while SLURM does not answer, preempted ones, and ended ones.
+"""What Snakemake's SLURM plugin would lose sight of, or take for a failure (seen in 2.8.0).
 
-The plugin (seen in 2.8.0) forgets its jobs where all its questions of a round stay without an answer, waits for ever for a
-job that was preempted and is not requeued, and asks ever more rarely while no job ends, every 180 s at last: a job that has
-ended waits as long for the next to start, and SLURM may have forgotten it.
+- It forgets its jobs where all its questions of a round stay without an answer, and waits for ever for a job that was
+  preempted and is not requeued, that SLURM has forgotten, or that SLURM would never start.
+- It asks ever more rarely while no job ends, every 180 s at last: a job that has ended waits as long for the next to start,
+  and SLURM may have forgotten it.
+- A job that it cannot submit because SLURM does not answer has failed.
 """
 
 import asyncio
+import logging
 import re
+import shutil
 import subprocess
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 #: No pause between two looks becomes longer than this many times the first; where SLURM keeps ended jobs for less, the
-#: plugin asks sacct, whatever the profile says.
+#: plugin asks sacct if there is one, whatever the profile says.
 _GROWTH = 3
+
+#: A job that SLURM does not list in so many looks is lost.
+_LOOKS = 3
+
+#: The state of a job that SLURM does not know any more.
+FORGOTTEN = "FORGOTTEN"
+
+#: Why SLURM keeps a job in its queue for ever.
+_NEVER = re.compile(r"PartitionTimeLimit|PartitionNodeLimit|BadConstraints|(Assoc|QOS)Max\w+PerJob(Limit)?")
+
+#: What is said where SLURM does not answer to a submission, and seconds until it is asked again.
+_NO_ANSWER = re.compile(
+    r"Unable to contact slurm controller|Socket timed out|temporarily unavailable|Zero Bytes were transmitted"
+    r"|Unable to test the validity of the given or guessed SLURM account"
+)
+_AGAIN_SECONDS = 15
+
+_logger = logging.getLogger("snakemake.logging")
 
 
 def watch_jobs(executor: Any, age: int | None) -> None:
-    """Let an executor of the plugin keep all its jobs in view.
+    """Let an executor of the plugin keep all its jobs in view, until each has succeeded or failed.
 
     Parameters
     ----------
@@ -26,9 +50,10 @@ def watch_jobs(executor: Any, age: int | None) -> None:
     age
         Seconds that SLURM keeps ended jobs (:func:`min_job_age`); None if it does not say.
     """
-    check, told = executor.check_active_jobs, set()
-    pause = longest_pause(executor)
-    pause = min(pause, age / 2) if age else pause
+    check, told, absences = executor.check_active_jobs, set(), Counter()
+    pause, by_sacct = longest_pause(executor), asks_sacct(age, longest_pause(executor))
+    if age and not by_sacct:
+        pause = min(pause, age / 2)
 
     def noting(report: Any) -> Any:
         def noted(job: Any, *arguments: Any, **options: Any) -> None:
@@ -37,15 +62,29 @@ def watch_jobs(executor: Any, age: int | None) -> None:
 
         return noted
 
+    def fate(number: str, queue: Mapping[str, tuple[str, str]] | None) -> str:
+        """The state in which a job that the plugin takes for active has ended; empty if it has not."""
+        if queue is None:
+            return ""
+        state, reason = queue.get(number, ("", ""))
+        if state == "PREEMPTED":  # one that is requeued is pending
+            return state
+        if state == "PENDING" and _NEVER.fullmatch(reason):
+            _said("scancel", number)
+            return reason
+        listed = number.split("_")[0] in {other.split("_")[0] for other in queue}  # an array pends under one number
+        absences[number] = 0 if listed or by_sacct else absences[number] + 1
+        return FORGOTTEN if absences[number] == _LOOKS else ""
+
     async def check_all(jobs: Sequence[Any]) -> AsyncIterator[Any]:
         told.clear()
         async for _ in check(jobs):
             pass
         left = [job for job in jobs if id(job) not in told]
-        preempted = await asyncio.to_thread(_preempted, executor.run_uuid) if left else set()
+        queue = await asyncio.to_thread(queued, f"--name={executor.run_uuid}") if left else None
         for job in left:
-            if job.external_jobid in preempted:
-                message = f"SLURM-job '{job.external_jobid}' failed, SLURM status is: 'PREEMPTED'. "
+            if state := fate(job.external_jobid, queue):
+                message = f"SLURM-job '{job.external_jobid}' failed, SLURM status is: '{state}'. "
                 executor.report_job_error(job, msg=message)
             else:
                 yield job
@@ -54,12 +93,71 @@ def watch_jobs(executor: Any, age: int | None) -> None:
     executor.report_job_success = noting(executor.report_job_success)
     executor.report_job_error = noting(executor.report_job_error)
     executor.check_active_jobs = check_all
+    if hasattr(executor, "_job_submission_executor"):  # not all versions submit beside the run
+        executor._report_job_error_threadsafe = _submitting_again(executor, executor._report_job_error_threadsafe)
 
 
-def min_job_age() -> int | None:
-    """Seconds that SLURM keeps ended jobs; None if it does not say."""
-    found = re.search(r"^MinJobAge\s*=\s*(\d+)", _said("scontrol", "show", "config"), re.MULTILINE)
-    return int(found[1]) if found else None
+def _submitting_again(executor: Any, report: Callable[[Any, str], None]) -> Callable[[Any, str], None]:
+    """Instead of ``report``, which takes a job that was not submitted for failed: where SLURM did not answer, wait."""
+    pool = executor._job_submission_executor
+
+    def report_or_wait(info: Any, message: str) -> None:
+        if not _NO_ANSWER.search(message):
+            return report(info, message)
+        _logger.warning(f"SLURM does not answer; submitting {info.job} again in {_AGAIN_SECONDS} s.")
+        for _ in range(_AGAIN_SECONDS):
+            if pool._shutdown:  # the run is at its end
+                return report(info, message)
+            time.sleep(1)
+        _cancel_taken(executor.run_uuid, message)
+        try:
+            pool.submit(executor.run_job, info.job)
+        except RuntimeError:
+            report(info, message)
+
+    return report_or_wait
+
+
+def _cancel_taken(name: str, message: str) -> None:
+    """Cancel a job that SLURM did take, although it did not say so; the plugin's message has the call of sbatch."""
+    comment = re.search(r"--comment '?([^\s']+)", message)
+    if comment:
+        said = _said("squeue", f"--name={name}", "--noheader", "--format=%i %k") or ""
+        for line in said.splitlines():
+            number, _, of = line.partition(" ")
+            if of.strip() == comment[1]:
+                _said("scancel", number)
+
+
+def queued(selection: str) -> dict[str, tuple[str, str]] | None:
+    """Jobs that SLURM knows.
+
+    Parameters
+    ----------
+    selection
+        Option of squeue.
+
+    Returns
+    -------
+    dict of str to (str, str), or None
+        State, and the reason why it is pending, by number; None if SLURM does not answer.
+    """
+    said = _said("squeue", selection, "--states=all", "--noheader", "--format=%i %T %r")
+    if said is None:
+        return None
+    rows = [line.split(maxsplit=2) for line in said.splitlines()]
+    return {number: (state, reason) for number, state, reason in rows}
+
+
+def never_starts(selection: str) -> str:
+    """Why SLURM would never start one of some jobs; empty if it would."""
+    pending = [reason for state, reason in (queued(selection) or {}).values() if state == "PENDING"]
+    return next((reason for reason in pending if _NEVER.fullmatch(reason)), "")
+
+
+def is_never(state: str) -> bool:
+    """Whether the state of a failed job is the reason why it would never have started."""
+    return _NEVER.fullmatch(state) is not None
 
 
 def longest_pause(executor: Any) -> int:
@@ -67,24 +165,30 @@ def longest_pause(executor: Any) -> int:
     return _GROWTH * executor.workflow.executor_settings.init_seconds_before_status_checks
 
 
+def min_job_age() -> int | None:
+    """Seconds that SLURM keeps ended jobs; None if it does not say."""
+    found = re.search(r"^MinJobAge\s*=\s*(\d+)", _said("scontrol", "show", "config") or "", re.MULTILINE)
+    return int(found[1]) if found else None
+
+
+def asks_sacct(age: int | None, pause: int) -> bool:
+    """Whether the plugin asks the accounting database, as SLURM seems to forget ended jobs within the longest pause."""
+    return age is not None and age < pause and shutil.which("sacct") is not None
+
+
 def age_message(age: int | None, pause: int) -> str:
-    """What to know where SLURM forgets ended jobs within the longest pause; mostly empty."""
-    if age is None or age >= pause:
+    """What to know where the accounting database is asked; mostly empty."""
+    if not asks_sacct(age, pause):
         return ""
     return (
-        f"SLURM keeps ended jobs for {age} s only (MinJobAge), so its accounting database (sacct) is asked about them. "
-        "If this cluster has none, this run will never end: use make slurm-shards."
+        f"SLURM's MinJobAge is {age} s, so its accounting database (sacct) is asked about ended jobs. If this cluster has "
+        "none, this run will never end: use make slurm-shards."
     )
 
 
-def _preempted(name: str) -> set[str]:
-    """Numbers of the jobs of a name that were preempted for good: one that is requeued is pending."""
-    return set(_said("squeue", f"--name={name}", "--states=PREEMPTED", "--noheader", "--format=%i").split())
-
-
-def _said(*command: str) -> str:
-    """What a command of SLURM's says; nothing where it fails."""
+def _said(*command: str) -> str | None:
+    """What a command of SLURM's says; None where it fails."""
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
     except (OSError, subprocess.SubprocessError):
-        return ""
+        return None

@@ -30,6 +30,15 @@ def test_use_is_read_from_the_ends_of_logs(tmp_path):
     ]
 
 
+def test_jobs_that_were_retried_are_compared_with_their_first_request(tmp_path):
+    """Otherwise 600 MB of the 800 of a second attempt would seem to fit."""
+    write(tmp_path, "fit/P1/k2", "used 330 MB of 800, 700.0 s of 1200, attempt 2\n")
+    (job,) = read_usage(tmp_path)
+    assert (job.usage.memory_asked, job.usage.seconds_asked) == (400, 600)
+    (row,) = efficiency_table([job])
+    assert row["suggestion"] == "fit: {mem_mb: 900 * attempt, runtime: 20 * attempt}"
+
+
 def test_one_row_a_rule(tmp_path):
     jobs = [JobUsage("fit", Usage(memory, 500, seconds, 600)) for memory, seconds in ((40, 1.0), (60, 2.0), (80, 9.0))]
     few = JobUsage("merge", Usage(100, 600, 3.0, 7200))

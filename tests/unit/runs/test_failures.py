@@ -2,15 +2,18 @@
 
 import logging
 import os
+import re
 from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from snakemake.exceptions import WorkflowError, print_exception
 from snakemake.jobs import Job
 from snakemake.logging import logger
 from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
+from snakemake_interface_logger_plugins.common import LogEvent
 
 from cohortgmm.files import COHORT
 from cohortgmm.runs.failures import Failure, JobErrors, last_error, read_failures, write_failures
@@ -196,8 +199,8 @@ def errors():
     logger.removeHandler(handler)
 
 
-def failures_of(errors, *jobs):
-    return errors.failures(jobs, lambda job: job.number)
+def failures_of(errors, *jobs, on_cluster=True):
+    return errors.failures(jobs, lambda job: job.number, on_cluster)
 
 
 @pytest.mark.parametrize(
@@ -210,6 +213,12 @@ def failures_of(errors, *jobs):
         ("PREEMPTED", "run again, or on a partition without preemption"),
         ("BOOT_FAIL", "run again"),
         ("FAILED", "see what SLURM says of it"),
+        ("FORGOTTEN", "SLURM has lost it: run again"),
+        (
+            "PartitionTimeLimit",
+            "SLURM would never have started it: lower its limits (--set-resources 'refit:runtime=...', "
+            "'refit:mem_mb=...'), or choose another partition",
+        ),
     ],
 )
 def test_every_state_that_the_plugin_reports_has_a_remedy(errors, tmp_path, state, remedy):
@@ -321,12 +330,26 @@ def test_a_job_of_this_machine_that_failed_is_told_by_its_log(errors, tmp_path):
     (failure,) = failures_of(errors, job)
     assert str(failure) == f"patient 'P1', k=3: no luck  [{log}]"
     log.write_text("INFO going on\n")
-    (failure,) = failures_of(errors, job)
+    (failure,) = failures_of(errors, job, on_cluster=False)
     assert failure.reason == (
         "patient 'P1', k=3: fit ended without a result; it was killed (out of memory?): give it more with "
         "--set-resources 'fit:mem_mb=1000*attempt', or run again"
     )
     assert (failure.slurm_job, failure.slurm_state, failure.slurm_log) == ("", "", "")
+
+
+def test_what_snakemake_itself_found_wrong_is_told_of_jobs_that_slurm_completed(errors, tmp_path, caplog):
+    """And not what became of an earlier attempt, nor that they may have run out of memory."""
+    job = SnakemakeJob(5, "k3.log", patient="P1", k="3")
+    report(job, "101", "TIMEOUT", tmp_path / "101.log")
+    with caplog.at_level(logging.INFO, logger.name):
+        logger.info(None, extra={"event": LogEvent.JOB_INFO, "jobid": 5})
+    (failure,) = failures_of(errors, job)
+    assert failure.reason == "patient 'P1', k=3: fit ended without a result; see what SLURM says of it"
+    print_exception(WorkflowError("Error recording metadata for finished job", "(quota)"), {})
+    (failure,) = failures_of(errors, job)
+    assert re.search(r"without a result; .*Error recording metadata for finished job.*\(quota\)$", failure.reason)
+    assert (failure.slurm_job, failure.slurm_state) == ("", "")
 
 
 def test_jobs_are_not_mixed_up(errors, tmp_path):

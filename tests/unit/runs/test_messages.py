@@ -7,15 +7,17 @@ from types import SimpleNamespace
 import pytest
 
 from cohortgmm import __version__
+from cohortgmm.files import COHORT
 from cohortgmm.runs.messages import AfterSplit, finish_message, start_message, way_message
 
 
+def job(rule, patient=None, threads=2, **resources):
+    wildcards = SimpleNamespace() if patient is None else SimpleNamespace(patient=patient)
+    return SimpleNamespace(rule=SimpleNamespace(name=rule), wildcards=wildcards, threads=threads, resources=resources)
+
+
 def jobs(**counts):
-    return [
-        SimpleNamespace(rule=SimpleNamespace(name=rule), threads=2, resources={"runtime": 45})
-        for rule, count in counts.items()
-        for _ in range(count)
-    ]
+    return [job(rule, runtime=45) for rule, count in counts.items() for _ in range(count)]
 
 
 def test_a_start_says_jobs_patients_and_core_hours():
@@ -48,19 +50,23 @@ def test_the_end_says_how_to_make_the_report(tmp_path, monkeypatch):
 
 
 def test_a_start_sums_threads_times_limits():
-    job = [
-        SimpleNamespace(rule=SimpleNamespace(name=rule), threads=threads, resources=resources)
-        for rule, threads, resources in (
-            ("refit", 4, {"runtime": 30}),
-            ("fit", 1, {"runtime": 90, "mem_mb": 10**6}),
-            ("all", 8, {"runtime": 600}),
-            ("merge", 1, {}),
-        )
+    planned = [
+        job("refit", threads=4, runtime=30),
+        job("fit", threads=1, runtime=90, mem_mb=10**6),
+        job("all", threads=8, runtime=600),
+        job("merge", threads=1),
     ]
-    assert start_message("slurm", job, 1000, True).splitlines() == [
+    assert start_message("slurm", planned, 1000, True).splitlines() == [
         f"cohortgmm {__version__}: 3 jobs for 1,000 patients, executor slurm; time limits of 3.5 core-hours in all",
         "  1 fit, 1 merge, 1 refit",
     ]
+
+
+def test_the_patients_are_those_that_have_jobs():
+    again = [job("fit", "P1"), job("fit", "P1"), job("refit", "P1")]
+    assert "3 jobs for 1 patient, executor" in start_message("slurm", again, 1000, True)
+    assert "4 jobs for 2 patients, executor" in start_message("slurm", [*again, job("fit", "P2")], 1000, True)
+    assert "1 jobs for 1,000 patients, executor" in start_message("slurm", [job("fit", COHORT)], 1000, True)
 
 
 def test_a_start_with_nothing_but_the_target_names_no_rule():

@@ -430,6 +430,15 @@ def test_what_was_submitted_is_cancelled_where_slurm_refuses_the_rest(here, prog
     assert sum(call[0] == "sbatch" for call in programs.calls) == len(cancelled) + 1
 
 
+def test_what_slurm_would_never_start_is_cancelled(here, programs, sbatch):
+    sbatch()
+    # The shards, which are the third call.
+    programs.make("squeue", "case $* in *--jobs=103*) echo '103 PENDING PartitionTimeLimit';; esac")
+    with pytest.raises(CohortgmmError, match=r"would never start results/logs/slurm/shards\.sh \(PartitionTimeLimit\)"):
+        submit(BATCH)
+    assert [call for call in programs.calls if call[0] == "scancel"] == [["scancel", "101", "103"]]
+
+
 def test_a_refusal_without_a_word_is_one_line(here, programs):
     programs.make("sbatch", "exit 3")
     with pytest.raises(CohortgmmError, match=r"^SLURM refused results/logs/slurm/split\.sh: .*exit status 3\.$"):
