@@ -50,51 +50,62 @@ def watch_jobs(executor: Any, age: int | None) -> None:
     age
         Seconds that SLURM keeps ended jobs (:func:`min_job_age`); None if it does not say.
     """
-    check, told, absences = executor.check_active_jobs, set(), Counter()
-    pause, by_sacct = longest_pause(executor), asks_sacct(age, longest_pause(executor))
-    if age and not by_sacct:
-        pause = min(pause, age / 2)
+    watch = _Watch(executor, age)
+    executor.report_job_success = watch.noting(executor.report_job_success)
+    executor.report_job_error = watch.noting(executor.report_job_error)
+    executor.check_active_jobs = watch.check_active_jobs
+    if hasattr(executor, "_job_submission_executor"):  # not all versions submit beside the run
+        executor._report_job_error_threadsafe = _submitting_again(executor, executor._report_job_error_threadsafe)
 
-    def noting(report: Any) -> Any:
+
+class _Watch:
+    """A look at the jobs as the plugin has it, and then at those of which it said nothing."""
+
+    def __init__(self, executor: Any, age: int | None) -> None:
+        self._executor, self._check = executor, executor.check_active_jobs
+        self._told: set[int] = set()
+        self._absences: Counter[str] = Counter()
+        self._pause: float = longest_pause(executor)
+        self._by_sacct = asks_sacct(age, self._pause)
+        if age and not self._by_sacct:
+            self._pause = min(self._pause, age / 2)
+
+    def noting(self, report: Callable[..., None]) -> Callable[..., None]:
+        """The same function, but so that it is known of which jobs something was said."""
+
         def noted(job: Any, *arguments: Any, **options: Any) -> None:
-            told.add(id(job))
+            self._told.add(id(job))
             report(job, *arguments, **options)
 
         return noted
 
-    def fate(number: str, queue: Mapping[str, tuple[str, str]] | None) -> str:
-        """The state in which a job that the plugin takes for active has ended; empty if it has not."""
-        if queue is None:
-            return ""
-        state, reason = queue.get(number, ("", ""))
-        if state == "PREEMPTED":  # one that is requeued is pending
-            return state
-        if state == "PENDING" and _NEVER.fullmatch(reason):
-            _said("scancel", number)
-            return reason
-        listed = number.split("_")[0] in {other.split("_")[0] for other in queue}  # an array pends under one number
-        absences[number] = 0 if listed or by_sacct else absences[number] + 1
-        return FORGOTTEN if absences[number] == _LOOKS else ""
-
-    async def check_all(jobs: Sequence[Any]) -> AsyncIterator[Any]:
-        told.clear()
-        async for _ in check(jobs):
+    async def check_active_jobs(self, jobs: Sequence[Any]) -> AsyncIterator[Any]:
+        """Report the jobs that have ended; the others."""
+        executor = self._executor
+        self._told.clear()
+        async for _ in self._check(jobs):
             pass
-        left = [job for job in jobs if id(job) not in told]
+        left = [job for job in jobs if id(job) not in self._told]
         queue = await asyncio.to_thread(queued, f"--name={executor.run_uuid}") if left else None
         for job in left:
-            if state := fate(job.external_jobid, queue):
+            if state := "" if queue is None else self._fate(job.external_jobid, queue):
                 message = f"SLURM-job '{job.external_jobid}' failed, SLURM status is: '{state}'. "
                 executor.report_job_error(job, msg=message)
             else:
                 yield job
-        executor.next_seconds_between_status_checks = min(executor.next_seconds_between_status_checks, pause)
+        executor.next_seconds_between_status_checks = min(executor.next_seconds_between_status_checks, self._pause)
 
-    executor.report_job_success = noting(executor.report_job_success)
-    executor.report_job_error = noting(executor.report_job_error)
-    executor.check_active_jobs = check_all
-    if hasattr(executor, "_job_submission_executor"):  # not all versions submit beside the run
-        executor._report_job_error_threadsafe = _submitting_again(executor, executor._report_job_error_threadsafe)
+    def _fate(self, number: str, queue: Mapping[str, tuple[str, str]]) -> str:
+        """The state in which a job that the plugin takes for active has ended; empty if it has not."""
+        state, reason = queue.get(number, ("", ""))
+        if state == "PREEMPTED":  # one that is requeued is pending
+            return state
+        if state == "PENDING" and is_never(reason):
+            _said("scancel", number)
+            return reason
+        listed = number.split("_")[0] in {other.split("_")[0] for other in queue}  # an array pends under one number
+        self._absences[number] = 0 if listed or self._by_sacct else self._absences[number] + 1
+        return FORGOTTEN if self._absences[number] == _LOOKS else ""
 
 
 def _submitting_again(executor: Any, report: Callable[[Any, str], None]) -> Callable[[Any, str], None]:
@@ -152,12 +163,12 @@ def queued(selection: str) -> dict[str, tuple[str, str]] | None:
 def never_starts(selection: str) -> str:
     """Why SLURM would never start one of some jobs; empty if it would."""
     pending = [reason for state, reason in (queued(selection) or {}).values() if state == "PENDING"]
-    return next((reason for reason in pending if _NEVER.fullmatch(reason)), "")
+    return next(filter(is_never, pending), "")
 
 
-def is_never(state: str) -> bool:
-    """Whether the state of a failed job is the reason why it would never have started."""
-    return _NEVER.fullmatch(state) is not None
+def is_never(reason: str) -> bool:
+    """Whether something that SLURM says of a job is a reason why it would never start."""
+    return _NEVER.fullmatch(reason) is not None
 
 
 def longest_pause(executor: Any) -> int:
