@@ -82,8 +82,8 @@ class Config(Section):
     threads: int = Field(
         1,
         ge=1,
-        description="Threads of a fit. More pay for fits of some 100,000 cells, as with `component_sharing: global`; "
-        "the result is the same.",
+        description="Most threads of a fit: as many as may have a minute of work each, as with noise of the cells' own or "
+        "`component_sharing: global`; the result is the same.",
     )
     preprocess: PreprocessConfig = PreprocessConfig()
     gmm: GmmConfig = GmmConfig()

@@ -44,8 +44,8 @@ def assert_same(ours, theirs):
     ids=["selected", "global", "fixed", "default range"],
 )
 def test_pipeline_and_api_agree_bit_by_bit(project, gmm):
-    project.configure(gmm=gmm, threads=2)
-    project.run()
+    project.configure(gmm=gmm)
+    project.run("--set-threads", "fit=2", "refit=2", "--", *TARGETS)
     written = ad.read_h5ad(project.directory / "results" / "cohort_gmm.h5ad")
     direct = make_cohort()
     cohortgmm.fit_gmm(direct, patient_col="patient", use_rep="X_pca", verbose=False, n_jobs=2, **gmm)

@@ -16,10 +16,10 @@ rule fit:
         "results/benchmarks/fit/{patient}/k{k}.tsv"
     conda:
         ENVIRONMENT
-    threads: CONFIG.threads
+    threads: requests.fit_threads("fit", CONFIG.gmm, CONFIG.threads)
     resources:
         mem_mb=requests.fit_memory("fit", CONFIG.gmm),
-        runtime=requests.fit_minutes("fit", CONFIG.gmm, CONFIG.threads),
+        runtime=requests.fit_minutes("fit", CONFIG.gmm),
         attempt=requests.attempt_number,
     params:
         options=CONFIG.gmm.fit_options(),

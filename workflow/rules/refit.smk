@@ -17,10 +17,10 @@ rule refit:
         "results/benchmarks/refit/{patient}.tsv"
     conda:
         ENVIRONMENT
-    threads: CONFIG.threads
+    threads: requests.fit_threads("refit", CONFIG.gmm, CONFIG.threads)
     resources:
         mem_mb=requests.fit_memory("refit", CONFIG.gmm),
-        runtime=requests.fit_minutes("refit", CONFIG.gmm, CONFIG.threads),
+        runtime=requests.fit_minutes("refit", CONFIG.gmm),
         attempt=requests.attempt_number,
     params:
         candidates=CONFIG.gmm.candidates,

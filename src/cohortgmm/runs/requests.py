@@ -139,8 +139,14 @@ def fit_memory(rule: str, gmm: Any) -> Callable[..., int]:
     return amount
 
 
-def fit_minutes(rule: str, gmm: Any, n_threads: int) -> Callable[..., int]:
-    """Resource function: minutes for a fit, doubled by every further attempt.
+def fit_threads(rule: str, gmm: Any, most: int) -> Callable[..., int]:
+    """Threads function: as many as have a minute's work each, ``most`` at most; arguments as of :func:`fit_minutes`."""
+    seconds = _fit_seconds(rule, gmm)
+    return lambda wildcards, input: min(most, 1 + int(seconds(wildcards, input) / 60))
+
+
+def fit_minutes(rule: str, gmm: Any) -> Callable[..., int]:
+    """Resource function: minutes for a fit, doubled by every further attempt; threads save the square root of their number.
 
     Parameters
     ----------
@@ -148,17 +154,25 @@ def fit_minutes(rule: str, gmm: Any, n_threads: int) -> Callable[..., int]:
         The rule, whose limit is the least: ``fit`` takes the training cells, ``refit`` all or none.
     gmm
         The section ``gmm`` of the configuration.
-    n_threads
-        Threads of a fit, which is made faster by their square root at least.
     """
-    share = gmm.effective_train_size if rule == "fit" else float(gmm.refit == "full")
+    seconds = _fit_seconds(rule, gmm)
 
-    def amount(wildcards, input, attempt) -> int:
-        k = int(wildcards.k) if hasattr(wildcards, "k") else max(gmm.candidates)
-        work = _work(gmm, input.cells, share) if os.path.isfile(input.cells) else 0.0
-        return int(max(REQUESTS[rule].minutes, work * k / (60 * n_threads**0.5)) * 2 ** (attempt - 1))
+    def amount(wildcards, input, threads, attempt) -> int:
+        minutes = seconds(wildcards, input) / (60 * threads**0.5)
+        return int(max(REQUESTS[rule].minutes, minutes) * 2 ** (attempt - 1))
 
     return amount
+
+
+def _fit_seconds(rule: str, gmm: Any) -> Callable[..., float]:
+    """Function from the wildcards and the input of a job to the seconds that it may take on one thread."""
+    share = gmm.effective_train_size if rule == "fit" else float(gmm.refit == "full")
+
+    def seconds(wildcards, input) -> float:
+        k = int(wildcards.k) if hasattr(wildcards, "k") else max(gmm.candidates)
+        return k * _work(gmm, input.cells, share) if os.path.isfile(input.cells) else 0.0
+
+    return seconds
 
 
 def _work(gmm: Any, path: str, share: float) -> float:

@@ -44,7 +44,7 @@ def cells_file(folder, n, d, dtype=np.float32):
 def minutes(path, k=2, attempt=1, n_threads=1, rule="fit", **options):
     wildcards = SimpleNamespace() if k is None else SimpleNamespace(k=str(k))
     options = {"train_size": 1.0} | options
-    return requests.fit_minutes(rule, gmm(**options), n_threads)(wildcards, Files([str(path)]), attempt)
+    return requests.fit_minutes(rule, gmm(**options))(wildcards, Files([str(path)]), n_threads, attempt)
 
 
 def test_requests_grow_with_the_input_and_the_attempt(tmp_path):
@@ -140,6 +140,18 @@ def test_unseen_cells_take_time_too(tmp_path):
     seen = (50 * (20_000 + 5 * 4096) + 100 * (20_000 + 5 * 131_072)) / (150 * 20_000)
     gated = minutes(path, **options, completeness={"gates": [{"inside": {"PC 1": [0, None]}}]})
     assert gated == pytest.approx(seen * plain, rel=0.02)
+
+
+@pytest.mark.parametrize(("n", "k", "threads"), [(10**4, 5, 1), (10**6, 1, 2), (10**6, 2, 3), (10**7, 50, 8)])
+def test_threads_have_a_minute_of_work_each(tmp_path, n, k, threads):
+    path = Files([str(archive(tmp_path / "x.npz", header((n, 10))))])
+    asked = requests.fit_threads("fit", gmm(missing=True, train_size=0.1), 8)(SimpleNamespace(k=str(k)), path)
+    assert asked == threads
+    assert type(asked) is int
+
+
+def test_a_fit_that_is_only_foreseen_has_one_thread(tmp_path):
+    assert requests.fit_threads("fit", gmm(), 8)(SimpleNamespace(k="5"), Files([str(tmp_path / "not there")])) == 1
 
 
 def test_cells_that_are_not_fitted_take_no_time(tmp_path):
