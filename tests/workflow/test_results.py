@@ -7,7 +7,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
-from projects import REPOSITORY, make_cohort, new_project
+from projects import REPOSITORY, TARGETS, make_cohort, new_project
 
 import cohortgmm
 from cohortgmm.files import escape_id
