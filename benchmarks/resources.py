@@ -4,7 +4,7 @@
 
 Every cohort goes through the pipeline on this machine; what a job used is read from its log. On a cluster Snakemake runs
 beside it, so that a job needs that much more (``SNAKEMAKE_MB``: read off the memory cgroups of jobs on the SLURM of
-``tests/slurm``). About an hour on two cores; Linux.
+``tests/slurm``). About half an hour on two cores; Linux.
 """
 
 import argparse
@@ -92,8 +92,8 @@ COHORTS: dict[str, tuple[str, Callable[[Path], dict]]] = {
         lambda folder: embedded(folder, 2, 8000, 20, missing=True, k_comps=[5, 10], refit="full"),
     ),
     "long": (
-        "2 × 40,000 cells, D = 10, noise of their own",
-        lambda folder: embedded(folder, 2, 40_000, 10, **NOISE, k_comps=[10, 20], refit="full"),
+        "2 × 24,000 cells, D = 10, noise of their own",
+        lambda folder: embedded(folder, 2, 24_000, 10, **NOISE, k_comps=[10, 20], refit="full"),
     ),
     "counts": ("12 × 2,500 cells, counts of 5,000 genes", counts),
     "large": ("4 × 200,000 cells, D = 50", lambda folder: embedded(folder, 4, 200_000, 50)),

@@ -33,6 +33,9 @@ _TRIAL_NODES, _NODES_PER_CELL, _MOST_NODES, _NODE = 1 << 12, 64, 1 << 17, 5
 #: MB that nodes bring with them (scipy's quasi-random numbers), and bytes for a node and feature.
 _NODES_MB, _NODE_BYTES = 120, 64
 
+#: MB for the covariances of cells that each have noise or gaps of their own, in all and for every feature.
+_OWN_MB, _OWN_MB_PER_FEATURE = 80, 1
+
 
 @dataclass(frozen=True)
 class Request:
@@ -118,7 +121,7 @@ def _scaled(base: float, per_mb: float, size: Callable[[str], float]) -> Callabl
 
 
 def fit_memory(rule: str, gmm: Any) -> Callable[..., int]:
-    """Resource function: MB for a fit, as :func:`memory` and what stands for unseen cells.
+    """Resource function: MB for a fit, as :func:`memory`, and for what hides the cells.
 
     Parameters
     ----------
@@ -130,10 +133,12 @@ def fit_memory(rule: str, gmm: Any) -> Callable[..., int]:
     plain = memory(rule)
 
     def amount(wildcards, input, attempt) -> int:
+        n, d = cells_shape(input.cells) if os.path.isfile(input.cells) else (0, 0)
         extra = 0.0
         if gmm.completeness is not None:
-            n, d = cells_shape(input.cells) if os.path.isfile(input.cells) else (0, 0)
-            extra = _NODES_MB + _NODE_BYTES * _n_nodes(n) * d / 1e6
+            extra += _NODES_MB + _NODE_BYTES * _n_nodes(n) * d / 1e6
+        if gmm.noise is not None or gmm.missing:
+            extra += _OWN_MB + _OWN_MB_PER_FEATURE * d
         return plain(wildcards, input, attempt) + int(extra * 2 ** (attempt - 1))
 
     return amount

@@ -175,6 +175,13 @@ def test_unseen_cells_take_memory(tmp_path, n, nodes):
     assert requests.fit_memory("fit", gated)(None, Files([str(tmp_path / "not yet")]), 1) == 270 + 140 + 120
 
 
+def test_covariances_of_every_cell_take_memory(tmp_path):
+    files = Files([str(archive(tmp_path / "x.npz", header((2000, 50))))])
+    plain = requests.memory("fit")(None, files, 1)
+    for options in ({"missing": True}, {"noise": {"obsm": "v"}}, {"missing": True, "noise": {"obsm": "v"}}):
+        assert requests.fit_memory("fit", gmm(**options))(None, files, 1) == plain + 130
+
+
 def test_a_fit_from_a_reference_has_no_trial_starts(tmp_path):
     path = archive(tmp_path / "x.npz", header((10**8, 10)))
     times = [minutes(path, 5, missing=True, **more) for more in ({}, {"reference": "model.npz"})]
