@@ -22,6 +22,9 @@ ERROR_PREFIX = "error: "
 #: Environment variable with the level of what goes to the log.
 LEVEL_VARIABLE = "COHORTGMM_LOG_LEVEL"
 
+#: Environment variable with the number of the attempt.
+ATTEMPT_VARIABLE = "COHORTGMM_ATTEMPT"
+
 
 @dataclass(frozen=True)
 class Usage:
@@ -114,8 +117,8 @@ def _usage(asked: Any) -> Usage:
         memory = int(re.search(r"^VmHWM:\s+(\d+)", status, re.MULTILINE)[1]) >> 10
         started = int(stat.rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
         seconds = time.clock_gettime(time.CLOCK_BOOTTIME) - started
-    wanted = int(asked.get("mem_mb", 0)), 60 * int(asked.get("runtime", 0))
-    return Usage(memory, wanted[0], seconds, wanted[1], int(asked.get("attempt", 1)))
+    attempt = int(os.environ.get(ATTEMPT_VARIABLE, "1"))
+    return Usage(memory, int(asked.get("mem_mb", 0)), seconds, 60 * int(asked.get("runtime", 0)), attempt)
 
 
 def failure_line(error: Exception, context: str = "") -> str:

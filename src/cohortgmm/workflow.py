@@ -12,7 +12,7 @@ from cohortgmm.cohort.tables import read_rows
 from cohortgmm.config import Config, read_config
 from cohortgmm.errors import CohortgmmError, ConfigError
 from cohortgmm.files import COHORT, escape_id
-from cohortgmm.log import LEVEL_VARIABLE
+from cohortgmm.log import ATTEMPT_VARIABLE, LEVEL_VARIABLE
 
 PREFIX = "cohortgmm."
 
@@ -53,10 +53,11 @@ def load_config(config: Mapping[str, Any], source: str, workflow_dir: str | os.P
     return checked.model_copy(update={**tops, "gmm": gmm})
 
 
-def prepare_jobs(source: str, *, verbose: bool) -> None:
-    """Let the jobs, which inherit the environment of this process, find the package and know how much to log."""
+def prepare_jobs(source: str, *, verbose: bool, attempt: int = 1) -> None:
+    """Let the jobs, which inherit this environment, find the package, and know how much to log and which attempt they are."""
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
     os.environ[LEVEL_VARIABLE] = "INFO" if verbose else "WARNING"
+    os.environ[ATTEMPT_VARIABLE] = str(attempt)
 
 
 @functools.cache

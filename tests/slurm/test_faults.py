@@ -11,6 +11,7 @@ import pytest
 from clusters import SlurmProject, cluster, slurm, slurm_project, wait_for
 from projects import TARGETS
 
+from cohortgmm.runs.efficiency import read_usage
 from cohortgmm.runs.failures import read_failures
 from cohortgmm.runs.orphans import RUN_FILE
 
@@ -36,6 +37,9 @@ def out_of_memory(project):
     assert project.finish(project.start(*TARGETS)).count("Trying to restart job") >= 2
     logs = [log.read_text() for log in (project.directory / "results/logs/slurm/rule_fit").rglob("*.log")]
     assert sum(bool(re.search("oom|exceeded memory limit", log, re.IGNORECASE)) for log in logs) == 2
+    fits = [job for job in read_usage(project.directory / "results" / "logs") if job.rule == "fit"]
+    assert len(fits) == 2
+    assert all(job.need > job.usage.memory_asked for job in fits)  # of the first try
 
 
 @scenario

@@ -13,7 +13,7 @@ from snakemake.iocontainers import Log, ResourceList, Wildcards
 
 from cohortgmm import log as module
 from cohortgmm.errors import DataError, FitError
-from cohortgmm.log import ERROR_PREFIX, LEVEL_VARIABLE, Usage, failure_line, job_log
+from cohortgmm.log import ATTEMPT_VARIABLE, ERROR_PREFIX, LEVEL_VARIABLE, Usage, failure_line, job_log
 
 SOURCE = Path(__file__).parents[2] / "src"
 USAGE = re.compile(r"used (\d+) MB of 390, (\d+\.\d) s of 600")
@@ -238,6 +238,14 @@ def test_usage_comes_back_from_the_text_of_a_log(usage):
 def test_usage_is_read_as_it_is_written():
     assert str(Usage(44, 390, 0.23, 600)) == "used 44 MB of 390, 0.2 s of 600"
     assert Usage.find("used 44 MB of 390, 0.2 s of 600") == Usage(44, 390, 0.2, 600)
+
+
+def test_a_job_says_which_attempt_it_was(tmp_path, monkeypatch):
+    monkeypatch.setenv(ATTEMPT_VARIABLE, "2")
+    with job_log(job(tmp_path / "job.log", mem_mb=1234, runtime=7)):
+        pass
+    usage = Usage.find((tmp_path / "job.log").read_text())
+    assert (usage.attempt, usage.first.memory_asked, usage.first.seconds_asked) == (2, 617, 210)
 
 
 def test_the_first_attempt_asked_for_less():

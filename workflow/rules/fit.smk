@@ -20,7 +20,6 @@ rule fit:
     resources:
         mem_mb=requests.fit_memory("fit", CONFIG.gmm),
         runtime=requests.fit_minutes("fit", CONFIG.gmm),
-        attempt=requests.attempt_number,
     params:
         options=CONFIG.gmm.fit_options(),
         seed=CONFIG.seed,

@@ -22,7 +22,6 @@ rule merge:
     resources:
         mem_mb=requests.memory("merge", ("obs",)),
         runtime=requests.minutes("merge"),
-        attempt=requests.attempt_number,
     params:
         gmm=CONFIG.gmm.model_dump(exclude={"verbose"}),
         component_sharing=CONFIG.component_sharing,

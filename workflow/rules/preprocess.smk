@@ -18,7 +18,6 @@ rule check_input:
     resources:
         mem_mb=requests.memory("check_input", ("obs",)),
         runtime=requests.minutes("check_input"),
-        attempt=requests.attempt_number,
     params:
         columns={key: getattr(CONFIG, key) for key in ("patient_col", "label_col", "celltype_col")},
         code=code_of("scripts/check_input.py"),
@@ -44,7 +43,6 @@ rule preprocess:
     resources:
         mem_mb=requests.memory("preprocess"),
         runtime=requests.minutes("preprocess"),
-        attempt=requests.attempt_number,
     params:
         options=CONFIG.preprocess.model_dump(),
         seed=CONFIG.seed,
@@ -70,7 +68,6 @@ checkpoint split:
     resources:
         mem_mb=requests.memory("split", EMBEDDING),
         runtime=requests.minutes("split"),
-        attempt=requests.attempt_number,
     params:
         folder=lambda wildcards, output: os.path.join(os.path.dirname(output.table), "patients"),
         options=CONFIG.split_options(),

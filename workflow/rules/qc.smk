@@ -19,7 +19,6 @@ rule qc_cells:
     resources:
         mem_mb=requests.memory("qc_cells", EMBEDDING),
         runtime=requests.minutes("qc_cells"),
-        attempt=requests.attempt_number,
     params:
         options={
             "use_rep": CONFIG.use_rep,
@@ -61,7 +60,6 @@ rule qc_tables:
     resources:
         mem_mb=requests.memory("qc_tables"),
         runtime=requests.minutes("qc_tables"),
-        attempt=requests.attempt_number,
     params:
         refit=CONFIG.gmm.refit,
         code=code_of("scripts/qc_tables.py"),
@@ -99,7 +97,6 @@ for figure in FIGURES:
         resources:
             mem_mb=requests.memory("qc_cohort"),
             runtime=requests.minutes("qc_cohort"),
-            attempt=requests.attempt_number,
         params:
             figure=figure,
             metric=CONFIG.gmm.k_selection_metric,
@@ -133,7 +130,6 @@ rule qc_patient:
     resources:
         mem_mb=requests.memory("qc_patient"),
         runtime=requests.minutes("qc_patient"),
-        attempt=requests.attempt_number,
     params:
         metric=CONFIG.gmm.k_selection_metric,
         max_cells=CONFIG.qc.max_cells,
@@ -169,7 +165,6 @@ if CONFIG.gmm.is_corrected:
         resources:
             mem_mb=requests.memory("qc_correction"),
             runtime=requests.minutes("qc_correction"),
-            attempt=requests.attempt_number,
         params:
             options=CONFIG.gmm.fit_options(),
             max_cells=CONFIG.qc.max_cells,
@@ -202,7 +197,6 @@ rule efficiency:
     resources:
         mem_mb=requests.memory("efficiency"),
         runtime=requests.minutes("efficiency"),
-        attempt=requests.attempt_number,
     params:
         logs=lambda wildcards, output: os.path.join(os.path.dirname(os.path.dirname(output[0])), "logs"),
         code=code_of("scripts/efficiency.py"),

@@ -21,7 +21,6 @@ rule refit:
     resources:
         mem_mb=requests.fit_memory("refit", CONFIG.gmm),
         runtime=requests.fit_minutes("refit", CONFIG.gmm),
-        attempt=requests.attempt_number,
     params:
         candidates=CONFIG.gmm.candidates,
         refit=CONFIG.gmm.refit,

@@ -17,7 +17,6 @@ rule select:
     resources:
         mem_mb=requests.memory("select"),
         runtime=requests.minutes("select"),
-        attempt=requests.attempt_number,
     params:
         metric=CONFIG.gmm.k_selection_metric,
         code=code_of("scripts/select.py"),
@@ -42,7 +41,6 @@ rule select_cohort:
     resources:
         mem_mb=requests.memory("select_cohort"),
         runtime=requests.minutes("select_cohort"),
-        attempt=requests.attempt_number,
     params:
         metric=CONFIG.gmm.k_selection_metric,
         code=code_of("scripts/select_cohort.py"),

@@ -73,11 +73,6 @@ REQUESTS = {
 }
 
 
-def attempt_number(wildcards, attempt) -> int:
-    """Resource function: which attempt a job is, for :class:`cohortgmm.log.Usage`."""
-    return attempt
-
-
 def memory(rule: str, parts: tuple[str, ...] = ()) -> Callable[..., int]:
     """Resource function: MB for a job of a rule, doubled by every further attempt.
 
@@ -144,8 +139,18 @@ def fit_memory(rule: str, gmm: Any) -> Callable[..., int]:
     return amount
 
 
-def fit_threads(rule: str, gmm: Any, most: int) -> Callable[..., int]:
-    """Threads function: as many as have a minute's work each, ``most`` at most; arguments as of :func:`fit_minutes`."""
+def fit_threads(rule: str, gmm: Any, most: int) -> int | Callable[..., int]:
+    """Threads, or a function for them: as many as have a minute's work each, ``most`` at most.
+
+    Parameters
+    ----------
+    rule, gmm
+        As of :func:`fit_minutes`.
+    most
+        Most threads.
+    """
+    if most == 1:  # not a call for each of thousands of jobs
+        return 1
     seconds = _fit_seconds(rule, gmm)
     return lambda wildcards, input: min(most, 1 + int(seconds(wildcards, input) / 60))
 
