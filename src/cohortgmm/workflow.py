@@ -54,7 +54,7 @@ def load_config(config: Mapping[str, Any], source: str, workflow_dir: str | os.P
 
 
 def prepare_jobs(source: str, *, verbose: bool, attempt: int = 1) -> None:
-    """Let the jobs, which inherit this environment, find the package and know how much to log and which attempt they are."""
+    """Let the jobs, which inherit this environment, find the package, know how much to log and which attempt they are."""
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
     os.environ[LEVEL_VARIABLE] = "INFO" if verbose else "WARNING"
     os.environ[ATTEMPT_VARIABLE] = str(attempt)

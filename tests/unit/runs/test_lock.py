@@ -1,5 +1,6 @@
 """A results folder belongs to one run, or to the shards of one division, for as long as their processes live."""
 
+import errno
 import os
 import re
 import signal
@@ -249,6 +250,16 @@ def test_a_job_of_a_folder_that_is_not_there_works_without(tmp_path):
 
 
 # File systems without locks
+
+
+def test_a_full_disk_is_no_obstacle(results, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    (descriptor,) = lock_results(results)
+    assert lock_holders(results) == ["shards of it"]
+    os.close(descriptor)
 
 
 def test_a_file_system_without_locks_is_no_obstacle(results, monkeypatch):
