@@ -4,7 +4,8 @@ import ast
 import functools
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +54,16 @@ def load_config(config: Mapping[str, Any], source: str, workflow_dir: str | os.P
     return checked.model_copy(update={**tops, "gmm": gmm})
 
 
-def prepare_jobs(source: str, *, verbose: bool, attempt: int = 1) -> None:
+def prepare_jobs(source: str, *, verbose: bool) -> None:
     """Let the jobs, which inherit this environment, find the package, know how much to log and which attempt they are."""
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
     os.environ[LEVEL_VARIABLE] = "INFO" if verbose else "WARNING"
-    os.environ[ATTEMPT_VARIABLE] = str(attempt)
+    os.environ[ATTEMPT_VARIABLE] = _attempt(sys.argv)
+
+
+def _attempt(arguments: Sequence[str]) -> str:
+    """Which attempt the Snakemake of a job on a cluster is for: it does not know yet when it reads the workflow."""
+    return arguments[arguments.index("--attempt") + 1] if "--attempt" in arguments else "1"
 
 
 @functools.cache

@@ -14,6 +14,7 @@ from cohortgmm import workflow as helpers
 from cohortgmm.cohort.tables import PATIENT_COLUMNS, write_table
 from cohortgmm.errors import CohortgmmError, ConfigError
 from cohortgmm.files import COHORT
+from cohortgmm.log import ATTEMPT_VARIABLE, LEVEL_VARIABLE
 from cohortgmm.mixture.model import GaussianMixture
 
 CONFIG = {"input": "data/cohort.h5ad", "patient_col": "patient"}
@@ -287,3 +288,16 @@ def test_a_results_folder_that_cannot_be_used(tmp_path, monkeypatch):
     for folder in (tmp_path, tmp_path / "new"):
         with pytest.raises(CohortgmmError, match=f"results cannot be written: {tmp_path} is not writable"):
             helpers.check_results_folder(folder)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "attempt"), [(["snakemake", "--cores", "1", "--attempt", "3", "-n"], "3"), (["snakemake"], "1")]
+)
+def test_jobs_know_which_attempt_they_are(monkeypatch, arguments, attempt):
+    for name in ("PYTHONPATH", LEVEL_VARIABLE, ATTEMPT_VARIABLE):
+        monkeypatch.setenv(name, "before")
+    monkeypatch.setattr("sys.argv", arguments)
+    helpers.prepare_jobs("/source", verbose=False)
+    assert os.environ[ATTEMPT_VARIABLE] == attempt
+    assert os.environ[LEVEL_VARIABLE] == "WARNING"
+    assert os.environ["PYTHONPATH"] == f"/source{os.pathsep}before"

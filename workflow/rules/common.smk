@@ -30,7 +30,7 @@ try:
 except CohortgmmError as error:
     raise WorkflowError(str(error)) from None
 
-helpers.prepare_jobs(sys.path[0], verbose=CONFIG.gmm.verbose, attempt=workflow.attempt)
+helpers.prepare_jobs(sys.path[0], verbose=CONFIG.gmm.verbose)
 if not workflow.is_main_process:
     orphans.leave_records_to_run()
 
