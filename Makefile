@@ -4,6 +4,7 @@
 
 PYTHON ?= python3
 VENV := .venv
+RELEASE := tests/slurm/last_release.txt
 GGML := .venv-ggml
 VERSION := $(shell $(PYTHON) -c 'import sys; print("py%d%d" % sys.version_info[:2])')
 SNAKEMAKE := $(VENV)/bin/snakemake --configfile config/demo.yaml
@@ -11,7 +12,7 @@ SNAKEMAKE := $(VENV)/bin/snakemake --configfile config/demo.yaml
 PROGRESS := $(shell [ -t 2 ] && echo --logger rich)
 export PYTHON
 
-.PHONY: help demo test test-fast lint format docs bench env ggml slurm-shards status clean
+.PHONY: help demo test test-release test-fast lint format docs bench env ggml slurm-shards status clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -29,6 +30,11 @@ demo: env  ## run the demo cohort from raw counts to the report
 
 test: env  ## all tests that this machine can run; those it cannot are named
 	$(VENV)/bin/python -m pytest -ra
+
+test-release: env  ## the tests for which CI has no time, before a release; their result is kept
+	(echo "make test-release, $$(date -I), $$($(VENV)/bin/python --version), $$(PATH=$$PATH:/usr/sbin slurmctld -V)"; \
+	$(VENV)/bin/python -m pytest -m release -q -rA --no-header --show-capture=no --tb=line) >$(RELEASE); \
+	status=$$?; cat $(RELEASE); exit $$status
 
 test-fast: env  ## the unit tests
 	$(VENV)/bin/python -m pytest -m "not pipeline"

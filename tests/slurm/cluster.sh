@@ -4,6 +4,7 @@
 #   cluster.sh up              start what is not running
 #   cluster.sh down            stop everything
 #   cluster.sh start|stop|kill slurmctld|slurmd|munged
+#   cluster.sh forget          remove what slurmctld, which must be stopped, knows of jobs
 #
 # Needs root, and Debian's slurmctld, slurmd, slurm-client, slurm-wlm-basic-plugins and munge. COHORTGMM_SLURM is the
 # folder of the cluster (/tmp/cohortgmm-slurm). Jobs look for /etc/slurm/slurm.conf (Snakemake's plugin drops SLURM_CONF),
@@ -129,8 +130,9 @@ down)
 start) start "$2" ;;
 stop) stop "$2" ;;
 kill) stop "$2" KILL ;;
+forget) rm -rf "$home"/state/* ;;
 *)
-    sed -n '2,10p' "$0" >&2
+    sed -n '2,11p' "$0" >&2
     exit 2
     ;;
 esac

@@ -20,6 +20,9 @@ pytestmark = [pytest.mark.pipeline, pytest.mark.slurm]
 #: Faults of single runs, which are tried side by side: a run mostly waits.
 SCENARIOS: dict[str, Callable[[SlurmProject], None]] = {}
 
+#: Those that are tried before a release only.
+RELEASE = ("snakemake_interrupted", "refused_by_slurm", "a_fit_that_never_succeeds")
+
 
 def n_fits(project):
     return len(list((project.directory / "results").glob("fits/*/*.npz")))
@@ -175,19 +178,24 @@ def a_fit_that_never_succeeds(project):
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory, one_node_cluster) -> dict[str, tuple[SlurmProject, Future]]:
-    """All scenarios, begun."""
+def outcomes(request, tmp_path_factory, one_node_cluster) -> dict[str, tuple[SlurmProject, Future]]:
+    """All scenarios that this call of pytest tries, begun."""
     folder = tmp_path_factory.mktemp("faults")
-    with ThreadPoolExecutor(len(SCENARIOS)) as pool:
-        projects = {name: slurm_project(folder / name, patients=("P1",)) for name in SCENARIOS}
+    calls = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
+    names = [call["scenario_name"] for call in calls if "scenario_name" in call]
+    with ThreadPoolExecutor(len(names)) as pool:
+        projects = {name: slurm_project(folder / name, patients=("P1",)) for name in names}
         yield {name: (project, pool.submit(SCENARIOS[name], project)) for name, project in projects.items()}
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
-def test_the_results_are_those_of_an_undisturbed_run(outcomes, undisturbed_patient, name):
-    project, outcome = outcomes[name]
+@pytest.mark.parametrize(
+    "scenario_name",
+    [pytest.param(name, marks=[pytest.mark.release] if name in RELEASE else []) for name in SCENARIOS],
+)
+def test_the_results_are_those_of_an_undisturbed_run(outcomes, undisturbed_patient, scenario_name):
+    project, outcome = outcomes[scenario_name]
     outcome.result(timeout=500)
-    results = project.kept if name == "a_full_disk" else project.results()
+    results = project.kept if scenario_name == "a_full_disk" else project.results()
     assert results == undisturbed_patient
 
 
@@ -223,6 +231,20 @@ def test_the_daemon_of_the_node_dies_and_comes_back(patient, undisturbed_patient
     assert patient.results() == undisturbed_patient
 
 
+@pytest.mark.release
+def test_the_controller_comes_back_without_its_memory(patient, undisturbed_patient):
+    """It knows no job any more: those that run are lost and made again."""
+    process = patient.start_held()
+    cluster("stop", "slurmctld")
+    cluster("forget")
+    cluster("start", "slurmctld")
+    wait_for(lambda: "SLURM status is: 'FORGOTTEN'" in patient.output(), "the jobs are given up")
+    (patient.directory / "held").unlink(missing_ok=True)
+    patient.finish(process)
+    assert patient.results() == undisturbed_patient
+
+
+@pytest.mark.release
 def test_jobs_lose_their_node_and_are_preempted(patient, undisturbed_patient):
     process = patient.start_held()
     process.send_signal(signal.SIGSTOP)  # it must not see the loss before all that was lost is gone
