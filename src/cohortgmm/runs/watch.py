@@ -21,7 +21,7 @@ from typing import Any
 #: plugin asks sacct if there is one, whatever the profile says.
 _GROWTH = 3
 
-#: A job that SLURM does not list in so many looks is lost.
+#: A job that SLURM does not list in so many looks, one after the other, is lost.
 _LOOKS = 3
 
 #: The state of a job that SLURM does not know any more.
