@@ -39,8 +39,8 @@ ENVIRONMENT = os.path.join(workflow.basedir, "envs", "cohortgmm.yaml")
 TABLE = "results/patients.tsv"
 SCORES = "results/scores.tsv"
 EMBEDDING = requests.embedding_parts(CONFIG.use_rep)
-ERRORS = failures.JobErrors()
 FIGURES = ["criteria", "overview"] + (["composition"] if CONFIG.celltype_col else [])
+ERRORS = failures.JobErrors()
 
 
 wildcard_constraints:

@@ -188,8 +188,9 @@ class Selection:
             [_normal(_sobol(n, n_dimensions, self.seed + i)) for i, n in enumerate(counts.tolist())]
         )
         points = width * normal[:, :d]
-        for mean, root, rows in zip(model.means, model.factors.root, _consecutive(counts), strict=True):
-            points[rows] = mean + (points[rows] * root if root.ndim == 1 else points[rows] @ root.T)
+        parts = np.split(points, np.cumsum(counts)[:-1])
+        for mean, root, part in zip(model.means, model.factors.root, parts, strict=True):
+            part[:] = mean + (part * root if root.ndim == 1 else part @ root.T)
         unseen = 1.0 - self.completeness(self._measured(points, normal[:, d:]))
         kept = unseen > 0
         points, unseen = points[kept], unseen[kept]
@@ -210,12 +211,6 @@ class Selection:
         if self.noise_at is None:
             return points
         return points + scaled_noise(points, self.noise_at, normal)
-
-
-def _consecutive(counts: np.ndarray) -> list[slice]:
-    """Rows of groups that follow each other, from their sizes."""
-    ends = np.cumsum(counts).tolist()
-    return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def _sobol(n: int, d: int, seed: int) -> np.ndarray:

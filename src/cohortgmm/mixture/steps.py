@@ -177,9 +177,8 @@ def _shares(
     if frozen.weights.any():
         rest = max(0.0, 1.0 - float(model.weights[frozen.weights].sum()))
     if background is not None:
-        if (
-            background.adjust_amp and background.amp > 0 and not frozen.weights.all()
-        ):  # none stays none, to the last bit
+        # None stays none, to the last bit.
+        if background.adjust_amp and background.amp > 0 and not frozen.weights.all():
             n_background = max(0.0, moments.n + moments.n_unobserved - float(moments.nk.sum()))
             background = background.with_amp(rest * n_background / max(n_background + nk.sum(), _DEAD))
         rest = max(0.0, rest - background.amp)

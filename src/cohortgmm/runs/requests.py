@@ -128,7 +128,7 @@ def fit_memory(rule: str, gmm: Any) -> Callable[..., int]:
     plain = memory(rule)
 
     def amount(wildcards, input, attempt) -> int:
-        n, d = cells_shape(input.cells) if os.path.isfile(input.cells) else (0, 0)
+        n, d = cells_shape(input.cells)
         extra = 0.0
         if gmm.completeness is not None:
             extra += _NODES_MB + _NODE_BYTES * _n_nodes(n) * d / 1e6
@@ -177,25 +177,27 @@ def fit_minutes(rule: str, gmm: Any) -> Callable[..., int]:
 def _fit_seconds(rule: str, gmm: Any) -> Callable[..., float]:
     """Function from the wildcards and the input of a job to the seconds that it may take on one thread."""
     share = gmm.effective_train_size if rule == "fit" else float(gmm.refit == "full")
+    n_iter, n_trial = _iterations(gmm)
 
     def seconds(wildcards, input) -> float:
         k = int(wildcards.k) if hasattr(wildcards, "k") else max(gmm.candidates)
-        return k * _work(gmm, input.cells, share) if os.path.isfile(input.cells) else 0.0
+        n, d = cells_shape(input.cells)
+        n *= share
+        steps = (n_iter + n_trial) * n
+        if gmm.completeness is not None:
+            steps += _NODE * (n_iter * _n_nodes(n) + n_trial * min(_TRIAL_NODES, _n_nodes(n)))
+        return k * _cost(gmm, input.cells, d) * steps * (1 + gmm.split_merge)
 
     return seconds
 
 
-def _work(gmm: Any, path: str, share: float) -> float:
-    """Seconds for every component of a fit to a share of a patient's cells."""
-    n, d = cells_shape(path)
-    n *= share
-    n_init, max_iter = gmm.settings["n_init"], gmm.settings["max_iter"]
-    n_iter = min(_HIDDEN_ITER, max_iter) if gmm.is_hidden else n_init * min(_PLAIN_ITER, max_iter)
-    n_trial = n_init * min(_TRIAL_ITER, max_iter) if gmm.is_hidden and gmm.reference is None else 0
-    steps = (n_iter + n_trial) * n
-    if gmm.completeness is not None:
-        steps += _NODE * (n_iter * _n_nodes(n) + n_trial * min(_TRIAL_NODES, _n_nodes(n)))
-    return _cost(gmm, path, d) * steps * (1 + gmm.split_merge)
+def _iterations(gmm: Any) -> tuple[int, int]:
+    """Iterations of a fit, and of its trial starts."""
+    settings = gmm.settings
+    n_init, max_iter = settings["n_init"], settings["max_iter"]
+    if not gmm.is_hidden:
+        return n_init * min(_PLAIN_ITER, max_iter), 0
+    return min(_HIDDEN_ITER, max_iter), n_init * min(_TRIAL_ITER, max_iter) if gmm.reference is None else 0
 
 
 def _n_nodes(n: float) -> float:
@@ -214,14 +216,17 @@ def _cost(gmm: Any, path: str, d: int) -> float:
 
 
 def cells_shape(path: str | os.PathLike) -> tuple[int, int]:
-    """Numbers of cells and features in the array file of a patient; (0, 0) of another kind: its own job will say so."""
+    """Numbers of cells and features in the array file of a patient; (0, 0) where there is none, or one of another kind."""
     shape = array_shape(path, "x")
     return shape if len(shape) == 2 else (0, 0)
 
 
 def array_shape(path: str | os.PathLike, name: str) -> tuple[int, ...]:
     """Shape of an array in such a file, from its header (numpy would cost the start of a run); empty if there is none."""
-    stat = os.stat(path)
+    try:
+        stat = os.stat(path)
+    except OSError:  # only foreseen
+        return ()
     return _array_shape(os.fspath(path), name, stat.st_mtime_ns, stat.st_size)
 
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from cohortgmm.cohort.cells import PatientCells
 from cohortgmm.config import read_config
+from cohortgmm.mixture import em, run
 from cohortgmm.runs import requests
 
 RULES = Path(requests.__file__).parents[3] / "workflow" / "rules"
@@ -180,6 +181,13 @@ def test_covariances_of_every_cell_take_memory(tmp_path):
     plain = requests.memory("fit")(None, files, 1)
     for options in ({"missing": True}, {"noise": {"obsm": "v"}}, {"missing": True, "noise": {"obsm": "v"}}):
         assert requests.fit_memory("fit", gmm(**options))(None, files, 1) == plain + 130
+
+
+def test_starts_and_nodes_are_those_of_the_fits():
+    """They stand here once more, as the start of a run does not import numpy."""
+    assert (requests._TRIAL_ITER, requests._TRIAL_NODES) == (run._TRIAL_ITER, run._TRIAL_NODES)
+    assert max(map(em._n_nodes, (1, 10**4, 10**9))) == requests._MOST_NODES
+    assert all(em._n_nodes(n) <= requests._n_nodes(n) for n in range(100, 10**5, 777))
 
 
 def test_a_fit_from_a_reference_has_no_trial_starts(tmp_path):
