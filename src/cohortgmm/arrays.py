@@ -1,0 +1,91 @@
+"""Real numbers from whatever a user's data holds: what converts without loss is converted, anything else is refused."""
+
+from numbers import Real
+from typing import Any
+
+import numpy as np
+
+from cohortgmm.errors import DataError
+
+#: Kinds of numpy's types that hold real numbers: booleans, integers and floating-point numbers.
+_REAL_KINDS = "biuf"
+
+
+def real_array(values: Any, name: str) -> Any:
+    """An array, or a sparse matrix, of real numbers in single or double precision.
+
+    Single and double precision stay as they are, without a copy. Half precision becomes single; booleans, integers and
+    extended precision become double. Masked values, and missing ones of nullable tables, become NaN. What lies in a file
+    or is computed later (h5py, dask) is read whole.
+
+    Parameters
+    ----------
+    values
+        Array, table, sparse matrix, masked array, or what numpy makes an array of.
+    name
+        What the message of an error calls it.
+
+    Returns
+    -------
+    ndarray or CSR matrix
+        Of float32 or float64 in the machine's byte order, in the shape of ``values``.
+
+    Raises
+    ------
+    DataError
+        For complex numbers, texts, dates and anything else that is no real number.
+    """
+    values = _in_memory(values)
+    if hasattr(values, "tocsr"):
+        matrix = values.tocsr()
+        data = _as_float(matrix.data, name)
+        return matrix if data is matrix.data else type(matrix)((data, matrix.indices, matrix.indptr), matrix.shape)
+    if hasattr(values, "to_numpy"):
+        return _as_float(_from_table(values, name), name)
+    if isinstance(values, np.ma.MaskedArray):
+        return _without_mask(values, name)
+    try:
+        array = np.asarray(values)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{name} must be a numeric array: {error}") from None
+    return _as_float(array, name)
+
+
+def _in_memory(values: Any) -> Any:
+    """What is stored in a file, or computed only when it is asked for, as an array or a matrix."""
+    if hasattr(values, "to_memory"):  # a sparse matrix of an AnnData that is backed by its file
+        return values.to_memory()
+    if hasattr(values, "dask") and hasattr(values, "compute"):
+        return values.compute()
+    return values
+
+
+def _from_table(table: Any, name: str) -> np.ndarray:
+    """The values of a table or a column of pandas, NaN where they are missing."""
+    columns = dict(table.dtypes.items()) if hasattr(table, "columns") else {"": table.dtype}
+    for column, dtype in columns.items():
+        if dtype.kind not in _REAL_KINDS:
+            which = f", column {column!r} is {dtype}" if column != "" else f", got {dtype}"
+            raise DataError(f"{name} must be numeric{which}")
+    array = table.to_numpy()
+    return array if array.dtype.kind in _REAL_KINDS else table.to_numpy(dtype=np.float64, na_value=np.nan)
+
+
+def _without_mask(values: np.ma.MaskedArray, name: str) -> np.ndarray:
+    array = _as_float(values.data, name)
+    mask = np.ma.getmaskarray(values)
+    return np.where(mask, np.array(np.nan, dtype=array.dtype), array) if mask.any() else array
+
+
+def _as_float(array: np.ndarray, name: str) -> np.ndarray:
+    """The same in single or double precision."""
+    if array.dtype.kind == "O":
+        if not all(isinstance(value, Real | np.bool_) for value in array.flat):
+            raise DataError(f"{name} must be numeric, it holds objects that are no real numbers")
+        return array.astype(np.float64)
+    if array.dtype.kind not in _REAL_KINDS:
+        raise DataError(f"{name} must hold real numbers, got {array.dtype}")
+    if array.dtype in (np.float32, np.float64):  # in the machine's byte order
+        return array
+    keeps_digits = array.dtype.kind == "f" and array.dtype.itemsize <= np.dtype(np.float32).itemsize
+    return array.astype(np.float32 if keeps_digits else np.float64)

@@ -1,0 +1,98 @@
+"""Real numbers from whatever a user's data holds."""
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+
+from cohortgmm.arrays import real_array
+from cohortgmm.errors import DataError
+
+VALUES = np.array([[1.0, 2.0], [3.0, 0.0]])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [
+        ("float16", "float32"),
+        ("float32", "float32"),
+        (">f4", "float32"),
+        ("float64", "float64"),
+        (">f8", "float64"),
+        ("longdouble", "float64"),
+        ("bool", "float64"),
+        ("int8", "float64"),
+        ("uint64", "float64"),
+    ],
+)
+@pytest.mark.parametrize("make", [np.asarray, pd.DataFrame, np.ma.asarray], ids=["array", "table", "masked"])
+def test_real_types_keep_their_values(dtype, expected, make):
+    values = VALUES.astype(dtype)
+    result = real_array(make(values), "x")
+    assert result.dtype == np.dtype(expected)
+    assert result.dtype.isnative
+    assert np.array_equal(result, values.astype(float))
+
+
+def test_objects_that_are_numbers_are_taken():
+    assert np.array_equal(real_array(VALUES.astype(object), "x"), VALUES)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int32", "bool"])
+@pytest.mark.parametrize("make", [sparse.csr_matrix, sparse.csc_array, sparse.coo_matrix])
+def test_sparse_matrices_become_rows(dtype, make):
+    result = real_array(make(VALUES.astype(dtype)), "x")
+    assert result.format == "csr"
+    assert result.dtype in (np.float32, np.float64)
+    assert np.array_equal(result.toarray(), VALUES.astype(dtype).astype(float))
+
+
+def test_single_and_double_precision_are_not_copied():
+    for dtype in (np.float32, np.float64):
+        values = VALUES.astype(dtype)
+        assert np.shares_memory(real_array(values, "x"), values)
+
+
+def test_masked_and_missing_values_become_nan():
+    masked = np.ma.array(VALUES.astype(int), mask=[[False, True], [False, False]])
+    assert np.isnan(real_array(masked, "x")).tolist() == [[False, True], [False, False]]
+    table = pd.DataFrame({"a": pd.array([1, None], dtype="Int64"), "b": pd.array([0.5, 1.5], dtype="Float64")})
+    result = real_array(table, "x")
+    assert result.dtype == np.float64
+    assert np.isnan(result).tolist() == [[False, False], [True, False]]
+    assert result[0, 0] == 1
+
+
+def test_a_dataset_of_a_file_is_read(tmp_path):
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["x"] = VALUES.astype(np.float16)
+        assert np.array_equal(real_array(file["x"], "x"), VALUES)
+
+
+def test_a_matrix_that_is_computed_later_is_computed():
+    dask_array = pytest.importorskip("dask.array")
+    assert np.array_equal(real_array(dask_array.from_array(VALUES, chunks=1), "x"), VALUES)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        VALUES + 0j,
+        VALUES.astype(str),
+        VALUES.astype("datetime64[D]"),
+        np.array([[1.0, "2"]], dtype=object),
+        np.array([[1.0, None]], dtype=object),
+        pd.DataFrame({"a": [1.0], "b": ["2"]}),
+        pd.DataFrame({"a": pd.Categorical(["1"])}),
+        np.zeros(2, dtype=[("a", float)]),
+        [[1.0], [1.0, 2.0]],
+        sparse.csr_matrix(VALUES + 0j),
+        "x",
+        {"a": 1},
+    ],
+    ids=str,
+)
+def test_anything_else_is_refused_by_name(values):
+    with pytest.raises(DataError, match=r"^the noise must .*numeric|^the noise must hold real numbers"):
+        real_array(values, "the noise")
