@@ -7,6 +7,7 @@ with job_log(snakemake):
         snakemake.output[0],
         cells=snakemake.input.cells,
         models=snakemake.input.models,
+        positions=snakemake.input.positions,
         table=snakemake.input.table,
         scores=snakemake.input.scores,
         source=snakemake.input.source,

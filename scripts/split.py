@@ -6,6 +6,7 @@ with job_log(snakemake):
         snakemake.input.cohort,
         snakemake.params.folder,
         snakemake.output.table,
+        snakemake.output.positions,
         sheet=snakemake.input.get("sheet") or None,
         **snakemake.params.options,
     )

@@ -40,7 +40,7 @@ def make_corrected(patients=("P1", "P2", "P3"), n_cells=80, n_features=2, seed=0
         x[:, 1:][rng.random((n_cells, n_features - 1)) < 0.2] = np.nan
         blocks.append(x)
         noises.append(noise)
-        names += [f"{patient}:{i}" for i in range(n_cells)]
+        names += [f"{patient}:{i:03d}" for i in range(n_cells)]
     obs = pd.DataFrame(
         {
             "patient": np.repeat(np.array(patients, dtype=object), n_cells),

@@ -27,7 +27,7 @@ def make_cohort(patients=("P1", "P2", "P3"), n_cells=60, n_features=3, seed=0) -
         rng = np.random.default_rng([seed, *str(patient).encode()])
         group = np.arange(n_cells) % 2
         blocks.append(rng.normal(size=(n_cells, n_features)) + 6.0 * group[:, None])
-        names += [f"{patient}:{i}" for i in range(n_cells)]
+        names += [f"{patient}:{i:03d}" for i in range(n_cells)]
     obs = pd.DataFrame(
         {
             "patient": np.repeat(np.array(patients, dtype=object), n_cells),

@@ -208,6 +208,7 @@ def fit_gmm(
     seed = int(random_state)
     split = split_patients(
         ids,
+        names=cells.cell_names,
         train_size=gmm.effective_train_size,
         seed=seed,
         smallest_k=min(gmm.candidates),
@@ -217,7 +218,9 @@ def fit_gmm(
     )
     outcomes = _fit_parts(split, cells, sharing, gmm, options, seed, n_jobs)
     fits = {name: outcome.fit for name, outcome in outcomes.items()}
-    assigned, weights = assign_components(fits, split.parts(cells, sharing), len(ids))
+    assigned, weights = assign_components(
+        fits, split.parts(cells, sharing), split.positions_of_parts(sharing), len(ids)
+    )
     if is_mapping:
         if sharing == "sample_specific":
             return {patient: fit.model for patient, fit in fits.items()}
@@ -271,7 +274,8 @@ def _from_anndata(
     else:
         cells = named_embedding(adata.obsm[use_rep], use_rep)
     check_finite(cells.matrix, ids, name, missing=missing)
-    return replace(cells, noise=_noise_of(adata, noise, cells.matrix.shape)), ids
+    names = adata.obs_names.astype(str).to_numpy(dtype=object)
+    return replace(cells, noise=_noise_of(adata, noise, cells.matrix.shape), cell_names=names), ids
 
 
 def _noise_of(adata, noise, shape: tuple[int, int]):

@@ -12,7 +12,7 @@ from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 
 import cohortgmm
-from cohortgmm.cohort.cells import derived_seed, draw_train_mask
+from cohortgmm.cohort.cells import choose_train_cells
 from cohortgmm.errors import CohortgmmError, ConfigError, DataError, SingularCovarianceError
 
 KEY = "gmm_X_pca"
@@ -67,9 +67,9 @@ def test_the_key_can_be_chosen_and_is_replaced():
 
 def test_a_mapping_gives_mixtures_by_patient():
     cohort = make_cohort(("b", "a"))
-    models = fit(as_mapping(cohort), patient_col=None, use_rep=None)
+    models = fit(as_mapping(cohort), patient_col=None, use_rep=None, k_comps=2)
     assert list(models) == ["a", "b"]
-    stored = cohortgmm.read_gmm(fit(cohort), KEY)
+    stored = cohortgmm.read_gmm(fit(cohort, k_comps=2), KEY)
     for patient, model in models.items():
         assert model.n_components == 2
         assert model.means.shape == (2, 3)
@@ -114,7 +114,8 @@ def test_shared_components_have_the_mean_responsibilities_as_weights(refit):
         np.testing.assert_allclose(cohort.obsm[f"{KEY}_resp"][ids == patient], resp, rtol=1e-6, atol=1e-12)
     assert sorted(models["P2"].weights) == pytest.approx([0.4, 0.6], abs=0.02)
     assert sorted(models["P1"].weights) == pytest.approx([0.5, 0.5], abs=0.02)
-    shared = fit(as_mapping(cohort), component_sharing="global", refit=refit)
+    models = cohortgmm.read_gmm(fit(cohort, component_sharing="global", k_comps=2), KEY)
+    shared = fit(as_mapping(cohort), component_sharing="global", k_comps=2)
     assert all(np.allclose(shared[patient].weights, models[patient].weights, rtol=1e-12) for patient in models)
 
 
@@ -138,6 +139,27 @@ def test_a_patient_does_not_depend_on_the_others():
     assert list(more) == ["P0", "P1", "P10", "P2"]
     assert all(same(few[patient], more[patient]) for patient in few)
     assert not same(more["P1"], more["P2"])
+
+
+@pytest.mark.parametrize("sharing", ["sample_specific", "global"])
+def test_the_order_of_the_cells_changes_no_bit(sharing):
+    cohort = make_cohort()
+    order = np.random.default_rng(0).permutation(cohort.n_obs)
+    moved = fit(cohort[order].copy(), component_sharing=sharing, refit="full")
+    fit(cohort, component_sharing=sharing, refit="full")
+    for name in ("mu", "var", "pi"):
+        np.testing.assert_array_equal(moved.uns[KEY]["model"][name], cohort.uns[KEY]["model"][name])
+    np.testing.assert_array_equal(moved.obsm[f"{KEY}_resp"], cohort.obsm[f"{KEY}_resp"][order])
+    np.testing.assert_array_equal(moved.obs[f"{KEY}_comp"], cohort.obs[f"{KEY}_comp"].iloc[order])
+
+
+def test_cells_without_names_keep_their_order():
+    x = np.random.default_rng(0).normal(size=(40, 2))
+    (model,) = fit({"P1": x}, k_comps=[1, 99]).values()
+    mask = choose_train_cells([str(i) for i in range(40)], 0.5, seed=0, patient="P1")
+    np.testing.assert_allclose(model.means[0], x[mask].mean(axis=0), rtol=1e-12)
+    (other,) = fit({"P1": x[::-1]}, k_comps=[1, 99]).values()
+    assert not np.allclose(other.means, model.means)
 
 
 def test_the_seed_decides():
@@ -188,7 +210,7 @@ def moments(x):
 )
 def test_which_cells_the_mixture_is_of(options, on_all):
     x = make_cohort(["P1"]).obsm["X_pca"].astype(float)
-    mask = draw_train_mask(60, 0.5, derived_seed(0, "P1"))
+    mask = choose_train_cells([str(i) for i in range(60)], 0.5, seed=0, patient="P1")
     assert mask.sum() == 30
     (model,) = fit({"P1": x}, **options).values()
     mean, covariance = moments(x if on_all else x[mask])
@@ -704,7 +726,7 @@ TWO = cohortgmm.GaussianMixture([0.5, 0.5], [[0.0] * 3, [6.0] * 3], [np.eye(3)] 
         ),
         (
             {"noise": -np.ones((180, 3))},
-            "patient 'P1': the noise of cell 0 of the cohort is no covariance: variances must be at least 0, not NaN",
+            "patient 'P1': the noise of cell 'P1:000' is no covariance: variances must be at least 0, not NaN",
         ),
         ({"completeness": {}}, "fit_gmm: completeness: needs gates or a function"),
         ({"background": {"amp": 2}}, "fit_gmm: background.amp: input should be less than or equal to 1, got 2"),
@@ -715,7 +737,7 @@ TWO = cohortgmm.GaussianMixture([0.5, 0.5], [[0.0] * 3, [6.0] * 3], [np.eye(3)] 
         ),
         (
             {"completeness": lambda x: np.ones(3)},
-            "patient 'P1', k=1: cells 0 to 59 of the cohort: the completeness function returned shape (3,) for 60 places",
+            "patient 'P1', k=1: cells 'P1:000' to 'P1:059': the completeness function returned shape (3,) for 60 places",
         ),
         ({"cutoff": 0}, "fit_gmm: cutoff: input should be greater than 0, got 0"),
     ],

@@ -130,11 +130,11 @@ def test_corrections_that_the_cells_do_not_depend_on_leave_the_split(corrected):
     [
         (
             "import numpy as np\ndef seen(x):\n    return (x[:, 0] > 4).astype(float)\n",
-            "completeness is 0 for {n} observed cells of the cohort ({first}",
+            "completeness is 0 for {n} observed cells ({first}",
         ),
         (
             "def seen(x):\n    raise RuntimeError('no\\n table')\n",
-            "cells 80 to 159 of the cohort: the completeness function failed on 80 places: RuntimeError: no table",
+            "cells 'P2:000' to 'P2:079': the completeness function failed on 80 places: RuntimeError: no table",
         ),
         ("TABLE = open('/no/such/table')\n", "seen.py:seen: cannot be imported: FileNotFoundError: [Errno 2] No such"),
         ("def sene(x):\n    return 1\n", "seen.py:seen: seen.py has no seen"),
@@ -143,14 +143,14 @@ def test_corrections_that_the_cells_do_not_depend_on_leave_the_split(corrected):
 )
 def test_a_completeness_function_that_cannot_be_used_is_one_line(corrected, text, line):
     cells = np.load(corrected.directory / "results" / "patients" / "P2.npz")
-    denied = cells["positions"][cells["x"][:, 0] <= 4]
+    denied = cells["cell_names"][cells["x"][:, 0] <= 4].astype(str)
     (corrected.directory / "seen.py").write_text(text)
     result = corrected.call("results/fits/P2/k1.npz")
     assert result.returncode != 0
     assert "Traceback" not in result.stdout + result.stderr
     said = [text for text in result.stderr.splitlines() if text.startswith("error: ")]
     assert len(said) == 1, result.stderr
-    assert said[0].startswith("error: patient 'P2', k=1: " + line.format(n=len(denied), first=denied[0]))
+    assert said[0].startswith("error: patient 'P2', k=1: " + line.format(n=len(denied), first=repr(str(denied[0]))))
     assert "1 failed:" in result.stderr
     assert "[results/logs/fit/P2/k1.log]" in result.stderr
     # The other results are as they were.

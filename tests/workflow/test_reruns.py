@@ -3,6 +3,7 @@
 import shutil
 
 import anndata as ad
+import numpy as np
 import pytest
 from projects import TARGETS, make_cohort
 
@@ -30,6 +31,30 @@ def test_a_change_of_one_patients_cells_reruns_that_patient(finished):
     cohort.obsm["X_pca"][3] += 0.5  # the fourth cell is of P1
     cohort.write_h5ad(finished.directory / "cohort.h5ad")
     assert set(finished.run()) == jobs(["P1"], fits=[1, 2], others=AGGREGATES | {"split"})
+
+
+def permuted(cohort):
+    return cohort[np.random.default_rng(0).permutation(cohort.n_obs)].copy()
+
+
+def test_another_order_of_the_cells_reruns_no_patient(finished):
+    before = ad.read_h5ad(finished.directory / "results" / "cohort_gmm.h5ad")
+    permuted(make_cohort()).write_h5ad(finished.directory / "cohort.h5ad")
+    assert set(finished.run()) == {"split", "merge"}
+    after = ad.read_h5ad(finished.directory / "results" / "cohort_gmm.h5ad")[before.obs_names]
+    np.testing.assert_array_equal(after.obsm["gmm_X_pca_resp"], before.obsm["gmm_X_pca_resp"])
+    assert after.obs.equals(before.obs)
+
+
+def test_a_patient_inserted_among_the_others_is_all_that_is_fitted(finished):
+    permuted(make_cohort((*PATIENTS, "P2b"))).write_h5ad(finished.directory / "cohort.h5ad")
+    assert set(finished.run()) == jobs(["P2b"], fits=[1, 2], others=AGGREGATES | {"split"})
+
+
+def test_cells_that_another_patient_loses_rerun_that_patient(finished):
+    cohort = make_cohort()
+    cohort[np.arange(cohort.n_obs) != 65].copy().write_h5ad(finished.directory / "cohort.h5ad")  # of P2
+    assert set(finished.run()) == jobs(["P2"], fits=[1, 2], others=AGGREGATES | {"split"})
 
 
 def test_an_added_patient_is_all_that_is_fitted(finished):

@@ -37,6 +37,7 @@ if not workflow.is_main_process:
 COHORT_FILE = "results/preprocessed/cohort.h5ad" if CONFIG.preprocess.enabled else CONFIG.input
 ENVIRONMENT = os.path.join(workflow.basedir, "envs", "cohortgmm.yaml")
 TABLE = "results/patients.tsv"
+POSITIONS = "results/positions.npz"
 SCORES = "results/scores.tsv"
 EMBEDDING = requests.embedding_parts(CONFIG.use_rep)
 FIGURES = ["criteria", "overview"] + (["composition"] if CONFIG.celltype_col else [])

@@ -9,6 +9,7 @@ rule merge:
         cohort=COHORT_FILE,
         table=TABLE,
         scores=SCORES,
+        positions=POSITIONS,
         cells=all_cells,
         models=per_part("results/models/{patient}.npz"),
     output:

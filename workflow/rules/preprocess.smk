@@ -59,6 +59,7 @@ checkpoint split:
         sheet=CONFIG.patients or [],
     output:
         table=TABLE,  # and the patients' array files beside it: declared, they would rerun with every new table
+        positions=POSITIONS,
     log:
         "results/logs/split.log",
     benchmark:

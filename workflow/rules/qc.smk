@@ -40,6 +40,7 @@ rule qc_tables:
         table=TABLE,
         scores=SCORES,
         selection="results/selection.tsv",
+        positions=POSITIONS,
         cells=all_cells,
         models=per_part("results/models/{patient}.npz"),
     output:
@@ -112,6 +113,7 @@ rule qc_patient:
         cells=cells_of,
         model="results/models/{patient}.npz",
         scores="results/selection/{patient}.tsv",
+        positions=POSITIONS,
         annotation="results/qc/cells.npz",
     output:
         report(

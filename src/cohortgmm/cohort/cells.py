@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -21,21 +22,47 @@ def derived_seed(seed: int, patient: str, k: int = 0) -> np.random.SeedSequence:
     return np.random.SeedSequence([seed, int.from_bytes(digest, "little"), k])
 
 
-def draw_train_mask(n: int, train_size: float, seed: np.random.SeedSequence) -> np.ndarray:
-    """Draw which of n cells are fitted; the others are held out.
+def choose_train_cells(names: Sequence[str], train_size: float, *, seed: int, patient: str) -> np.ndarray:
+    """Choose which cells of a patient are fitted; the others are held out.
 
-    ``round(train_size · n)`` cells, at least one, and at least one held out unless ``train_size`` is 1.
+    The cells are ranked by a hash of the seed, the patient and the cell's name, and the first ``round(train_size · n)``
+    are fitted: at least one, and at least one is held out unless ``train_size`` is 1. The choice does not depend on the
+    order of the cells, and one cell more or less changes the side of at most one other cell.
+
+    Parameters
+    ----------
+    names
+        n different names of cells.
+    train_size
+        Share of the cells to fit, in (0, 1].
+    seed
+        Seed of the run.
+    patient
+        Id of the patient.
+
+    Returns
+    -------
+    ndarray of bool
+        (n,) whether each cell is fitted.
     """
+    n = len(names)
     mask = np.ones(n, dtype=bool)
     if train_size < 1:
         n_train = min(max(1, round(train_size * n)), n - 1)
-        mask[np.random.default_rng(seed).permutation(n)[n_train:]] = False
+        start = hashlib.blake2b(f"{seed}:{patient}".encode(errors="surrogatepass"), digest_size=16)
+
+        def rank(i: int) -> tuple[bytes, str]:
+            digest = start.copy()
+            digest.update(b"\0" + names[i].encode(errors="surrogatepass"))
+            return digest.digest(), names[i]
+
+        mask[sorted(range(n), key=rank)[n_train:]] = False
     return mask
 
 
 @dataclass(frozen=True, eq=False)
 class PatientCells:
-    """The cells of one patient.
+    """The cells of one patient, in an order that follows from their names alone (without names, in the user's).
 
     Attributes
     ----------
@@ -43,8 +70,6 @@ class PatientCells:
         Id.
     x
         (n, D) in the type of the source.
-    positions
-        (n,) int64 row of every cell in the cohort.
     train
         (n,) bool: fitted during the selection of k; the rest is held out.
     owner
@@ -55,16 +80,18 @@ class PatientCells:
         (n, D) variances or (n, D, D) covariances of the measurement noise; None without.
     feature_names
         (D,) names of the features.
+    cell_names
+        (n,) names of the cells as UTF-8 bytes, for messages; None for cells without names.
     """
 
     patient: str
     x: np.ndarray
-    positions: np.ndarray
     train: np.ndarray
     owner: np.ndarray | None = None
     patients: tuple[str, ...] | None = None
     noise: np.ndarray | None = None
     feature_names: tuple[str, ...] = ()
+    cell_names: np.ndarray | None = None
 
     @property
     def n_train(self) -> int:
@@ -96,33 +123,69 @@ class PatientCells:
         """A feature in an error: its name, where there are names."""
         return f"feature {self.feature_names[feature]!r}" if self.feature_names else f"feature {feature}"
 
+    def cell_name(self, i: int) -> str:
+        """A cell in an error: its name, or without names its row."""
+        if self.cell_names is None:
+            return str(i)
+        return repr(self.cell_names[i].decode(errors="surrogatepass"))
+
     def n_fit(self, refit: str) -> int:
         """Number of cells the final mixture is fitted to."""
         return len(self.x) if refit == "full" else self.n_train
 
     def save(self, path: str | os.PathLike) -> None:
         """Write to ``.npz``; a file that already has this content is left untouched."""
-        arrays = {"patient": np.array(self.patient), "x": self.x, "positions": self.positions, "train": self.train}
+        arrays = {"patient": np.array(self.patient), "x": self.x, "train": self.train}
         arrays["feature_names"] = np.array(self.feature_names, dtype=str)
         if self.owner is not None:
             arrays |= {"owner": self.owner, "patients": np.array(self.patients, dtype=str)}
         if self.noise is not None:
             arrays["noise"] = self.noise
+        if self.cell_names is not None:
+            arrays["cell_names"] = self.cell_names
         with atomic_path(path, keep_if_same=True) as temporary:
             np.savez(temporary, **arrays)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "PatientCells":
         """Read what :meth:`save` wrote."""
-        names = ("patient", "x", "positions", "train", "feature_names")
-        arrays = read_arrays(path, names, "cells of a patient", optional=("owner", "patients", "noise"))
+        names = ("patient", "x", "train", "feature_names")
+        arrays = read_arrays(path, names, "cells of a patient", optional=("owner", "patients", "noise", "cell_names"))
         return cls(
             str(arrays["patient"]),
             arrays["x"],
-            arrays["positions"],
             arrays["train"],
             arrays.get("owner"),
             tuple(arrays["patients"].tolist()) if "patients" in arrays else None,
             arrays.get("noise"),
             tuple(arrays["feature_names"].tolist()),
+            arrays.get("cell_names"),
         )
+
+
+def write_positions(path: str | os.PathLike, positions: Mapping[str, np.ndarray]) -> None:
+    """Write the rows of the cohort that the cells of every array file come from.
+
+    They are kept apart from the cells, so that a patient's array file does not change when other cells come or go.
+
+    Parameters
+    ----------
+    path
+        The ``.npz`` file.
+    positions
+        (n,) row of every cell, by patient (:data:`~cohortgmm.files.ALL_PATIENTS` where all are fitted together).
+    """
+    arrays = {
+        "patients": np.array(list(positions), dtype=str),
+        "n_cells": np.array([len(rows) for rows in positions.values()], dtype=np.int64),
+        "positions": np.concatenate([np.empty(0, np.int64), *positions.values()]).astype(np.int64),
+    }
+    with atomic_path(path, keep_if_same=True) as temporary:
+        np.savez(temporary, **arrays)
+
+
+def read_positions(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Read what :func:`write_positions` wrote."""
+    arrays = read_arrays(path, ("patients", "n_cells", "positions"), "positions of cells")
+    rows = np.split(arrays["positions"], np.cumsum(arrays["n_cells"])[:-1])
+    return dict(zip(arrays["patients"].tolist(), rows, strict=True))

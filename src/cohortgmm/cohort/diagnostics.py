@@ -110,16 +110,21 @@ def members_of(cells: PatientCells, model: GaussianMixture) -> np.ndarray:
 
 
 def composition_table(
-    parts: Iterable[PatientCells], fits: Mapping[str, MixtureFit], cell_types: pd.Categorical | None
+    parts: Iterable[PatientCells],
+    fits: Mapping[str, MixtureFit],
+    positions: Mapping[str, np.ndarray],
+    cell_types: pd.Categorical | None,
 ) -> pd.DataFrame:
     """Cells of every type in every component (zeros left out): the columns of :data:`COMPOSITION_COLUMNS`.
+
+    ``positions`` are the rows of the cohort, and so of ``cell_types``, that the cells of every part come from.
 
     Cells that are background are of no component. Without cell types the table has no rows.
     """
     tables = [pd.DataFrame(columns=COMPOSITION_COLUMNS)]
     for part in parts if cell_types is not None else ():
         components = members_of(part, fits[part.patient].model)
-        types = cell_types[part.positions].astype(object)
+        types = cell_types[positions[part.patient]].astype(object)
         table = pd.DataFrame({"component": components, "cell_type": np.where(pd.isna(types), "unknown", types)})
         table = table[components >= 0]
         counts = table.value_counts().rename("n_cells").reset_index().sort_values(["component", "cell_type"])

@@ -53,7 +53,7 @@ def fit_arguments(options: Mapping[str, Any], cells: PatientCells) -> dict[str, 
 
 
 def check_seen(completeness: Callable | None, cells: PatientCells) -> None:
-    """Refuse cells, fitted or held out, that could not have been seen, by their rows in the cohort.
+    """Refuse cells, fitted or held out, that could not have been seen, by their names.
 
     Raises
     ------
@@ -64,7 +64,7 @@ def check_seen(completeness: Callable | None, cells: PatientCells) -> None:
         return
     x = cells.measured()
     tiles = ((tile, np.asarray(x[tile], dtype=np.float64)) for tile in tile_slices(*x.shape))
-    Completeness(completeness).check_cells(tiles, cells.positions)
+    Completeness(completeness).check_cells(tiles, cells.cell_name)
 
 
 def describe_arguments(

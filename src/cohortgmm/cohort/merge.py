@@ -13,7 +13,7 @@ import numpy as np
 from anndata.io import write_elem
 
 from cohortgmm import __version__
-from cohortgmm.cohort.cells import PatientCells
+from cohortgmm.cohort.cells import PatientCells, read_positions
 from cohortgmm.cohort.fitting import load_fits
 from cohortgmm.cohort.reading import read_obs
 from cohortgmm.cohort.schema import CellAssignment, assign_components, build_uns
@@ -31,6 +31,7 @@ def merge_models(
     *,
     cells: Sequence[str],
     models: Sequence[str],
+    positions: str | os.PathLike,
     table: str | os.PathLike,
     scores: str | os.PathLike,
     source: str | os.PathLike,
@@ -51,6 +52,8 @@ def merge_models(
         The copy.
     cells, models
         Array file and final mixture of every part, in the same order.
+    positions
+        Where their cells stand in the cohort.
     table, scores
         The tables of patients and of all scores.
     source
@@ -65,7 +68,7 @@ def merge_models(
     rows = by_patient(read_scores(scores))
     with h5py.File(cohort, "r") as file:
         n_total = len(read_obs(file))
-    assigned, weights = assign_components(fits, parts, n_total)
+    assigned, weights = assign_components(fits, parts, read_positions(positions), n_total)
     uns = build_uns(
         patients=list(n_cells),
         fits=fits,

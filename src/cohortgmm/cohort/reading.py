@@ -158,14 +158,17 @@ class Embedding:
         (D,) names of its columns.
     noise
         (n, D) variances, as array or CSR matrix, or (n, D, D) covariances of the measurement noise; None without.
+    cell_names
+        (n,) names of the cells; None for cells without names.
     """
 
     matrix: Any
     feature_names: tuple[str, ...]
     noise: Any = None
+    cell_names: np.ndarray | None = None
 
     def cells(self, patient: str, positions: np.ndarray, train: np.ndarray, owner=None, patients=None) -> PatientCells:
-        """Some of the cells; the arguments as in :class:`~cohortgmm.cohort.cells.PatientCells`.
+        """Some of the cells, by their rows; the rest as in :class:`~cohortgmm.cohort.cells.PatientCells`.
 
         Raises
         ------
@@ -174,12 +177,17 @@ class Embedding:
         """
         x = rows_of(self.matrix, positions)
         noise = None if self.noise is None else rows_of(self.noise, positions)
+        names = None
+        if self.cell_names is not None:
+            texts = [name.encode(errors="surrogatepass") for name in self.cell_names[positions].tolist()]
+            names = np.array(texts, dtype=bytes)
+        cells = PatientCells(patient, x, train, owner, patients, noise, self.feature_names, names)
         if noise is not None and len(x):
             try:
-                Noise.read(noise, *x.shape, per_cell=True, numbers=positions, missing=np.isnan(x))
+                Noise.read(noise, *x.shape, per_cell=True, name_of=cells.cell_name, missing=np.isnan(x))
             except DataError as error:
                 raise DataError(f"patient {patient!r}: {error}") from None
-        return PatientCells(patient, x, positions, train, owner, patients, noise, self.feature_names)
+        return cells
 
     def empty_cells(self) -> np.ndarray:
         """(n,) bool: cells without any feature."""
@@ -187,7 +195,7 @@ class Embedding:
         empty = np.zeros(n, dtype=bool)
         for tile in tile_slices(n, d):
             noise = None if self.noise is None else rows_of(self.noise, tile)
-            cells = PatientCells("", rows_of(self.matrix, tile), empty[tile], empty[tile], noise=noise)
+            cells = PatientCells("", rows_of(self.matrix, tile), empty[tile], noise=noise)
             empty[tile] = ~cells.has_features
         return empty
 

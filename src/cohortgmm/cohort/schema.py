@@ -58,7 +58,7 @@ class CellAssignment:
 
 
 def assign_components(
-    fits: Mapping[str, MixtureFit], parts: Iterable[Any], n_cells: int
+    fits: Mapping[str, MixtureFit], parts: Iterable[Any], positions: Mapping[str, np.ndarray], n_cells: int
 ) -> tuple[CellAssignment, dict[str, np.ndarray]]:
     """Responsibilities of all cells.
 
@@ -68,6 +68,8 @@ def assign_components(
         Mixture of every part.
     parts
         The :class:`~cohortgmm.cohort.cells.PatientCells` that were fitted.
+    positions
+        Rows of the cohort that the cells of every part come from.
     n_cells
         Number of cells of the cohort.
 
@@ -86,10 +88,11 @@ def assign_components(
     for part in parts:
         model, of_patients = fits[part.patient].model, fits[part.patient].patient_weights
         own = model.responsibilities(part.x, part.noise_of())
+        rows = positions[part.patient]
         if background is not None:
-            background[part.positions] = np.clip(1.0 - own.sum(axis=1), 0.0, 1.0)
-        components[part.positions] = own.argmax(axis=1)
-        resp[part.positions, : own.shape[1]] = own
+            background[rows] = np.clip(1.0 - own.sum(axis=1), 0.0, 1.0)
+        components[rows] = own.argmax(axis=1)
+        resp[rows, : own.shape[1]] = own
         if part.owner is None:
             continue
         if of_patients is None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cohortgmm.cohort.cells import MIN_CELLS_PER_COMPONENT, PatientCells, derived_seed, draw_train_mask
+from cohortgmm.cohort.cells import MIN_CELLS_PER_COMPONENT, PatientCells, choose_train_cells, write_positions
 from cohortgmm.cohort.reading import (
     Embedding,
     check_cell_names,
@@ -36,7 +36,7 @@ class Split:
     rows
         One row per patient in order of their ids (:data:`PATIENT_COLUMNS`); ``status`` is "ok" or "dropped".
     positions
-        Rows of the matrix of every patient that is kept.
+        Rows of the matrix of every patient that is kept, in the order of the cells' names.
     train
         Their train masks.
     """
@@ -57,10 +57,16 @@ class Split:
 
     def cohort_cells(self, source: Embedding) -> PatientCells:
         """The cells of all patients together, each held out or not as in its patient."""
-        positions = np.concatenate(list(self.positions.values()))
+        (positions,) = self.positions_of_parts("global").values()
         train = np.concatenate(list(self.train.values()))
         owner = np.repeat(np.arange(len(self.positions)), [len(rows) for rows in self.positions.values()])
         return source.cells(ALL_PATIENTS, positions, train, owner, tuple(self.positions))
+
+    def positions_of_parts(self, component_sharing: str) -> dict[str, np.ndarray]:
+        """Rows of the matrix of everything that is fitted, in the order of its cells."""
+        if component_sharing == "global":
+            return {ALL_PATIENTS: np.concatenate(list(self.positions.values()))}
+        return self.positions
 
     def parts(self, source: Embedding, component_sharing: str) -> Iterator[PatientCells]:
         """What is fitted: every patient for itself, or the whole cohort at once."""
@@ -74,6 +80,7 @@ class Split:
 def split_patients(
     ids: np.ndarray,
     *,
+    names: np.ndarray | None = None,
     train_size: float,
     seed: int,
     smallest_k: int = 1,
@@ -83,12 +90,18 @@ def split_patients(
     wanted: Sequence[str] | None = None,
     empty: np.ndarray | None = None,
 ) -> Split:
-    """Sort cells by patient and draw which are fitted.
+    """Sort cells by patient and by name, and choose which are fitted.
+
+    What becomes of a patient follows from the patient's cells alone: neither the order of the rows nor the cells of
+    other patients change the order of the patient's cells or the choice of those that are fitted.
 
     Parameters
     ----------
     ids
         (n,) patient of every cell.
+    names
+        (n,) different names of the cells; None for cells without names, which keep their order and are told apart by
+        their rows within the patient.
     train_size
         Share of every patient's cells to fit.
     seed
@@ -115,26 +128,29 @@ def split_patients(
     """
     if len(ids) == 0:
         raise DataError("the data has no cells")
-    names, codes = np.unique(ids.astype(str), return_inverse=True)
+    groups = _rows_by_patient(ids)
     if wanted is not None:
-        known, wanted = set(names.tolist()), dict.fromkeys(wanted)
+        wanted = dict.fromkeys(wanted)
         for patient in wanted:
-            if patient not in known:
-                raise unknown_name("sample sheet: patient", patient, names)
-    order = np.argsort(codes, kind="stable")
-    groups = np.split(order, np.cumsum(np.bincount(codes))[:-1])
+            if patient not in groups:
+                raise unknown_name("sample sheet: patient", patient, groups)
     rows, positions, train, small = [], {}, {}, []
-    for patient, group in zip(names.tolist(), groups, strict=True):
+    for patient, group in groups.items():
         if wanted is not None and patient not in wanted:
             continue
-        mask = draw_train_mask(len(group), train_size, derived_seed(seed, patient))
+        if names is None:
+            own = [str(i) for i in range(len(group))]
+        else:
+            group = np.array(sorted(group.tolist(), key=names.__getitem__))
+            own = names[group].tolist()
+        mask = choose_train_cells(own, train_size, seed=seed, patient=patient)
         row: Row = {"patient": patient, "file": escape_id(patient), "label": (labels or {}).get(patient, "")}
         row |= {"n_cells": len(group), "n_train": int(mask.sum()), "status": "ok", "reason": ""}
         reason = _too_small(np.ones(len(group), bool) if empty is None else ~empty[group], mask, min_cells, smallest_k)
         if reason:
             row |= {"status": "dropped", "reason": reason}
         else:
-            positions[patient], train[patient] = group.astype(np.int64), mask
+            positions[patient], train[patient] = group, mask
         rows.append(row)
         small += [row] if row["status"] == "dropped" else []
     if small and on_small_patient == "error":
@@ -146,6 +162,15 @@ def split_patients(
     if not positions:
         raise DataError(f"none of {len(rows)} patients has enough cells ({rows[0]['reason']})")
     return Split(rows, positions, train)
+
+
+def _rows_by_patient(ids: np.ndarray) -> dict[str, np.ndarray]:
+    """Rows of every patient in their order, by patient in the order of the ids."""
+    # Neither numpy nor pandas: both take ids that differ in a NUL for the same.
+    groups: dict[str, list[int]] = {}
+    for row, patient in enumerate(ids.tolist()):
+        groups.setdefault(patient, []).append(row)
+    return {patient: np.array(groups[patient], dtype=np.int64) for patient in sorted(groups)}
 
 
 def _too_small(told: np.ndarray, train: np.ndarray, min_cells: int, smallest_k: int) -> str:
@@ -200,6 +225,7 @@ def split_file(
     source: str | os.PathLike,
     folder: str | os.PathLike,
     table: str | os.PathLike,
+    positions: str | os.PathLike,
     *,
     patient_col: str,
     label_col: str | None,
@@ -210,7 +236,7 @@ def split_file(
     sheet: str | None = None,
     **options,
 ) -> None:
-    """Write the array file of every patient of an ``.h5ad`` and the table of patients.
+    """Write the array file of every patient of an ``.h5ad``, where its cells come from, and the table of patients.
 
     Files whose content has not changed keep their time, and files of patients that are gone are removed.
 
@@ -222,6 +248,8 @@ def split_file(
         Where the array files go: ``<escaped id>.npz``.
     table
         The table of patients (:data:`PATIENT_COLUMNS`).
+    positions
+        The file of the rows that the cells come from; see :func:`~cohortgmm.cohort.cells.write_positions`.
     patient_col, label_col, use_rep, component_sharing, noise, missing
         As in the configuration.
     sheet
@@ -234,14 +262,15 @@ def split_file(
         check_cell_names(obs)
         ids = patient_ids(obs, patient_col)
         labels, mixed = patient_labels(obs, ids, label_col) if label_col else ({}, [])
-        embedding = read_embedding(file, use_rep)
+        embedding = replace(read_embedding(file, use_rep), cell_names=obs.index.astype(str).to_numpy(dtype=object))
         if noise is not None:
             embedding = replace(embedding, noise=read_noise(file, noise, embedding.matrix.shape))
     matrix = embedding.matrix
     if mixed:
         logger.warning("%d patients have cells of several labels, the commonest is used: %s", len(mixed), mixed[:5])
     empty = embedding.empty_cells() if missing or noise is not None else None
-    split = split_patients(ids, labels=labels, wanted=read_sheet(sheet) if sheet else None, empty=empty, **options)
+    wanted = read_sheet(sheet) if sheet else None
+    split = split_patients(ids, names=embedding.cell_names, labels=labels, wanted=wanted, empty=empty, **options)
     name = "X" if use_rep is None else f"obsm[{use_rep!r}]"
     check_finite(matrix, ids, name, used=np.concatenate(list(split.positions.values())), missing=missing)
     folder, parts = Path(folder), []
@@ -258,6 +287,7 @@ def split_file(
             parts.append(f"{row['file']}.npz")
     for path in set(folder.glob("*.npz")) - {folder / name for name in parts}:
         path.unlink()
+    write_positions(positions, split.positions_of_parts(component_sharing))
     write_table(table, PATIENT_COLUMNS, split.rows)
     n_cells = sum(len(rows) for rows in split.positions.values())
     logger.info("%d patients with %d cells of %d features", len(split.patients), n_cells, matrix.shape[1])

@@ -83,29 +83,29 @@ class Completeness:
             raise DataError(f"the completeness function returned {values[i]:.4g} at ({place}): must be within [0, 1]")
         return values
 
-    def check_cells(self, tiles: Iterable[tuple[slice, np.ndarray]], numbers: np.ndarray | None = None) -> None:
+    def check_cells(self, tiles: Iterable[tuple[slice, np.ndarray]], name_of: Callable[[int], str] = str) -> None:
         """Refuse cells that could not have been seen, or of which that cannot be told.
 
         Parameters
         ----------
         tiles
             Rows, and the cells (m, D) there, NaN where a feature is missing.
-        numbers
-            (n,) row of every cell in the cohort, by which errors name it; None for its row here.
+        name_of
+            Function from the row of a cell to its name in an error.
         """
-        unseen, of = [], "" if numbers is None else " of the cohort"
+        unseen = []
         for tile, x in tiles:
-            names = np.arange(tile.start, tile.stop) if numbers is None else numbers[tile]
             rows = np.flatnonzero(~np.isnan(x).all(axis=1))
             try:
-                unseen += names[rows[self(x[rows]) == 0]].tolist()
+                unseen += (tile.start + rows[self(x[rows]) == 0]).tolist()
             except DataError as error:
                 hint = "; cells with missing features are among them" if np.isnan(x).any() else ""
-                raise DataError(f"cells {names.min()} to {names.max()}{of}: {error}{hint}") from error
+                first, last = name_of(tile.start), name_of(tile.stop - 1)
+                raise DataError(f"cells {first} to {last}: {error}{hint}") from error
         if unseen:
-            shown = ", ".join(map(str, unseen[:_NAMED])) + (", ..." if len(unseen) > _NAMED else "")
+            shown = ", ".join(map(name_of, unseen[:_NAMED])) + (", ..." if len(unseen) > _NAMED else "")
             raise DataError(
-                f"completeness is 0 for {len(unseen)} observed cells{of} ({shown}): the function does not describe how "
+                f"completeness is 0 for {len(unseen)} observed cells ({shown}): the function does not describe how "
                 "these cells were chosen"
             )
 

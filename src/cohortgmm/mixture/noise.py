@@ -35,7 +35,7 @@ class Noise:
         n_features: int,
         *,
         per_cell: bool = False,
-        numbers: np.ndarray | None = None,
+        name_of: Callable[[int], str] = str,
         missing: np.ndarray | None = None,
     ) -> "Noise":
         """Check what a user gave.
@@ -51,8 +51,8 @@ class Noise:
             Shape of the cells.
         per_cell
             Whether a square array is one row of variances for each cell after all.
-        numbers
-            (n,) row of every cell in the cohort, by which errors name it; None for its row here.
+        name_of
+            Function from the row of a cell to its name in an error.
         missing
             (n, D) bool: features that cells lack, whose noise may be anything; None for none.
 
@@ -79,7 +79,7 @@ class Noise:
         if values.shape not in one and is_one_for_all(values):
             values = values[0]
         shared = values.shape in one and not (per_cell and values.shape == (n, n_features))
-        checked = _checked(values[None], None, None)[0] if shared else _checked(values, missing, _names_of(numbers))
+        checked = _checked(values[None], None, None)[0] if shared else _checked(values, missing, name_of)
         return cls(values if np.shares_memory(checked, values) else checked, shared)
 
     def scale(self, normal: np.ndarray) -> np.ndarray:
@@ -122,10 +122,6 @@ def is_one_for_all(values: np.ndarray) -> bool:
     return len(values) > 1 and values.strides[0] == 0
 
 
-def _names_of(numbers: np.ndarray | None) -> Callable[[int], str]:
-    return lambda i: f" of cell {i}" if numbers is None else f" of cell {numbers[i]} of the cohort"
-
-
 def without_endless(covariances: np.ndarray) -> np.ndarray:
     """Covariances (..., D, D) with zeros in the rows and columns of infinite variances: of missing features."""
     endless = np.diagonal(covariances, axis1=-2, axis2=-1) == np.inf
@@ -152,7 +148,7 @@ def _checked(values: np.ndarray, missing: np.ndarray | None, name_of: Callable[[
             part[changed] = _forgotten(part[changed], missing[tile][changed])
             bad, rounded = _faults(part)
         if bad.any():
-            where = "" if name_of is None else name_of(tile.start + int(np.argmax(bad)))
+            where = "" if name_of is None else f" of cell {name_of(tile.start + int(np.argmax(bad)))}"
             raise DataError(
                 f"the noise{where} is no covariance: variances must be at least 0, "
                 f"{'not NaN' if part.ndim == 2 else 'the matrix finite, symmetric and positive semidefinite'}"

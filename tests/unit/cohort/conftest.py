@@ -22,13 +22,12 @@ def make_obs():
 def make_part():
     """Factory: cells of two groups, 6 apart; the first half of them is fitted."""
 
-    def make(patient="P1", n=60, n_features=2, *, n_train=None, seed=0, first_position=0):
+    def make(patient="P1", n=60, n_features=2, *, n_train=None, seed=0):
         rng = np.random.default_rng([seed, *patient.encode()])
         x = rng.normal(size=(n, n_features)) + 6.0 * (np.arange(n) % 2)[:, None]
         return PatientCells(
             patient,
             x.astype(np.float32),
-            np.arange(first_position, first_position + n),
             np.arange(n) < (n // 2 if n_train is None else n_train),
             feature_names=tuple(f"PC{i + 1}" for i in range(n_features)),
         )
@@ -46,6 +45,6 @@ def make_corrected_part():
         x[list(empty)] = np.nan
         train = np.ones(n, bool) if all_fitted else np.arange(n) % 2 == 0
         names = tuple(f"PC{i + 1}" for i in range(n_features))
-        return PatientCells(patient, x, np.arange(n), train, noise=cohort.obsm["X_pca_var"], feature_names=names)
+        return PatientCells(patient, x, train, noise=cohort.obsm["X_pca_var"], feature_names=names)
 
     return make

@@ -30,11 +30,9 @@ def correct(part, chosen, k=1, fit=None, max_cells=1000, seed=0):
 def test_only_what_is_corrected_is_compared(make_corrected_part, left_out):
     part = make_corrected_part(empty=())
     if left_out == "missing":
-        part = PatientCells(
-            "P1", np.nan_to_num(part.x), part.positions, part.train, noise=part.noise, feature_names=part.feature_names
-        )
+        part = PatientCells("P1", np.nan_to_num(part.x), part.train, noise=part.noise, feature_names=part.feature_names)
     if left_out == "noise":
-        part = PatientCells("P1", part.x, part.positions, part.train, feature_names=part.feature_names)
+        part = PatientCells("P1", part.x, part.train, feature_names=part.feature_names)
     found = correct(part, options(*(name for name in CORRECTIONS if name != left_out)))
     assert (found.background is None) == (left_out == "background")
     assert (found.seen is None) == (found.unseen is None) == (left_out == "completeness")
@@ -60,7 +58,7 @@ def test_too_few_complete_cells_have_no_naive_mixture():
     """Two cells for every component, as a fit needs."""
     x = np.random.default_rng(0).normal(size=(40, 2))
     x[3:, 1] = np.nan
-    part = PatientCells("P1", x, np.arange(40), np.ones(40, bool), feature_names=("PC1", "PC2"))
+    part = PatientCells("P1", x, np.ones(40, bool), feature_names=("PC1", "PC2"))
     for k, n_naive in ((1, 1), (2, None)):
         model = GaussianMixture(np.full(k, 1 / k), np.zeros((k, 2)), [np.eye(2)] * k)
         fit = MixtureFit(model, 0.0, 1, True, np.zeros(2), np.zeros(k, bool))
@@ -107,9 +105,7 @@ def line_fit(**numbers):
 
 def line_part(noise=None):
     rng = np.random.default_rng(0)
-    return PatientCells(
-        "P1", np.abs(rng.normal(size=(60, 1))), np.arange(60), np.ones(60, bool), noise=noise, feature_names=("PC1",)
-    )
+    return PatientCells("P1", np.abs(rng.normal(size=(60, 1))), np.ones(60, bool), noise=noise, feature_names=("PC1",))
 
 
 @pytest.mark.parametrize(
@@ -142,7 +138,7 @@ def test_features_that_are_missing_for_their_noise_are_drawn_without(make_correc
     part = make_corrected_part(empty=())
     noise = part.noise.copy()
     noise[::2, 1] = np.inf
-    part = PatientCells("P1", part.x, part.positions, part.train, noise=noise, feature_names=part.feature_names)
+    part = PatientCells("P1", part.x, part.train, noise=noise, feature_names=part.feature_names)
     model = GaussianMixture([1.0], [[1.0, 1.0]], [np.eye(2)])
     fit = MixtureFit(model, 0.0, 1, True, np.zeros(2), np.zeros(1, bool))
     found = correct(part, options("noise", "missing", "completeness"), fit=fit)

@@ -29,7 +29,7 @@ from cohortgmm.mixture.result import MixtureFit
 @pytest.fixture
 def fitted(make_part):
     """Parts, final fits, scores and selection of two patients with two groups of cells each."""
-    parts = [make_part("P1", 40), make_part("NA", 30, first_position=40)]
+    parts = [make_part("P1", 40), make_part("NA", 30)]
     options = GmmConfig().fit_options()
     rows, fits = [], {}
     for part in parts:
@@ -89,8 +89,10 @@ def test_cell_types_follow_the_noise_of_the_cells():
     x = np.array([[0.9], [0.9], [np.nan]])
     cell_types = pd.Categorical(["A", "B", "C"])
     for noise, components in ((None, [1, 1, 0]), (np.array([[0.0], [4.0], [1.0]]), [1, 0, 0])):
-        part = PatientCells("P1", x, np.arange(3), np.ones(3, bool), noise=noise)
-        table = diagnostics.composition_table([part], {"P1": fit}, cell_types).set_index("cell_type")["component"]
+        part = PatientCells("P1", x, np.ones(3, bool), noise=noise)
+        table = diagnostics.composition_table([part], {"P1": fit}, {"P1": np.arange(3)}, cell_types).set_index(
+            "cell_type"
+        )["component"]
         assert table[["A", "B", "C"]].tolist() == components
 
 
@@ -100,9 +102,9 @@ def test_debris_is_of_no_component():
     fit = MixtureFit(model, 0.0, 1, True, np.zeros(2), np.zeros(2, bool))
     edge = np.sqrt(2 * np.log(0.4 / np.sqrt(2 * np.pi) / (0.2 / 30)))  # as probably of the first component as debris
     x = np.array([[0.5], [edge - 1e-6], [edge + 1e-6], [4.5], [15.0], [8.0], [np.nan]])
-    part = PatientCells("P1", x, np.arange(7), np.ones(7, bool))
+    part = PatientCells("P1", x, np.ones(7, bool))
     assert diagnostics.members_of(part, model).tolist() == [0, 0, -1, -1, -1, 1, 0]
-    table = diagnostics.composition_table([part], {"P1": fit}, pd.Categorical(list("AABABBA")))
+    table = diagnostics.composition_table([part], {"P1": fit}, {"P1": np.arange(7)}, pd.Categorical(list("AABABBA")))
     assert table[["component", "cell_type", "n_cells"]].to_numpy().tolist() == [[0, "A", 3], [1, "B", 1]]
 
 
@@ -118,7 +120,8 @@ def test_cell_types_by_component(fitted):
     parts, fits, _, _ = fitted
     types = pd.Categorical(np.where(np.arange(70) % 2, "T", "B"))  # the two groups of cells
     types[0] = None
-    table = diagnostics.composition_table(parts, fits, types)
+    positions = {"P1": np.arange(40), "NA": np.arange(40, 70)}
+    table = diagnostics.composition_table(parts, fits, positions, types)
     assert list(table.columns) == diagnostics.COMPOSITION_COLUMNS
     assert table["n_cells"].sum() == 70
     counts = table.set_index(["patient", "cell_type"])["n_cells"]
@@ -131,7 +134,7 @@ def test_cell_types_by_component(fitted):
     }
     component = table.set_index(["patient", "cell_type"])["component"]
     assert component["P1", "B"] == component["P1", "unknown"] != component["P1", "T"]
-    empty = diagnostics.composition_table(parts, fits, None)
+    empty = diagnostics.composition_table(parts, fits, positions, None)
     assert list(empty.columns) == diagnostics.COMPOSITION_COLUMNS
     assert len(empty) == 0
 

@@ -77,7 +77,7 @@ def test_an_unfinished_fit_is_marked(make_part):
 
 def test_components_at_the_floor_are_counted(make_part):
     part = make_part()
-    flat = PatientCells("P1", np.ones_like(part.x), part.positions, part.train)
+    flat = PatientCells("P1", np.ones_like(part.x), part.train)
     row, _ = fit_candidate(flat, 1, options(), seed=0)
     assert row["n_floored"] == 1
     with pytest.raises(SingularCovarianceError, match="component 0 of 1 has a singular covariance"):
@@ -155,7 +155,7 @@ def test_a_fit_of_all_cells_is_not_repeated(make_part):
 def test_a_fit_depends_on_seed_patient_and_k_only(make_part):
     def means(patient="P1", seed=0, max_iter=1):
         part = make_part("P1", n=60)
-        part = PatientCells(patient, part.x, part.positions + 7, part.train)
+        part = PatientCells(patient, part.x, part.train)
         chosen = options(init="random", max_iter=max_iter, tol=0)
         return fit_candidate(part, 3, chosen, seed=seed)[1].model.means
 
@@ -280,7 +280,6 @@ def test_held_out_cells_are_scored_among_those_that_are_seen(noise):
     part = PatientCells(
         "P1",
         x[kept, None],
-        np.arange(600),
         np.arange(600) % 2 == 0,
         noise=None if noise is None else variances[kept, None],
         feature_names=("PC1",),
@@ -321,7 +320,7 @@ def test_cells_held_out_with_infinite_noise_have_no_score(make_corrected_part):
     part = make_corrected_part(empty=())
     noise = part.noise.copy()
     noise[1:40:2] = np.inf
-    hidden = PatientCells("P1", part.x, part.positions, part.train, noise=noise, feature_names=part.feature_names)
+    hidden = PatientCells("P1", part.x, part.train, noise=noise, feature_names=part.feature_names)
     row, fit = fit_candidate(hidden, 1, corrected(missing=True, noise={"obsm": "v"}), seed=0)
     left = np.arange(41, 80, 2)
     expected = -posterior_by_definition(fit.model, part.x[left], noise[left]).log_prob.mean()
@@ -362,9 +361,7 @@ def test_a_candidate_is_fit_mixture_on_the_training_cells(make_corrected_part, k
 def test_the_noise_of_unseen_cells_may_be_told(make_corrected_part):
     """With the noise of all cells the same everywhere, telling so changes nothing but the draw of it."""
     part = make_corrected_part(empty=(), all_fitted=True)
-    part = PatientCells(
-        "P1", part.x, part.positions, part.train, noise=np.full((80, 2), 0.3), feature_names=part.feature_names
-    )
+    part = PatientCells("P1", part.x, part.train, noise=np.full((80, 2), 0.3), feature_names=part.feature_names)
     chosen = corrected(noise={"obsm": "v"}, completeness=ALL["completeness"], missing=True)
     drawn = fit_candidate(part, 1, chosen, seed=0)[1]
     told = fit_candidate(part, 1, chosen | {"noise_at": lambda x: np.full(x.shape, 0.3)}, seed=0)[1]
@@ -385,7 +382,7 @@ def test_patients_are_mapped_onto_a_reference(make_part, tmp_path):
     """Means and covariances stay bit by bit; the weights become those that EM finds for fixed densities."""
     part, first = make_part(n=60), np.arange(60) % 2 == 0
     x = np.concatenate([part.x[first], part.x[~first][:8]]).astype(float)
-    part = PatientCells("P1", x, np.arange(len(x)), np.ones(len(x), bool))
+    part = PatientCells("P1", x, np.ones(len(x), bool))
     reference = GaussianMixture([0.9, 0.1], [[0.1, -0.1], [5.9, 6.2]], [1.1 * np.eye(2), 0.7 * np.eye(2)])
     reference.save(tmp_path / "r.npz")
     chosen = read_gmm_options({"reference": str(tmp_path / "r.npz")}).fit_options()
@@ -458,21 +455,22 @@ def test_a_reference_of_other_features_or_components(make_part):
 
 
 def test_completeness_that_denies_the_cells(make_corrected_part):
-    """Whether they are fitted or held out; they are named by their rows in the cohort."""
-    part = replace(make_corrected_part(empty=()), positions=np.arange(500, 580)[::-1])
+    """Whether they are fitted or held out; they are named as in the cohort, or without names by their rows."""
+    names = np.array([f"Zelle ä{i}".encode() for i in range(80)])
+    part = replace(make_corrected_part(empty=()), cell_names=names)
     gate = [GateConfig(inside={"PC1": [3.0, None]}).model_dump()]
     chosen = corrected(missing=True) | {"completeness": Gates(gate, None, part.feature_names)}
-    denied = part.positions[part.x[:, 0] < 3]
-    first = ", ".join(map(str, denied[:5]))
+    denied = np.flatnonzero(part.x[:, 0] < 3)
+    first = ", ".join(f"'Zelle ä{i}'" for i in denied[:5])
     with pytest.raises(
-        DataError, match=rf"^completeness is 0 for {len(denied)} observed cells of the cohort \({first}, \.\.\.\): the"
+        DataError, match=rf"^completeness is 0 for {len(denied)} observed cells \({first}, \.\.\.\): the"
     ):
         fit_candidate(part, 1, chosen, seed=0)
     held_out = replace(part, train=part.x[:, 0] >= 3)
-    with pytest.raises(
-        DataError, match=rf"^completeness is 0 for {len(denied)} observed cells of the cohort \({first}"
-    ):
+    with pytest.raises(DataError, match=rf"^completeness is 0 for {len(denied)} observed cells \({first}"):
         fit_candidate(held_out, 1, chosen, seed=0)
+    with pytest.raises(DataError, match=rf"observed cells \({', '.join(map(str, denied[:5]))}, "):
+        fit_candidate(replace(part, cell_names=None), 1, chosen, seed=0)
 
 
 def test_a_gate_on_a_feature_that_some_cells_lack(make_corrected_part):
@@ -480,7 +478,7 @@ def test_a_gate_on_a_feature_that_some_cells_lack(make_corrected_part):
     chosen = corrected(missing=True, completeness={"gates": [{"inside": {"PC2": [-99, None]}}]})
     with pytest.raises(DataError) as caught:
         fit_candidate(part, 1, chosen, seed=0)
-    assert str(caught.value).startswith("cells 0 to 79 of the cohort: the completeness function returned nan at (")
+    assert str(caught.value).startswith("cells 0 to 79: the completeness function returned nan at (")
     assert str(caught.value).endswith("must be within [0, 1]; cells with missing features are among them")
 
 
@@ -488,7 +486,7 @@ def test_infinite_variances_go_with_completeness(make_corrected_part):
     part = make_corrected_part(empty=())
     noise = part.noise.copy()
     noise[np.isnan(part.x)] = np.inf
-    hidden = PatientCells("P1", part.x, part.positions, part.train, noise=noise, feature_names=part.feature_names)
+    hidden = PatientCells("P1", part.x, part.train, noise=noise, feature_names=part.feature_names)
     _, fit = fit_candidate(hidden, 1, corrected(**ALL), seed=0)
     assert 0.5 < fit.completeness < 1
 
@@ -499,7 +497,6 @@ def test_as_many_cells_as_features_keep_their_own_noise():
     part = PatientCells(
         "P1",
         rng.normal(size=(4, 2)),
-        np.arange(4),
         np.arange(4) < 2,
         noise=np.full((4, 2), 0.3),
         feature_names=("a", "b"),
@@ -539,7 +536,7 @@ def lacks_a_feature(**more):
     """60 cells that have the first of two features only, three quarters of them about 0, the others about 6."""
     rng = np.random.default_rng(0)
     x = np.column_stack([rng.normal(size=60) + 6.0 * (np.arange(60) % 4 == 0), np.full(60, np.nan)])
-    return PatientCells("P1", x, np.arange(60), np.arange(60) % 2 == 0, feature_names=("CD3", "CD4"), **more)
+    return PatientCells("P1", x, np.arange(60) % 2 == 0, feature_names=("CD3", "CD4"), **more)
 
 
 def test_a_feature_that_a_patient_lacks_is_named():

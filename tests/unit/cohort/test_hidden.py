@@ -32,7 +32,7 @@ def gates(*descriptions, function=None, names=NAMES):
 def cells(x, names=None, noise=None):
     x = np.asarray(x)
     names = tuple(f"PC{i + 1}" for i in range(x.shape[1])) if names is None else names
-    return PatientCells("P1", x, np.arange(len(x)), np.ones(len(x), bool), noise=noise, feature_names=names)
+    return PatientCells("P1", x, np.ones(len(x), bool), noise=noise, feature_names=names)
 
 
 def arguments(x=None, **gmm):

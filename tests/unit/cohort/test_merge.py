@@ -194,7 +194,7 @@ def stages(folder, source, gmm, sharing="sample_specific", key="gmm_X_pca", use_
     options = {"patient_col": "patient", "label_col": None, "use_rep": use_rep, "component_sharing": sharing}
     options |= {"noise": None if gmm.noise is None else gmm.noise.model_dump(exclude={"at"}), "missing": gmm.missing}
     options |= {"train_size": gmm.effective_train_size, "seed": 0} | split_options
-    split_file(source, folder / "patients", folder / "patients.tsv", **options)
+    split_file(source, *(folder / name for name in ("patients", "patients.tsv", "positions.npz")), **options)
     cells = sorted((folder / "patients").iterdir())
     models, rows = [], []
     for path in cells:
@@ -211,6 +211,7 @@ def stages(folder, source, gmm, sharing="sample_specific", key="gmm_X_pca", use_
         folder / "merged.h5ad",
         cells=cells,
         models=models,
+        positions=folder / "positions.npz",
         table=folder / "patients.tsv",
         scores=folder / "scores.tsv",
         source=source,

@@ -304,7 +304,7 @@ def test_the_cells_of_a_patient_come_with_their_noise(make):
     np.testing.assert_array_equal(part.x, VARIANCES[[3, 1]] + 50)
     np.testing.assert_array_equal(part.noise, VARIANCES[[3, 1]])
     assert part.feature_names == ("a", "b", "c")
-    assert part.positions is positions
+    assert part.cell_names is None
     assert part.train is train
     both = embedding.cells("all", positions, train, np.array([0, 1]), ("P1", "P2"))
     assert both.owner.tolist() == [0, 1]
@@ -335,9 +335,10 @@ def test_the_cells_of_a_patient_come_with_their_noise(make):
     ids=["negative", "nan", "negative matrix", "skew", "infinite matrix"],
 )
 def test_noise_that_is_none_names_the_patient_and_its_cell(values, fault):
-    embedding = reading.Embedding(VARIANCES, ("a", "b", "c"), values)
+    names = np.array(["c0", "c1", "c2", "c3"], dtype=object)
+    embedding = reading.Embedding(VARIANCES, ("a", "b", "c"), values, names)
     assert refusal(embedding.cells, "P2", np.array([0, 3]), np.ones(2, bool)) == (
-        f"patient 'P2': the noise of cell 3 of the cohort is no covariance: {fault}"
+        f"patient 'P2': the noise of cell 'c3' is no covariance: {fault}"
     )
     embedding.cells("P1", np.array([0, 1]), np.ones(2, bool))
     assert len(embedding.cells("P3", np.empty(0, int), np.empty(0, bool)).noise) == 0

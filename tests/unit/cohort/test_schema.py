@@ -221,7 +221,7 @@ def test_responsibilities_go_to_the_rows_of_their_cells():
     two = GaussianMixture([0.25, 0.75], [[0.0], [4.0]], [[[1.0]], [[1.0]]])
     fits = {"b": MixtureFit(two, 0.0, 1, True, np.zeros(2), np.zeros(2, bool))}
     source = Embedding(np.array([[0.0], [9.0], [4.0], [9.0]]), ("f",))
-    cells, weights = assign_components(fits, split.parts(source, "sample_specific"), 4)
+    cells, weights = assign_components(fits, split.parts(source, "sample_specific"), split.positions, 4)
     assert cells.components.tolist() == [0, -1, 1, -1]
     share = 1 / (1 + 3 * np.exp(-8))  # of the first component, in the cell at its mean
     other = 1 / (1 + 3 * np.exp(8))
@@ -229,10 +229,12 @@ def test_responsibilities_go_to_the_rows_of_their_cells():
     assert cells.background is None
     assert weights == {}
     everyone = {ALL_PATIENTS: fits["b"]}
-    cells, weights = assign_components(everyone, split.parts(source, "global"), 4)
+    cells, weights = assign_components(everyone, split.parts(source, "global"), split.positions_of_parts("global"), 4)
     np.testing.assert_allclose(weights["b"], [(share + other) / 2, 1 - (share + other) / 2], rtol=1e-12)
     own = replace(fits["b"], patient_weights=np.array([[0.1, 0.9]]))
-    again, weights = assign_components({ALL_PATIENTS: own}, split.parts(source, "global"), 4)
+    again, weights = assign_components(
+        {ALL_PATIENTS: own}, split.parts(source, "global"), split.positions_of_parts("global"), 4
+    )
     assert weights["b"].tolist() == [0.1, 0.9]
     np.testing.assert_array_equal(again.resp, cells.resp)
 
@@ -243,7 +245,7 @@ def test_responsibilities_are_padded():
     two = GaussianMixture([0.5, 0.5], [[0.0], [9.0]], [[[1.0]], [[1.0]]])
     fits = {"a": one_component(0.0), "b": MixtureFit(two, 0.0, 1, True, np.zeros(2), np.zeros(2, bool))}
     source = Embedding(np.array([[0.0], [1], [0], [9]]), ("f",))
-    cells, _ = assign_components(fits, split.parts(source, "sample_specific"), 4)
+    cells, _ = assign_components(fits, split.parts(source, "sample_specific"), split.positions, 4)
     assert cells.components.tolist() == [0, 0, 0, 1]
     np.testing.assert_allclose(cells.resp, [[1, 0], [1, 0], [1, 0], [0, 1]], atol=1e-12)
 
@@ -263,10 +265,10 @@ def test_noise_gaps_and_background_decide_where_a_cell_belongs():
     x = np.array([[0.0, 0.0], [5.0, np.nan], [np.nan, np.nan], [9.0, -3.5], [40.0, 40.0], [2.5, 2.5]])
     noise = np.array([[0.1, 0.1], [0.1, 9.0], [1.0, 1.0], [0.5, 0.5], [0.1, 0.1], [30.0, 30.0]])
     positions = np.array([7, 0, 3, 1, 5, 2])
-    part = PatientCells("P1", x, positions, np.ones(6, bool), noise=noise)
-    plain = PatientCells("P2", x[:1], np.array([6]), np.ones(1, bool))
+    part = PatientCells("P1", x, np.ones(6, bool), noise=noise)
+    plain = PatientCells("P2", x[:1], np.ones(1, bool))
     fits = {"P1": fit_of(NEAR_AND_FAR), "P2": fit_of(NEAR_AND_FAR.signal())}
-    cells, _ = assign_components(fits, [part, plain], 9)
+    cells, _ = assign_components(fits, [part, plain], {"P1": positions, "P2": np.array([6])}, 9)
     expected = posterior_by_definition(NEAR_AND_FAR, x, noise).responsibilities
     expected[2] = NEAR_AND_FAR.weights
     np.testing.assert_allclose(cells.resp[positions], expected, rtol=1e-9, atol=1e-300)
@@ -282,8 +284,8 @@ def test_noise_gaps_and_background_decide_where_a_cell_belongs():
 
 def test_a_patient_with_as_many_cells_as_features_keeps_its_own_noise():
     x, noise = np.array([[1.0, 4.0], [2.0, 2.5]]), np.array([[0.1, 9.0], [9.0, 0.1]])
-    part = PatientCells("P1", x, np.arange(2), np.ones(2, bool), noise=noise)
-    cells, _ = assign_components({"P1": fit_of(NEAR_AND_FAR)}, [part], 2)
+    part = PatientCells("P1", x, np.ones(2, bool), noise=noise)
+    cells, _ = assign_components({"P1": fit_of(NEAR_AND_FAR)}, [part], {"P1": np.arange(2)}, 2)
     expected = posterior_by_definition(NEAR_AND_FAR, x, noise[:, :, None] * np.eye(2)).responsibilities
     np.testing.assert_allclose(cells.resp, expected, rtol=1e-9)
 
@@ -292,8 +294,8 @@ def test_a_probability_of_being_background_is_never_negative():
     rng = np.random.default_rng(0)
     x = np.concatenate([rng.normal(size=(500, 2)), 5 + rng.normal(size=(500, 2))])
     model = NEAR_AND_FAR.signal().with_background(Background([60.0, 60.0], [70.0, 70.0], 1e-9))
-    part = PatientCells("P1", x, np.arange(1000), np.ones(1000, bool))
-    cells, _ = assign_components({"P1": fit_of(model)}, [part], 1000)
+    part = PatientCells("P1", x, np.ones(1000, bool))
+    cells, _ = assign_components({"P1": fit_of(model)}, [part], {"P1": np.arange(1000)}, 1000)
     assert cells.background.min() >= 0
     np.testing.assert_array_equal(cells.background, model.background_probability(x))
 
@@ -376,7 +378,7 @@ def test_a_file_gives_back_the_corrections(tmp_path, sharing, kind):
 
 def test_read_gmm_gives_back_the_mixtures_with_their_backgrounds():
     """As a mapping of arrays gives them, up to the rounding of weights that were normalised."""
-    own_boxes = ALL | {"background": {"amp": 0.05}}
+    own_boxes = ALL | {"background": {"amp": 0.05}, "k_comps": 2}
     cohort = fit(make_corrected(), **own_boxes)
     ids = cohort.obs["patient"].to_numpy()
     arrays, noise = (
@@ -385,7 +387,6 @@ def test_read_gmm_gives_back_the_mixtures_with_their_backgrounds():
     direct = cohortgmm.fit_gmm(
         arrays,
         component_sharing="sample_specific",
-        k_comps=[1, 2],
         k_selection_metric="bic",
         verbose=False,
         **own_boxes | {"noise": noise, "completeness": lambda x: (x[:, 0] >= -1).astype(float)},

@@ -12,7 +12,7 @@ from projects import make_cohort
 from scipy import sparse
 
 import cohortgmm
-from cohortgmm.cohort.cells import PatientCells
+from cohortgmm.cohort.cells import PatientCells, read_positions
 from cohortgmm.cohort.reading import Embedding
 from cohortgmm.cohort.split import check_finite, split_file, split_patients
 from cohortgmm.cohort.tables import read_rows
@@ -58,7 +58,6 @@ def test_every_cell_goes_to_its_patient():
     x = np.arange(18).reshape(9, 2)
     cells = result.cells_of("b", Embedding(x, ("one", "two")))
     np.testing.assert_array_equal(cells.x, x[[0, 2, 4, 5]])
-    assert cells.positions.dtype == np.int64
     assert cells.feature_names == ("one", "two")
     assert cells.noise is None
 
@@ -72,6 +71,41 @@ def test_a_patients_mask_does_not_depend_on_the_others():
     np.testing.assert_array_equal(mixed[together.positions["P2"]], "P2")
     assert not np.array_equal(split(ids_of(P2=50), seed=1).train["P2"], alone.train["P2"])
     assert not np.array_equal(split(ids_of(P3=50)).train["P3"], alone.train["P2"])
+
+
+def test_a_patients_cells_follow_from_their_names_alone():
+    names = np.array([f"c{i}" for i in range(80)], dtype=object)
+    ids = np.where(np.arange(80) < 50, "P2", "P1").astype(object)
+    before = split(ids, names=names)
+    own = names[before.positions["P2"]].tolist()
+    assert own == sorted(names[:50])
+    order = np.random.default_rng(0).permutation(80)[:70]
+    kept = np.sort(np.concatenate([order[order < 50], np.setdiff1d(np.arange(50), order)]))
+    order = np.random.default_rng(1).permutation(np.concatenate([kept, order[order >= 50]]))  # P1 lost some cells
+    after = split(ids[order], names=names[order])
+    assert names[order][after.positions["P2"]].tolist() == own
+    np.testing.assert_array_equal(after.train["P2"], before.train["P2"])
+    assert len(after.train["P1"]) < 30
+
+
+@pytest.mark.parametrize("rows", ["another order", "others inserted", "others removed"])
+def test_other_cells_and_another_order_leave_a_patients_file_alone(files, rows):
+    cohort = make_cohort(("P1", "P2", "P3"))
+    folder = files(cohort[cohort.obs["patient"] != "P2"].copy() if rows == "others inserted" else cohort)
+    os.utime(folder / "P3.npz", ns=(10**18, 10**18))
+    order = np.random.default_rng(0).permutation(cohort.n_obs)
+    order = order[cohort.obs["patient"].to_numpy()[order] != "P1"] if rows == "others removed" else order
+    files(cohort[order].copy())
+    assert (folder / "P3.npz").stat().st_mtime_ns == 10**18
+    positions = read_positions(folder.parent / "positions.npz")
+    assert list(positions) == (["P2", "P3"] if rows == "others removed" else ["P1", "P2", "P3"])
+    x = cohort.obsm["X_pca"][order]
+    np.testing.assert_array_equal(PatientCells.load(folder / "P3.npz").x, x[positions["P3"]])
+
+
+def test_ids_that_differ_in_their_last_character_are_different_patients():
+    result = split(np.array(["a"] * 4 + ["a\0"] * 6, dtype=object))
+    assert {patient: len(rows) for patient, rows in result.positions.items()} == {"a": 4, "a\0": 6}
 
 
 @pytest.mark.parametrize(("train_size", "n_train"), [(0.5, 25), (0.8, 40), (0.25, 12), (0.999, 49), (1, 50)])
@@ -88,7 +122,7 @@ def test_the_cells_of_all_patients_together():
     assert cells.patient == ALL_PATIENTS
     assert cells.patients == ("a", "b")
     assert cells.owner.tolist() == [0, 0, 0, 1, 1, 1, 1]
-    assert cells.positions.tolist() == [1, 3, 5, 0, 2, 4, 6]
+    assert result.positions_of_parts("global")[ALL_PATIENTS].tolist() == [1, 3, 5, 0, 2, 4, 6]
     np.testing.assert_array_equal(cells.x, x[[1, 3, 5, 0, 2, 4, 6]])
     np.testing.assert_array_equal(cells.train, np.concatenate([result.train["a"], result.train["b"]]))
     assert [part.patient for part in result.parts(source, "sample_specific")] == ["a", "b"]
@@ -224,7 +258,8 @@ def files(tmp_path):
             "train_size": 0.5,
             "seed": 0,
         } | options
-        split_file(tmp_path / "cohort.h5ad", tmp_path / "patients", tmp_path / "patients.tsv", **options)
+        outputs = [tmp_path / name for name in ("patients", "patients.tsv", "positions.npz")]
+        split_file(tmp_path / "cohort.h5ad", *outputs, **options)
         return tmp_path / "patients"
 
     return run
@@ -242,7 +277,7 @@ def test_an_array_file_per_patient(files):
     assert cells.patient == "a/b"
     assert cells.x.dtype == np.float32
     np.testing.assert_array_equal(cells.x, cohort.obsm["X_pca"][:60])
-    np.testing.assert_array_equal(cells.positions, np.arange(60))
+    np.testing.assert_array_equal(read_positions(folder.parent / "positions.npz")["a/b"], np.arange(60))
     assert cells.n_train == 30
     rows = read_rows(folder.parent / "patients.tsv")
     assert rows[0] == {
@@ -294,13 +329,16 @@ def test_noise_is_split_like_the_cells(files, sharing):
     x, ids = cohort.obsm["X_pca"], cohort.obs["patient"].to_numpy()
     for key, noise in (("X_pca_var", cohort.obsm["X_pca_var"]), ("flat", covariances)):
         folder = files(cohort, noise={"obsm": key, "layer": None}, missing=True, component_sharing=sharing)
+        positions = read_positions(folder.parent / "positions.npz")
         for path in folder.iterdir():
             cells = PatientCells.load(path)
+            rows = positions[cells.patient]
             assert cells.feature_names == ("PC1", "PC2")
-            np.testing.assert_array_equal(cells.x, x[cells.positions])
-            np.testing.assert_array_equal(cells.noise, noise[cells.positions])
+            np.testing.assert_array_equal(cells.x, x[rows])
+            np.testing.assert_array_equal(cells.noise, noise[rows])
             if sharing == "sample_specific":
-                np.testing.assert_array_equal(np.flatnonzero(ids == cells.patient), cells.positions)
+                np.testing.assert_array_equal(np.flatnonzero(ids == cells.patient), np.sort(rows))
+                assert cohort.obs_names[rows].is_monotonic_increasing
                 assert np.isnan(cells.x[:, 1]).any()
     assert len(list(folder.iterdir())) == (1 if sharing == "global" else 3)
 
@@ -328,7 +366,7 @@ def test_gaps_and_noise_that_cannot_be_used_are_named(files):
     cohort = make_corrected()
     cohort.obsm["X_pca_var"][90, 1] = -1
     with pytest.raises(
-        DataError, match=r"^patient 'P2': the noise of cell 90 of the cohort is no covariance: variances must be at"
+        DataError, match=r"^patient 'P2': the noise of cell 'P2:010' is no covariance: variances must be at"
     ):
         files(cohort, missing=True, noise={"obsm": "X_pca_var", "layer": None})
     with pytest.raises(DataError, match=r"^noise\.obsm: key of obsm 'X_var' .* did you mean 'X_pca_var'\?"):

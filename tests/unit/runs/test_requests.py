@@ -38,7 +38,7 @@ def gmm(**options):
 def cells_file(folder, n, d, dtype=np.float32):
     path = folder / f"{n}x{d}.npz"
     x = np.zeros((n, d), dtype=dtype)
-    PatientCells("P", x, np.arange(n), np.ones(n, dtype=bool), feature_names=tuple("f" * d)).save(path)
+    PatientCells("P", x, np.ones(n, dtype=bool), feature_names=tuple("f" * d)).save(path)
     return path
 
 
@@ -127,7 +127,7 @@ def test_diagonals_take_less_unless_the_noise_has_correlations(tmp_path):
     asked = {}
     for name, noise in (("variances", np.ones((n, d))), ("covariances", np.tile(np.eye(d), (n, 1, 1)))):
         path = tmp_path / f"{name}.npz"
-        PatientCells("P", np.zeros((n, d)), np.arange(n), everyone, noise=noise).save(path)
+        PatientCells("P", np.zeros((n, d)), everyone, noise=noise).save(path)
         for kind in ("full", "diag"):
             asked[name, kind] = minutes(path, 200, covariance_type=kind, noise={"obsm": "v"})
     assert asked["covariances", "diag"] == asked["covariances", "full"] == asked["variances", "full"]
@@ -293,7 +293,7 @@ def test_only_the_header_is_read(tmp_path, version):
 
 def test_cells_with_noise_have_the_shape_of_the_cells(tmp_path):
     x, everyone = np.zeros((6, 3)), np.ones(6, dtype=bool)
-    PatientCells("P", x, np.arange(6), everyone, noise=np.ones((6, 3, 3))).save(tmp_path / "x.npz")
+    PatientCells("P", x, everyone, noise=np.ones((6, 3, 3))).save(tmp_path / "x.npz")
     assert requests.cells_shape(tmp_path / "x.npz") == (6, 3)
 
 
