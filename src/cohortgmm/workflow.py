@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cohortgmm.cohort.tables import read_rows
+from cohortgmm.cohort.selection import select_k
+from cohortgmm.cohort.tables import read_rows, read_scores
 from cohortgmm.config import Config, read_config
 from cohortgmm.errors import CohortgmmError, ConfigError
 from cohortgmm.files import COHORT, escape_id
@@ -190,6 +191,18 @@ def sheet_part_names(component_sharing: str, patients: Iterable[str], table: str
     rows = read_rows(table) if table and os.path.exists(table) else []
     dropped = {row["patient"] for row in rows if row["status"] == "dropped"}
     return dict.fromkeys(escape_id(patient) for patient in patients if patient not in dropped)
+
+
+def chosen_k(table: str | os.PathLike, metric: str) -> int | str:
+    """The k that a criterion chooses, from the table of a patient's scores; a text while there is no such table.
+
+    As a parameter of the refit it reruns this one where another criterion chooses another k, and only there.
+    """
+    try:
+        rows = read_scores(table)
+        return select_k(rows, metric)["k"] if rows else "not chosen yet"
+    except (OSError, CohortgmmError):  # a job will say what is wrong with the table
+        return "not chosen yet"
 
 
 def check_results_folder(folder: str | os.PathLike) -> None:

@@ -11,7 +11,7 @@ import pytest
 from projects import REPOSITORY
 
 from cohortgmm import workflow as helpers
-from cohortgmm.cohort.tables import PATIENT_COLUMNS, write_table
+from cohortgmm.cohort.tables import PATIENT_COLUMNS, PATIENT_SCORE_COLUMNS, write_table
 from cohortgmm.errors import CohortgmmError, ConfigError
 from cohortgmm.files import COHORT
 from cohortgmm.log import ATTEMPT_VARIABLE, LEVEL_VARIABLE
@@ -301,3 +301,16 @@ def test_jobs_know_which_attempt_they_are(monkeypatch, arguments, attempt):
     assert os.environ[ATTEMPT_VARIABLE] == attempt
     assert os.environ[LEVEL_VARIABLE] == "WARNING"
     assert os.environ["PYTHONPATH"] == f"/source{os.pathsep}before"
+
+
+def test_the_chosen_k_follows_from_the_table_and_the_criterion(tmp_path):
+    table = tmp_path / "P1.tsv"
+    assert helpers.chosen_k(table, "aic") == "not chosen yet"
+    rows = [
+        dict.fromkeys(PATIENT_SCORE_COLUMNS, 0) | {"k": k, "aic": aic, "bic": bic, "status": "ok", "converged": True}
+        for k, aic, bic in ((1, 3.0, 1.0), (2, 2.0, 1.5))
+    ]
+    write_table(table, PATIENT_SCORE_COLUMNS, rows)
+    assert [helpers.chosen_k(table, metric) for metric in ("aic", "bic")] == [2, 1]
+    write_table(table, PATIENT_SCORE_COLUMNS, [])
+    assert helpers.chosen_k(table, "aic") == "not chosen yet"

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from projects import TARGETS, make_cohort
 
+from cohortgmm.cohort.tables import read_rows
+
 pytestmark = pytest.mark.pipeline
 
 PATIENTS = ("P1", "P2", "P3")
@@ -75,9 +77,39 @@ def test_a_new_k_is_all_that_is_fitted(finished):
     assert set(finished.run()) == jobs(fits=[3])
 
 
-def test_another_criterion_fits_nothing(finished):
-    finished.configure(gmm={"k_selection_metric": "bic"})
-    assert set(finished.run()) == jobs()
+def k_by_patient(project) -> dict[str, str]:
+    return {row["patient"]: row["k"] for row in read_rows(project.directory / "results" / "selection.tsv")}
+
+
+@pytest.mark.parametrize("refit", ["none", "full"])
+def test_another_criterion_refits_the_patients_of_another_k_only(finished, refit):
+    """P2 has three groups, which only the held-out likelihood takes for two; AIC takes three everywhere."""
+    cohort = make_cohort()
+    cohort.obsm["X_pca"][60:120:4] -= 8.0
+    cohort.write_h5ad(finished.directory / "cohort.h5ad")
+    finished.configure(gmm={"k_comps": [1, 2, 3], "refit": refit, "k_selection_metric": "aic"})
+    finished.run()
+    for metric, moved in (("bic", {"P1", "P3"}), ("heldout_nll", {"P2"})):
+        before = k_by_patient(finished)
+        finished.configure(gmm={"k_selection_metric": metric})
+        assert set(finished.run()) == jobs(moved, stages=["refit"])
+        after = k_by_patient(finished)
+        assert {patient for patient in PATIENTS if after[patient] != before[patient]} == moved
+        assert not finished.run()
+
+
+def test_a_choice_that_changes_with_the_scores_is_recorded(finished):
+    """The k that a refit ran with is only known once this run's scores are there."""
+    finished.configure(gmm={"k_comps": [1], "refit": "full"})
+    finished.run()
+    assert set(k_by_patient(finished).values()) == {"1"}
+    finished.configure(gmm={"k_comps": [1, 2]})
+    finished.run()
+    assert set(k_by_patient(finished).values()) == {"2"}
+    assert not finished.run()
+    finished.configure(gmm={"k_comps": [1, 2, 3], "train_size": 0.7})
+    finished.run()
+    assert not finished.run()
 
 
 def test_another_tolerance_fits_everything(finished):
@@ -114,7 +146,9 @@ def test_a_change_of_the_em_code_fits_everything(finished):
 
 def test_a_change_of_a_script_reruns_its_rule_and_what_follows(finished):
     file = finished.workflow / "scripts" / "select.py"
-    file.write_text(file.read_text().replace('"selected": row["k"] == chosen', '"selected": chosen == row["k"]'))
+    text = file.read_text()
+    assert "best = criteria_by_k(rows)" in text
+    file.write_text(text.replace("best = criteria_by_k(rows)", "best = criteria_by_k(list(rows))"))
     assert set(finished.run()) == jobs()
 
 

@@ -15,7 +15,7 @@ import cohortgmm.workflow as helpers
 from cohortgmm.cohort.tables import read_sheet
 from cohortgmm.errors import CohortgmmError
 from cohortgmm.files import patient_name
-from cohortgmm.runs import failures, messages, orphans, requests, watch
+from cohortgmm.runs import failures, messages, orphans, records, requests, watch
 from cohortgmm.runs.lock import Shard, lock_holders, lock_results
 from cohortgmm.runs.shards import SHARD_VARIABLE
 
@@ -32,7 +32,8 @@ except CohortgmmError as error:
 
 helpers.prepare_jobs(sys.path[0], verbose=CONFIG.gmm.verbose)
 if not workflow.is_main_process:
-    orphans.leave_records_to_run()
+    records.leave_records_to_run()
+records.record_parameters_at_the_end("refit")
 
 COHORT_FILE = "results/preprocessed/cohort.h5ad" if CONFIG.preprocess.enabled else CONFIG.input
 ENVIRONMENT = os.path.join(workflow.basedir, "envs", "cohortgmm.yaml")
@@ -52,6 +53,11 @@ wildcard_constraints:
 def code_of(script):
     """Stands for the code of a rule among its parameters."""
     return helpers.code_of(os.path.join(workflow.basedir, script))
+
+
+def chosen_k(wildcards):
+    """The k that the criterion chooses for a patient, once its scores are there."""
+    return helpers.chosen_k(f"results/selection/{wildcards.patient}.tsv", CONFIG.gmm.k_selection_metric)
 
 
 @functools.cache

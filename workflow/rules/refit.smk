@@ -22,6 +22,7 @@ rule refit:
         mem_mb=requests.fit_memory("refit", CONFIG.gmm),
         runtime=requests.fit_minutes("refit", CONFIG.gmm),
     params:
+        k=chosen_k,
         candidates=CONFIG.gmm.candidates,
         refit=CONFIG.gmm.refit,
         options=CONFIG.gmm.fit_options(),

@@ -3,6 +3,7 @@
 # OUTPUTS: results/selection/{patient}.tsv, results/scores.tsv, results/selection.tsv
 
 
+# Of a patient all criteria are tabulated, so that another criterion changes nothing here.
 rule select:
     input:
         scores=expand("results/fits/{{patient}}/k{k}.json", k=CONFIG.gmm.candidates),
@@ -18,10 +19,9 @@ rule select:
         mem_mb=requests.memory("select"),
         runtime=requests.minutes("select"),
     params:
-        metric=CONFIG.gmm.k_selection_metric,
         code=code_of("scripts/select.py"),
     message:
-        "Choosing k for {wildcards.patient} by {params.metric}"
+        "Comparing the k of {wildcards.patient}"
     script:
         "../../scripts/select.py"
 

@@ -11,7 +11,7 @@ from cohortgmm.files import atomic_path
 from cohortgmm.mixture.model import GaussianMixture
 from cohortgmm.mixture.result import MixtureFit
 
-_TEXT_COLUMNS = ["patient", "file", "label", "metric", "status", "reason", "cell_type"]
+_TEXT_COLUMNS = ["patient", "file", "label", "metric", "status", "reason", "cell_type", "best_by"]
 
 #: Columns of the composition table.
 COMPOSITION_COLUMNS = ["patient", "component", "cell_type", "n_cells"]

@@ -54,6 +54,25 @@ def select_k(rows: Sequence[Row], metric: str) -> Row:
     } | {f"k_{name}": _best_k(fitted, name) for name in METRICS}
 
 
+def criteria_by_k(rows: Sequence[Row]) -> dict[int, list[str]]:
+    """Criteria by which each k is the best, by k.
+
+    Parameters
+    ----------
+    rows
+        Scores of one patient.
+
+    Raises
+    ------
+    DataError
+        If no candidate was fitted.
+    """
+    found: dict[int, list[str]] = {row["k"]: [] for row in rows}
+    for metric in METRICS:
+        found[select_k(rows, metric)["k"]].append(metric)
+    return found
+
+
 def _best_k(fitted: Iterable[Row], metric: str) -> int | str:
     scored = [row for row in fitted if not math.isnan(row[metric])]
     return min(scored, key=lambda row: (row[metric], row["k"]))["k"] if scored else ""

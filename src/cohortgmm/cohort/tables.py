@@ -35,6 +35,9 @@ SCORE_COLUMNS: dict[str, type] = {
     "reason": str,
 }
 
+#: Columns of the table of one patient: ``best_by`` names the criteria that a k is the best by.
+PATIENT_SCORE_COLUMNS = (*SCORE_COLUMNS, "best_by")
+
 SELECTION_COLUMNS = (
     "patient",
     "k",

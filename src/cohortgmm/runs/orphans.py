@@ -5,7 +5,6 @@ import binascii
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
 
 from cohortgmm.errors import CohortgmmError
 from cohortgmm.runs.lock import wait_for_jobs
@@ -94,20 +93,6 @@ def remember_run(results: str, name: str) -> None:
 def forget_run(results: str) -> None:
     """Nothing is left of this run: Snakemake has seen all its jobs end."""
     (Path(results) / RUN_FILE).unlink(missing_ok=True)
-
-
-def leave_records_to_run() -> None:
-    """In the Snakemake of a job on a cluster: let the marks of its files stay until the run has seen that it has ended.
-
-    That Snakemake records nothing itself but would remove the marks; a run that is killed meanwhile would leave files that
-    are neither marked nor recorded, and they would count as results whatever the configuration is by then.
-    """
-    from snakemake.persistence import PersistenceBase
-
-    async def finished(self: Any, job: Any) -> None:
-        """Nothing is recorded here."""
-
-    PersistenceBase.finished = finished
 
 
 def remove_unrecorded() -> None:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from cohortgmm.cohort.selection import select_k
+from cohortgmm.cohort.selection import criteria_by_k, select_k
 from cohortgmm.cohort.tables import SELECTION_COLUMNS
 from cohortgmm.errors import DataError
 
@@ -92,3 +92,12 @@ def test_without_any_fit_the_patient_is_named():
         "patient 'P1' has too few cells for every k (3 training cells are fewer than 2 per component (1) at k=1): "
         "add a smaller k to k_comps, or set on_small_patient to drop"
     )
+
+
+def test_the_criteria_that_a_k_is_the_best_by():
+    scores = rows([5.0, 2.0, 3.5], bic=[1.0, 2.0, 3.0], heldout=[9.0, 8.0, 7.0])
+    assert criteria_by_k(scores) == {1: ["bic"], 2: ["aic"], 3: ["heldout_nll"]}
+    scores = rows([5.0, 2.0, 3.5], bic=[1.0, 0.0, 3.0], skipped=[3])
+    assert criteria_by_k(scores) == {1: ["heldout_nll"], 2: ["aic", "bic"], 3: []}  # nothing is held out: the smallest
+    with pytest.raises(DataError, match="patient 'P1' has too few cells for every k"):
+        criteria_by_k(rows([5.0, 2.0], skipped=[1, 2]))

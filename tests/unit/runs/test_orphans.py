@@ -1,14 +1,10 @@
 """Jobs that a killed run has left in SLURM's queue are cancelled before their work is done once more."""
 
-import asyncio
 import subprocess
 import types
 
 import pytest
-from snakemake.io import _IOFile
-from snakemake.persistence import PersistenceBase
 from snakemake.persistence.file import FilePersistence
-from snakemake_interface_executor_plugins.settings import ExecMode
 
 from cohortgmm.errors import CohortgmmError
 from cohortgmm.runs import orphans
@@ -180,28 +176,6 @@ def test_results_that_were_not_recorded_are_removed(tmp_path, monkeypatch, write
     )
     assert (tmp_path / "notes.txt").exists()
     remove_unrecorded()
-
-
-def test_jobs_of_a_cluster_leave_the_marks_of_their_files(tmp_path, monkeypatch):
-    """As Snakemake itself does not: it removes them, and records nothing."""
-    monkeypatch.setattr(PersistenceBase, "finished", PersistenceBase.finished)
-    name = "results/fits/P1/k2.npz"
-    workflow = types.SimpleNamespace(
-        execution_settings=types.SimpleNamespace(keep_metadata=True),
-        exec_mode=ExecMode.REMOTE,
-        remote_execution_settings=types.SimpleNamespace(immediate_submit=False),
-    )
-    job = types.SimpleNamespace(output=[_IOFile(name, rule=None)])
-    marks = FilePersistence(path=tmp_path / ".snakemake")
-    marks.dag = types.SimpleNamespace(workflow=workflow)
-    for ours in (True, False):
-        with monkeypatch.context() as patch:
-            if ours:
-                patch.setattr(PersistenceBase, "finished", PersistenceBase.finished)
-                orphans.leave_records_to_run()
-            marks._mark_incomplete(name, None)
-            asyncio.run(marks.finished(job))
-            assert bool(marks._filter_incomplete_keys([name])) == ours
 
 
 def test_where_nothing_was_run_nothing_is_removed(tmp_path, monkeypatch):

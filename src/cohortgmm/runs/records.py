@@ -1,0 +1,41 @@
+"""What Snakemake records of a job, changed where its records would be wrong; written for Snakemake 9.10 to 9.27."""
+
+from typing import Any
+
+
+def leave_records_to_run() -> None:
+    """In the Snakemake of a job on a cluster: let the marks of its files stay until the run has seen that it has ended.
+
+    That Snakemake records nothing itself but would remove the marks; a run that is killed meanwhile would leave files that
+    are neither marked nor recorded, and they would count as results whatever the configuration is by then.
+    """
+    from snakemake.persistence import PersistenceBase
+
+    async def finished(self: Any, job: Any) -> None:
+        """Nothing is recorded here."""
+
+    PersistenceBase.finished = finished
+
+
+def record_parameters_at_the_end(rule: str) -> None:
+    """Let Snakemake record the parameters of a rule's jobs as they are when a job has ended.
+
+    It evaluates parameters when it plans the jobs and may record what they were then. The chosen k of a refit is only known
+    once the scores of this run are there: recorded as it was planned, it would make the next run refit once more.
+
+    Parameters
+    ----------
+    rule
+        Name of the rule.
+    """
+    from snakemake.persistence import PersistenceBase
+
+    planned = PersistenceBase._params
+
+    def _params(self: Any, job: Any) -> list[Any]:
+        if job.rule.name != rule:
+            return planned(self, job)
+        job._expand_params()
+        return planned.__wrapped__(self, job)
+
+    PersistenceBase._params = _params
