@@ -9,6 +9,7 @@ _EXPORTS = {
     "fit_gmm": "cohortgmm.api",
     "fit_mixture": "cohortgmm.mixture.em",
     "MixtureFit": "cohortgmm.mixture.result",
+    "Noise": "cohortgmm.mixture.noise",
     "Background": "cohortgmm.mixture.background",
     "GaussianMixture": "cohortgmm.mixture.model",
     "cross_validate": "cohortgmm.mixture.stacking",

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from cohortgmm import __version__
+from cohortgmm.arrays import real_array
 from cohortgmm.cohort.cells import PatientCells
 from cohortgmm.cohort.fitting import final_fit, fit_candidate
 from cohortgmm.cohort.hidden import describe_arguments
@@ -28,8 +29,9 @@ from cohortgmm.cohort.tables import Row
 from cohortgmm.config import read_gmm_options
 from cohortgmm.config_gmm import GmmConfig, default_gmm_key
 from cohortgmm.errors import CohortgmmError, ConfigError, DataError
+from cohortgmm.mixture.arguments import check_count, shown
 from cohortgmm.mixture.model import GaussianMixture
-from cohortgmm.mixture.noise import is_one_for_all
+from cohortgmm.mixture.noise import Noise, is_one_for_all
 from cohortgmm.mixture.result import MixtureFit
 from cohortgmm.mixture.tiles import one_blas_thread
 
@@ -109,7 +111,8 @@ def fit_gmm(
     noise
         Measurement noise. AnnData: a key of ``obsm``, ``{"obsm": key}``, ``{"layer": key}`` or an array, with variances
         (n, D), covariances (n, D, D) or these flattened, or one (D,) or (D, D) for all cells. Mapping: patient to such
-        an array, or one for all.
+        an array, or one for all. Where an array may be either, of n = D cells, :class:`~cohortgmm.Noise` around it says
+        which.
     missing
         Whether NaN is a missing feature; otherwise it is an error.
     completeness, noise_at
@@ -119,8 +122,8 @@ def fit_gmm(
         :class:`~cohortgmm.Background`, or its arguments as in the configuration (``{}``: the box of the patient's
         cells).
     reference
-        :class:`~cohortgmm.GaussianMixture`, or the path of one, that all fits start from; without ``frozen``, its means
-        and covariances stay, so that patients are mapped onto it.
+        :class:`~cohortgmm.GaussianMixture`, or a fit or the path of one, that all fits start from; without ``frozen``, its
+        means and covariances stay, so that patients are mapped onto it.
     frozen
         Parameters of the reference that stay, see :func:`cohortgmm.fit_mixture`.
     gmm_key
@@ -128,7 +131,8 @@ def fit_gmm(
     verbose
         Print a line per patient.
     random_state
-        Seed. The mixture of a patient depends on it, the patient's id, its cells and k, not on the other patients.
+        Seed, an integer of at least 0. The mixture of a patient depends on it, the patient's id, its cells and k, not on
+        the other patients.
     min_cells, on_small_patient
         What happens to a patient with fewer cells, or too few for every k: ``"error"`` stops, ``"drop"`` leaves it out
         (its cells get component -1). Cells without any feature do not count.
@@ -193,8 +197,9 @@ def fit_gmm(
     if reference is not None:
         gmm = gmm.for_reference(objects["reference"], "fit_gmm")
     options = gmm.fit_options() | objects
-    if not isinstance(random_state, (int, np.integer)) or random_state < 0:
-        raise ConfigError(f"random_state must be an integer of at least 0, got {random_state!r}")
+    if isinstance(random_state, bool) or not isinstance(random_state, (int, np.integer)) or random_state < 0:
+        raise ConfigError(f"random_state must be an integer of at least 0, got {shown(random_state)}")
+    min_cells = check_count("min_cells", min_cells, 0)
     if on_small_patient not in ("error", "drop"):
         raise ConfigError(f"on_small_patient must be 'error' or 'drop', got {on_small_patient!r}")
     is_mapping = isinstance(data, Mapping)
@@ -251,10 +256,9 @@ def fit_gmm(
 def _with_weights(model: GaussianMixture, weights: np.ndarray) -> GaussianMixture:
     """A shared mixture with the weights (K,) of one patient; what they lack of one is background."""
     background = model.background
-    if background is None:
-        return GaussianMixture(weights, model.means, model.covariances)
-    background = replace(background, amp=float(np.clip(1.0 - weights.sum(), 0.0, 1.0)), amp_min=0.0, amp_max=1.0)
-    return GaussianMixture(weights, model.means, model.covariances, background)
+    if background is not None:
+        background = replace(background, amp=float(np.clip(1.0 - weights.sum(), 0.0, 1.0)), amp_min=0.0, amp_max=1.0)
+    return GaussianMixture.from_factors(weights, model.means, model.covariances, model.factors, background)
 
 
 def _from_anndata(
@@ -324,13 +328,13 @@ def _from_mapping(arrays: Mapping[str, Any], noise, missing: bool) -> tuple[Embe
 
 
 def _noise_of_mapping(matrices: Mapping[str, np.ndarray], noise):
-    """The measurement noise of a mapping of arrays: another one, of the same patients."""
+    """The measurement noise of a mapping of arrays: another one, of the same patients, or one for all."""
     if noise is None:
         return None
     n, d = sum(x.shape[0] for x in matrices.values()), next(iter(matrices.values())).shape[1]
-    if np.shape(noise) in ((d,), (d, d)):
-        return as_noise(noise, "the array", (n, d), shared=True)
     if not isinstance(noise, Mapping):
+        if _is_one(noise, d):
+            return as_noise(noise, "the array", (n, d), shared=True)
         raise ConfigError(
             f"noise must be a mapping of patient to array, like the cells, or one for all, got {type(noise).__name__}"
         )
@@ -348,6 +352,15 @@ def _noise_of_mapping(matrices: Mapping[str, np.ndarray], noise):
     if all(is_one_for_all(part) and np.array_equal(part[0], parts[0][0]) for part in parts):
         return np.broadcast_to(parts[0][0], (n, *parts[0].shape[1:]))
     return np.concatenate(parts)
+
+
+def _is_one(noise, n_features: int) -> bool:
+    """Whether noise has the shape of one covariance, or variances, for all cells."""
+    if isinstance(noise, Noise):
+        return noise.is_shared
+    if isinstance(noise, str):
+        return False
+    return real_array(noise, "noise: the array").shape in ((n_features,), (n_features, n_features))
 
 
 def _fit_parts(
@@ -372,12 +385,12 @@ def _fit_parts(
 
 
 def _n_workers(n_jobs: int) -> int:
-    if n_jobs == -1:
+    if isinstance(n_jobs, (int, np.integer)) and n_jobs == -1:
         import os
 
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if not isinstance(n_jobs, (int, np.integer)) or n_jobs < 1:
-        raise ConfigError(f"n_jobs must be -1 or an integer of at least 1, got {n_jobs!r}")
+    if isinstance(n_jobs, bool) or not isinstance(n_jobs, (int, np.integer)) or n_jobs < 1:
+        raise ConfigError(f"n_jobs must be -1 or an integer of at least 1, got {shown(n_jobs)}")
     return int(n_jobs)
 
 

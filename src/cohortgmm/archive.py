@@ -1,23 +1,27 @@
-"""Reading ``.npz`` files, with one clear line for those that are damaged or of another kind."""
+"""Reading and writing ``.npz`` files, with one clear line for those that are damaged or of another kind."""
 
 import os
-import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import BinaryIO
 
 import numpy as np
 
-from cohortgmm.errors import DataError
+from cohortgmm.errors import ConfigError, DataError, MissingFileError, OutputError
+
+#: What names a file: its path, or the file itself, opened in binary mode.
+File = str | os.PathLike | BinaryIO
 
 
 def read_arrays(
-    file: str | os.PathLike, names: Iterable[str], content: str = "mixture", optional: Iterable[str] = ()
+    file: File, names: Iterable[str], content: str = "mixture", optional: Iterable[str] = ()
 ) -> dict[str, np.ndarray]:
     """Arrays of an ``.npz`` file by name.
 
     Parameters
     ----------
     file
-        Its path.
+        Its path, or the file opened in binary mode.
     names
         Arrays that must be there.
     content
@@ -27,16 +31,77 @@ def read_arrays(
 
     Raises
     ------
+    MissingFileError
+        If there is no such file.
     DataError
         If the file is of another kind, damaged, or without one of them.
+    ConfigError
+        If ``file`` is neither a path nor a file.
     """
-    try:
-        # np.load leaves a damaged file open that it opened itself.
-        with open(file, "rb") as stream, np.load(stream) as archive:
-            arrays = {name: archive[name] for name in (*names, *optional) if name in archive.files}
-    except (TypeError, ValueError, EOFError, zipfile.BadZipFile):
-        raise DataError(f"{file} holds no {content}: not a readable .npz file; remove it and run again") from None
+    names = tuple(names)
+    with _opened(file, "rb") as stream:
+        try:
+            with np.load(stream) as archive:
+                arrays = {name: archive[name] for name in (*names, *optional) if name in archive.files}
+        except MemoryError:
+            raise DataError(f"{name_of(file)}: larger than the memory, or damaged") from None
+        except Exception:  # whatever numpy, zipfile and zlib make of a damaged file
+            raise DataError(
+                f"{name_of(file)} holds no {content}: not a readable .npz file; remove it and run again"
+            ) from None
     missing = [name for name in names if name not in arrays]
     if missing:
-        raise DataError(f"{file} holds no {content}: {', '.join(sorted(missing))} missing")
+        raise DataError(f"{name_of(file)} holds no {content}: {', '.join(sorted(missing))} missing")
     return arrays
+
+
+def write_arrays(file: File, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays to the named file, whatever its suffix: :func:`numpy.savez` by itself appends ``.npz``.
+
+    Raises
+    ------
+    OutputError
+        If the file cannot be written.
+    ConfigError
+        If ``file`` is neither a path nor a file.
+    """
+    with _opened(file, "wb") as stream:
+        try:
+            np.savez(stream, **arrays)
+        except OSError as error:
+            raise _unwritable(file, error) from error
+
+
+def name_of(file: File) -> str:
+    """What messages call a file."""
+    if isinstance(file, str | os.PathLike):
+        return os.fspath(file)
+    return str(getattr(file, "name", "the open file"))
+
+
+def _opened(file: File, mode: str) -> AbstractContextManager[BinaryIO]:
+    """The file itself, or the one that a path names, which is closed in the end."""
+    verb = "read" if mode == "rb" else "write"
+    if hasattr(file, verb):
+        if hasattr(file, "encoding"):  # a text would be decoded, or refused, in the middle
+            raise ConfigError(f"{name_of(file)} is open as text: open it in binary mode, {mode!r}")
+        return nullcontext(file)
+    if not isinstance(file, str | os.PathLike):
+        raise ConfigError(f"a file to {verb} must be a path or an open binary file, got {type(file).__name__}")
+    try:
+        return open(file, mode)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        if mode == "wb":
+            raise _unwritable(file, error) from error
+        if isinstance(error, FileNotFoundError):
+            raise MissingFileError(f"{file}: no such file") from None
+        raise DataError(f"{file}: cannot be read: {_reason(error)}") from error
+
+
+def _unwritable(file: File, error: Exception) -> OutputError:
+    return OutputError(f"cannot write {name_of(file)}: {_reason(error)}")
+
+
+def _reason(error: Exception) -> str:
+    number = getattr(error, "errno", None)
+    return os.strerror(number) if number else " ".join(str(error).split())

@@ -40,15 +40,23 @@ def real_array(values: Any, name: str) -> Any:
         matrix = values.tocsr()
         data = _as_float(matrix.data, name)
         return matrix if data is matrix.data else type(matrix)((data, matrix.indices, matrix.indptr), matrix.shape)
-    if hasattr(values, "to_numpy"):
+    if hasattr(values, "iloc"):
         return _as_float(_from_table(values, name), name)
     if isinstance(values, np.ma.MaskedArray):
         return _without_mask(values, name)
     try:
         array = np.asarray(values)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{name} must be a numeric array: {error}") from None
+    except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: a tensor that is being differentiated
+        raise DataError(f"{name} must be a numeric array: {' '.join(str(error).split())}") from None
+    if array.dtype.kind == "O" and array.ndim == 0 and not isinstance(values, Real):
+        raise DataError(f"{name} must be a numeric array, got {type(values).__name__}")
     return _as_float(array, name)
+
+
+def dense_array(values: Any, name: str) -> np.ndarray:
+    """As :func:`real_array`, with a sparse matrix made dense."""
+    values = real_array(values, name)
+    return values.toarray() if hasattr(values, "toarray") else values
 
 
 def _in_memory(values: Any) -> Any:

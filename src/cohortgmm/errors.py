@@ -18,6 +18,10 @@ class DataError(CohortgmmError, ValueError):
     """Input data that cannot be used."""
 
 
+class MissingFileError(DataError, FileNotFoundError):
+    """A file that is not there."""
+
+
 class OutputError(CohortgmmError, OSError):
     """An output that could not be written."""
 

@@ -191,10 +191,7 @@ def _n_parameters(model: GaussianMixture, arguments: Mapping[str, Any]) -> int:
 def write_fit(path: str | os.PathLike, fit: MixtureFit | None) -> None:
     """Write a fit; for a candidate that was skipped, a file that holds no mixture."""
     with atomic_path(path) as temporary:
-        if fit is None:
-            np.savez(temporary, skipped=True)
-        else:
-            fit.save(temporary)
+        np.savez(temporary, **({"skipped": np.array(True)} if fit is None else fit.arrays()))
 
 
 def load_fits(parts: Sequence[PatientCells], paths: Sequence[str | os.PathLike]) -> dict[str, MixtureFit]:

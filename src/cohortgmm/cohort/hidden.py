@@ -16,6 +16,7 @@ from cohortgmm.errors import ConfigError, one_line
 from cohortgmm.mixture.background import Background
 from cohortgmm.mixture.completeness import Completeness
 from cohortgmm.mixture.model import GaussianMixture
+from cohortgmm.mixture.result import as_mixture
 from cohortgmm.mixture.tiles import tile_slices
 
 
@@ -96,28 +97,36 @@ def describe_arguments(
             raise ConfigError(f"completeness must be a function or gates, got {completeness!r}")
         described["completeness"], objects["completeness"] = {"function": _name_of(completeness)}, completeness
     if isinstance(background, Mapping):
-        background = {
-            key: np.asarray(value).tolist() if key in ("lower", "upper") and value is not None else value
-            for key, value in background.items()
-        }
+        background = {key: _plain(value) if key in ("lower", "upper") else value for key, value in background.items()}
     if isinstance(background, Background):
         corners = {"lower": background.lower.tolist(), "upper": background.upper.tolist()}
         background = {**asdict(background), **corners}
     described["background"] = background
     if reference is not None:
-        if not isinstance(reference, GaussianMixture | str | os.PathLike):
-            raise ConfigError(f"reference must be a GaussianMixture or the path of one, got {reference!r}")
+        is_path = isinstance(reference, str | os.PathLike)
         try:
-            model = reference if isinstance(reference, GaussianMixture) else GaussianMixture.load(reference)
+            objects["reference"] = (
+                GaussianMixture.load(reference)
+                if is_path
+                else as_mixture(reference, "reference", " or the path of one")
+            )
         except FileNotFoundError:
             raise ConfigError(f"reference: no such file: {reference}") from None
-        described["reference"], objects["reference"] = "a mixture" if model is reference else str(reference), model
+        described["reference"] = str(reference) if is_path else "a mixture"
     if isinstance(frozen, Mapping):
-        described["frozen"] = {
-            kind: numbers if isinstance(numbers, str) else np.atleast_1d(numbers).tolist()
-            for kind, numbers in frozen.items()
-        }
+        described["frozen"] = {kind: _plain(numbers, several=True) for kind, numbers in frozen.items()}
     return described, objects
+
+
+def _plain(value: Any, *, several: bool = False) -> Any:
+    """An array as lists, one number as a list where ``several`` are meant; anything else as it is."""
+    if value is None or isinstance(value, str | bytes):
+        return value
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError):  # lists of different lengths, which the configuration refuses
+        return value
+    return (np.atleast_1d(array) if several else array).tolist() if array.dtype.kind != "O" else value
 
 
 def _name_of(thing: Any) -> str:

@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 from anndata.io import read_elem
 
+from cohortgmm.arrays import real_array
 from cohortgmm.cohort.cells import PatientCells
 from cohortgmm.errors import DataError
-from cohortgmm.mixture.noise import Noise, is_one_for_all
+from cohortgmm.mixture.noise import Noise, check_meaning, is_one_for_all
 from cohortgmm.mixture.tiles import tile_slices
 
 
@@ -184,7 +185,7 @@ class Embedding:
         cells = PatientCells(patient, x, train, owner, patients, noise, self.feature_names, names)
         if noise is not None and len(x):
             try:
-                Noise.read(noise, *x.shape, per_cell=True, name_of=cells.cell_name, missing=np.isnan(x))
+                Noise.read(Noise.per_cell(noise), *x.shape, name_of=cells.cell_name, missing=np.isnan(x))
             except DataError as error:
                 raise DataError(f"patient {patient!r}: {error}") from None
         return cells
@@ -250,22 +251,36 @@ def read_noise(file: h5py.File, noise: Mapping[str, str | None], shape: tuple[in
 def as_noise(values, name: str, shape: tuple[int, int], *, shared: bool = False):
     """Variances (n, D) or covariances (n, D, D) from what AnnData may hold: these, or covariances (n, D · D).
 
-    With ``shared``, one for all, (D,) or (D, D), is taken too: it becomes a view that takes no memory for the cells.
+    With ``shared``, one for all, (D,) or (D, D), is taken too: it becomes a view that takes no memory for the cells. A
+    square array that may be either, of n = D cells, must then be a :class:`~cohortgmm.Noise`, which says what it is.
+
+    Raises
+    ------
+    DataError
+        For another shape, one of two meanings, or what is no array of real numbers.
     """
     n, d = shape
-    if not hasattr(values, "tocsr"):
-        values = values.to_numpy() if isinstance(values, pd.DataFrame) else np.asarray(values)
-    if values.shape == (n, d * d) and d > 1:
+    said = values if isinstance(values, Noise) else None
+    values = real_array(values, f"noise: {name}") if said is None else said.values
+    one_for_all = shared and values.shape in ((d,), (d, d))
+    if said is None and one_for_all:
+        dense = values.toarray() if hasattr(values, "toarray") else values
+        check_meaning(dense, n, d, f"noise: {name}")
+        one_for_all = values.shape != (n, d)
+    elif said is not None:
+        one_for_all = said.is_shared
+    if values.shape == (n, d * d) and d > 1 and not one_for_all:
         values = (values.toarray() if hasattr(values, "tocsr") else values).reshape(n, d, d)
-    elif shared and values.shape in ((d,), (d, d)) and values.shape != (n, d):
-        values = np.broadcast_to(values.toarray() if hasattr(values, "tocsr") else values, (n, *values.shape))
-    if values.shape not in ((n, d), (n, d, d)) or values.dtype.kind not in "fiub":
+    allowed = ((d,), (d, d)) if one_for_all else ((n, d), (n, d, d))
+    if values.shape not in allowed or (one_for_all and not shared):
         one = f", or one for all of shape {(d,)} or {(d, d)}" if shared else ""
         raise DataError(
             f"noise: {name} must be variances of shape {(n, d)}, or covariances of shape {(n, d, d)} or {(n, d * d)}{one}, "
             f"got {values.dtype} of shape {values.shape}"
         )
-    return values.tocsr() if hasattr(values, "tocsr") else values
+    if one_for_all:
+        values = np.broadcast_to(values.toarray() if hasattr(values, "tocsr") else values, (n, *values.shape))
+    return values
 
 
 def as_matrix(matrix, name: str):

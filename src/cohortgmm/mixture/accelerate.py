@@ -99,6 +99,8 @@ class Squarem:
             root[:, diagonal, diagonal] = np.exp(root[:, diagonal, diagonal])
             root *= self._scale[:, None]
             covariances = root @ root.transpose(0, 2, 1)
+        if not (np.isfinite(weights).all() and np.isfinite(means).all()):
+            raise FloatingPointError("the extrapolation leaves the range of numbers")
         covariances, factors, _ = self._constraints.admit(covariances, model)
         return GaussianMixture.from_factors(weights, means, covariances, factors, background)
 

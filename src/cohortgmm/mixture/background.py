@@ -1,13 +1,17 @@
 """A uniform background: cells, or what passes for cells, that belong to no component."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from numbers import Real
 
 import numpy as np
 
+from cohortgmm.arrays import dense_array
 from cohortgmm.errors import ConfigError, DataError
+from cohortgmm.mixture.arguments import shown
 
-#: Names of the parameters in a file.
-_ARRAYS = ("background_lower", "background_upper", "background_amp")
+#: Names of the parameters in the file of a mixture.
+BACKGROUND_ARRAYS = ("background_lower", "background_upper", "background_amp")
 
 #: Boxes narrower than this many standard deviations of the noise.
 _NARROW = 1e-3
@@ -43,13 +47,22 @@ class Background:
 
     def __post_init__(self):
         for name in ("lower", "upper"):
-            object.__setattr__(self, name, np.atleast_1d(np.asarray(getattr(self, name), dtype=np.float64)))
-        if self.lower.ndim != 1 or self.lower.shape != self.upper.shape:
+            corner = dense_array(getattr(self, name), f"the background's {name}")
+            object.__setattr__(self, name, np.atleast_1d(np.asarray(corner, dtype=np.float64)))
+        if self.lower.ndim != 1 or self.lower.shape != self.upper.shape or not len(self.lower):
             raise ConfigError(
                 f"the background needs lower and upper of shape (D,), got {self.lower.shape} and {self.upper.shape}"
             )
         if not (np.isfinite(self.lower).all() and np.isfinite(self.upper).all() and np.all(self.lower < self.upper)):
             raise ConfigError("the background's lower must be below its upper, and both finite, in every feature")
+        with np.errstate(over="ignore"):
+            if not np.isfinite(self.upper - self.lower).all():
+                raise ConfigError("the background's box is too large for its volume: rescale the data")
+        for name in ("amp", "amp_min", "amp_max"):
+            if not isinstance(getattr(self, name), Real) or isinstance(getattr(self, name), bool):
+                raise ConfigError(f"the background's {name} must be a number, got {shown(getattr(self, name))}")
+        if not isinstance(self.adjust_amp, bool | np.bool_):
+            raise ConfigError(f"the background's adjust_amp must be True or False, got {shown(self.adjust_amp)}")
         if not 0 <= self.amp_min <= self.amp <= self.amp_max <= 1:
             raise ConfigError(
                 "the background needs 0 <= amp_min <= amp <= amp_max <= 1, got "
@@ -104,14 +117,17 @@ class Background:
         return {"background_lower": self.lower, "background_upper": self.upper, "background_amp": amps}
 
     @classmethod
-    def from_arrays(cls, arrays: dict[str, np.ndarray]) -> "Background | None":
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "Background | None":
         """What :meth:`arrays` gave; None if it is not among these."""
-        names = [name for name in _ARRAYS if name in arrays]
+        names = [name for name in BACKGROUND_ARRAYS if name in arrays]
         if not names:
             return None
         if len(names) < 3:
-            raise DataError(f"half a background: {', '.join(sorted({*_ARRAYS} - {*names}))} missing")
-        *amps, adjust_amp = arrays["background_amp"].tolist()
+            raise DataError(f"half a background: {', '.join(sorted({*BACKGROUND_ARRAYS} - {*names}))} missing")
+        numbers = dense_array(arrays["background_amp"], "background_amp")
+        if numbers.shape != (4,):
+            raise DataError(f"background_amp must hold amp, amp_min, amp_max and adjust_amp, got shape {numbers.shape}")
+        *amps, adjust_amp = numbers.tolist()
         return cls(arrays["background_lower"], arrays["background_upper"], *amps, adjust_amp=bool(adjust_amp))
 
 

@@ -11,9 +11,11 @@ p_k(y_j) pseudo-cells of component k at node j never loses log-likelihood as lon
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from cohortgmm.arrays import dense_array
 from cohortgmm.errors import DataError, DivergedError, one_line
 from cohortgmm.mixture.expectation import Expectation
 from cohortgmm.mixture.model import GaussianMixture
@@ -37,7 +39,7 @@ _BACKGROUND_NODES = 1 << 14
 #: Cells named in an error.
 _NAMED = 5
 
-NoiseAt = Callable[[np.ndarray], np.ndarray] | np.ndarray
+NoiseAt = Callable[[np.ndarray], np.ndarray | Noise] | np.ndarray | Noise
 
 
 class Completeness:
@@ -71,9 +73,10 @@ class Completeness:
         except Exception as error:
             raise DataError(f"the completeness function failed on {len(x)} places: {one_line(error)}") from error
         try:
-            values = np.asarray(values, dtype=np.float64)
-        except (TypeError, ValueError):
-            raise DataError(f"the completeness function returned {type(values).__name__}, not numbers") from None
+            values = np.asarray(dense_array(values, "they"), dtype=np.float64)
+        except DataError as error:
+            kind = type(values).__name__
+            raise DataError(f"the completeness function returned {kind}, not numbers: {error}") from None
         if values.shape != (len(x),):
             raise DataError(f"the completeness function returned shape {values.shape} for {len(x)} places")
         bad = ~((values >= 0) & (values <= 1))
@@ -194,7 +197,7 @@ class Selection:
         unseen = 1.0 - self.completeness(self._measured(points, normal[:, d:]))
         kept = unseen > 0
         points, unseen = points[kept], unseen[kept]
-        proposal = GaussianMixture(counts / counts.sum(), model.means, width**2 * model.covariances)
+        proposal = GaussianMixture.from_factors(counts / counts.sum(), model.means, width**2 * model.covariances)
         log_weights = np.log(unseen) - np.log(counts.sum()) - proposal.log_prob(points)
         return Nodes(points, log_weights, model, self._background_share(model))
 
@@ -237,16 +240,37 @@ def noise_of_places(points: np.ndarray, noise_at: NoiseAt, name: str = "noise_at
         If the function fails, or returns another shape or values that are no finite covariances.
     """
     m, d = points.shape
+    noise = noise_at
+    if callable(noise_at):
+        try:
+            noise = noise_at(points.copy())
+        except Exception as error:
+            raise DataError(f"{name} failed on {m} places: {one_line(error)}") from error
     try:
-        noise = np.asarray(noise_at(points.copy()) if callable(noise_at) else noise_at, dtype=np.float64)
-    except Exception as error:
-        raise DataError(f"{name} failed on {m} places: {one_line(error)}") from error
-    if not np.isfinite(noise).all():
-        raise DataError(f"{name} gave values that are not finite")
-    try:
-        return Noise.read(noise, m, d, per_cell=callable(noise_at))
+        if not isinstance(noise, Noise):
+            noise = _noise_by_contract(noise, m, d, of_function=callable(noise_at))
+        elif not (noise.is_shared or callable(noise_at)):
+            raise DataError("noise of each cell says nothing of other places: give a function, or one for all")
+        if not np.isfinite(noise.values).all():
+            raise DataError("values that are not finite")
+        return Noise.read(noise, m, d)
     except DataError as error:
         raise DataError(f"{name}: {error}") from None
+
+
+def _noise_by_contract(values: Any, m: int, d: int, *, of_function: bool) -> Noise:
+    """What a function gave for m places, each its own; or an array, one for all."""
+    values = dense_array(values, "the noise")
+    if not of_function:
+        shapes, kind = ((d,), (d, d)), "one for all"
+    elif values.shape == (d,):
+        return Noise.shared(values)
+    else:
+        shapes, kind = ((m, d), (m, d, d)), "one for each place"
+    if values.shape not in shapes:
+        hint = "; cohortgmm.Noise.shared(values) is one for all" if of_function else ""
+        raise DataError(f"must be {kind}, of shape {shapes[0]} or {shapes[1]}, got {values.shape}{hint}")
+    return Noise.per_cell(values) if of_function else Noise.shared(values)
 
 
 def scaled_noise(points: np.ndarray, noise_at: NoiseAt, normal: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from cohortgmm.errors import ConfigError
-from cohortgmm.mixture.gaussian import Factors, factorize, floor_covariances
+from cohortgmm.mixture.gaussian import Factors, floor_covariances
 from cohortgmm.mixture.model import GaussianMixture
 
 #: Names in the argument ``frozen``, and the parameters they stand for.
@@ -54,13 +54,7 @@ class Frozen:
             if isinstance(components, str) and components == "all":
                 masks[_NAMES[kind]][:] = True
                 continue
-            numbers = np.atleast_1d(np.asarray(components if np.size(components) else np.empty(0, dtype=int)))
-            if numbers.dtype.kind not in "iu" or np.any((numbers < 0) | (numbers >= n_components)):
-                raise ConfigError(
-                    f"frozen[{kind!r}] must be 'all' or numbers of components from 0 to {n_components - 1}, "
-                    f"got {components!r}"
-                )
-            masks[_NAMES[kind]][numbers] = True
+            masks[_NAMES[kind]][_numbers(components, kind, n_components)] = True
         return cls(**masks)
 
     @property
@@ -77,6 +71,20 @@ class Frozen:
     def n_parameters(self) -> tuple[int, int, int]:
         """Numbers of frozen weights, means and covariances."""
         return tuple(int(mask.sum()) for mask in (self.weights, self.means, self.covariances))
+
+
+def _numbers(components: Any, kind: str, n_components: int) -> np.ndarray:
+    """Numbers of components that a user gave."""
+    try:
+        numbers = np.atleast_1d(np.asarray(components if np.size(components) else np.empty(0, dtype=int)))
+    except (TypeError, ValueError):  # lists of different lengths
+        numbers = np.empty(0)
+    if numbers.dtype.kind not in "iu" or numbers.ndim > 1 or np.any((numbers < 0) | (numbers >= n_components)):
+        raise ConfigError(
+            f"frozen[{kind!r}] must be 'all' or numbers of components from 0 to {n_components - 1}, got "
+            f"{' '.join(repr(components).split())}"
+        )
+    return numbers
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,22 +121,7 @@ class Constraints:
         )
         covariances = covariances.copy()
         covariances[frozen] = model.covariances[frozen]
-        own = _factors_of(model, frozen)
+        own = model.factors
         for name in ("root", "whitener", "half_log_det"):
             getattr(factors, name)[frozen] = getattr(own, name)[frozen]
         return covariances, factors, floored
-
-
-def _factors_of(model: GaussianMixture, frozen: np.ndarray) -> Factors:
-    """Factors of a mixture, of which the frozen (K,) ones count."""
-    try:
-        return model.factors
-    except np.linalg.LinAlgError:
-        for k in np.flatnonzero(frozen):
-            try:
-                factorize(model.covariances[k][None])
-            except np.linalg.LinAlgError:
-                raise ConfigError(f"the frozen covariance of component {k} is not positive definite") from None
-        unit = np.ones(model.n_features) if model.covariance_type == "diag" else np.eye(model.n_features)
-        chosen = frozen.reshape(-1, *(1,) * unit.ndim)
-        return factorize(np.where(chosen, model.covariances, unit))

@@ -4,7 +4,9 @@ from functools import cached_property
 
 import numpy as np
 
+from cohortgmm.arrays import dense_array
 from cohortgmm.errors import DataError
+from cohortgmm.mixture.arguments import LARGEST
 from cohortgmm.mixture.background import Background
 from cohortgmm.mixture.tiles import keep_freed_memory, ordered_map, tile_slices
 
@@ -33,16 +35,17 @@ class CellData:
     Raises
     ------
     DataError
-        If x is not two-dimensional and numeric, or has infinite values, or NaN that are not allowed.
+        If x is not two-dimensional and numeric, or has infinite or too large values, or NaN that are not allowed.
     """
 
     def __init__(self, x: np.ndarray, n_threads: int = 1, *, missing_allowed: bool = False) -> None:
         keep_freed_memory()
-        self.x = _as_floats(x)
+        self.x = dense_array(x, "cells")
         self.n_threads = n_threads
         self.log_background: np.ndarray | None = None
         if self.x.ndim != 2 or self.x.shape[1] == 0:
-            raise DataError(f"cells must be an array of shape (n, D), got {self.x.shape}")
+            hint = ": cells of one feature are x[:, None]" if self.x.ndim == 1 else ""
+            raise DataError(f"cells must be an array of shape (n, D), got {self.x.shape}{hint}")
         self.n_missing = self._count_missing(missing_allowed)
 
     def __len__(self) -> int:
@@ -102,28 +105,27 @@ class CellData:
         return total / len(self)
 
     def _count_missing(self, allowed: bool) -> int:
-        n_missing, n_bad, first = 0, 0, -1
+        n_missing, faults = 0, []
+        largest = min(LARGEST, float(np.finfo(self.x.dtype).max))
         for tile in self.tiles(self.n_features):
-            finite = np.isfinite(self.x[tile])
-            if finite.all():
+            part = self.x[tile]
+            if -largest <= part.min() and part.max() <= largest:  # with NaN, neither is
                 continue
-            bad = ~finite
-            if allowed:
-                missing = np.isnan(self.x[tile])
-                n_missing += np.count_nonzero(missing)
-                bad &= ~missing
-            if bad.any():
-                n_bad += np.count_nonzero(bad)
-                first = first if first >= 0 else tile.start + int(np.argmax(bad.any(axis=1)))
-        if n_bad:
-            what = "infinite" if allowed else "NaN or infinite"
-            raise DataError(f"{n_bad} {what} values, the first in cell {first}: remove or impute them")
+            missing, endless = np.isnan(part), np.isinf(part)
+            n_missing += np.count_nonzero(missing)
+            large = ~(missing | endless) & (np.abs(part) > largest)
+            faults.append((_found(endless if allowed else endless | missing, tile), _found(large, tile)))
+        for found, what, way in zip(
+            zip(*faults, strict=True),
+            ("infinite values" if allowed else "NaN or infinite values", f"values beyond {LARGEST:g}"),
+            ("remove or impute them", "squares would overflow, rescale the data"),
+            strict=False,
+        ):
+            if n_bad := sum(n for n, _ in found):
+                raise DataError(f"{n_bad} {what}, the first in cell {min(i for n, i in found if n)}: {way}")
         return n_missing
 
 
-def _as_floats(x) -> np.ndarray:
-    try:
-        x = np.asarray(x)
-        return x if x.dtype in (np.float32, np.float64) else np.asarray(x, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"cells must be a numeric array (n, D): {error}") from None
+def _found(bad: np.ndarray, tile: slice) -> tuple[int, int]:
+    """How many values of a tile are bad, and the first cell that has one."""
+    return int(np.count_nonzero(bad)), tile.start + int(np.argmax(bad.any(axis=1)))

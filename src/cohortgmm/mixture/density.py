@@ -6,8 +6,10 @@ from typing import TypeVar
 
 import numpy as np
 
+from cohortgmm.errors import DataError
 from cohortgmm.mixture.measurements import Group, Measurements
 from cohortgmm.mixture.model import GaussianMixture
+from cohortgmm.mixture.noise import Noise
 from cohortgmm.mixture.noisy import pairs_of
 from cohortgmm.mixture.posterior import normalize
 from cohortgmm.mixture.tiles import range_slices
@@ -73,19 +75,38 @@ def _evaluation(group: Group, model: GaussianMixture) -> tuple[Callable[[slice],
     return evaluate_pairs, list(range_slices(len(group.cells), _ROWS))
 
 
-def log_prob(model: GaussianMixture, x: np.ndarray, noise: np.ndarray | None) -> np.ndarray:
+def log_prob(model: GaussianMixture, x: np.ndarray, noise: np.ndarray | Noise | None) -> np.ndarray:
     """See :meth:`cohortgmm.GaussianMixture.log_prob`."""
     result = np.zeros(len(x))
-    cells = Measurements(x, noise, background=model.background)
-    for rows, values in map_joint(lambda *joint: normalize(*joint)[1], cells, model):
+    for rows, (_, values) in _normalized(model, x, noise):
         result[rows] = values
     return result
 
 
-def responsibilities(model: GaussianMixture, x: np.ndarray, noise: np.ndarray | None) -> np.ndarray:
+def responsibilities(model: GaussianMixture, x: np.ndarray, noise: np.ndarray | Noise | None) -> np.ndarray:
     """See :meth:`cohortgmm.GaussianMixture.responsibilities`."""
     result = np.tile(model.weights, (len(x), 1))
-    cells = Measurements(x, noise, background=model.background)
-    for rows, values in map_joint(lambda *joint: normalize(*joint)[0].T, cells, model):
-        result[rows] = values
+    for rows, (resp, _) in _normalized(model, x, noise):
+        result[rows] = resp.T
     return result
+
+
+def _normalized(model: GaussianMixture, x: np.ndarray, noise: np.ndarray | Noise | None) -> Iterator:
+    """Responsibilities (K, n) and log-densities (n,) of all cells, tile by tile.
+
+    Raises
+    ------
+    DataError
+        Where a density underflows although a component could have made the cell.
+    """
+    cells = Measurements(x, noise, background=model.background)
+    has_components = bool(model.weights.any())
+    with np.errstate(over="ignore", invalid="ignore"):
+        for rows, (resp, values) in map_joint(normalize, cells, model):
+            bad = np.isnan(values) | (np.isinf(values) & has_components)
+            if bad.any():
+                raise DataError(
+                    f"cell {rows[np.argmax(bad)]} is so far from every component that its log-density overflows: rescale "
+                    "the data, or check that they are in the units of the mixture"
+                )
+            yield rows, (resp, values)

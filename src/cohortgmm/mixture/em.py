@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from numbers import Integral
 
 import numpy as np
 
-from cohortgmm.errors import ConfigError, DataError, DivergedError, SingularCovarianceError
+from cohortgmm.errors import ConfigError, DataError, FitError
+from cohortgmm.mixture.arguments import check_choice, check_count, check_number, generator, shown
 from cohortgmm.mixture.background import Background
 from cohortgmm.mixture.completeness import CellNoise, Completeness, NoiseAt, Selection, TruncatedExpectation
 from cohortgmm.mixture.constraints import Constraints, Frozen
@@ -14,7 +14,8 @@ from cohortgmm.mixture.gaussian import covariance_floor
 from cohortgmm.mixture.grouped import expectation_of
 from cohortgmm.mixture.measurements import Measurements
 from cohortgmm.mixture.model import GaussianMixture
-from cohortgmm.mixture.result import MixtureFit
+from cohortgmm.mixture.parameters import SUM_TO_ONE
+from cohortgmm.mixture.result import MixtureFit, as_mixture
 from cohortgmm.mixture.run import Climb
 from cohortgmm.mixture.settings import effective_settings
 from cohortgmm.mixture.start import STARTS
@@ -25,9 +26,6 @@ SINGULARITY_HANDLING = ("guarded", "robust", "strict")
 
 #: Of several starts for hidden cells, every other one is of another kind: k-means often ends in the same clusters.
 _SECOND = {"kmeans": "kmeans++"}
-
-#: Weights may be off by this from a sum of one, as those of a file in single precision are.
-_ROUNDING = 1e-6
 
 #: Nodes of the unseen part: fewest, most, and for every cell. Their error is to be far below that of the sample.
 _FEWEST_NODES, _MOST_NODES = 1 << 12, 1 << 17
@@ -65,10 +63,11 @@ def fit_mixture(
     Parameters
     ----------
     x
-        (n, D) cells, n ≥ ``n_components`` (1, where all means and covariances are frozen); computed in float64 whatever
-        the type. NaN is a missing feature: the likelihood is the exact marginal one; a cell without any feature is left
-        out and counted. Float32 and float64 arrays are never copied whole if nothing is missing, so they may be mapped
-        from a file (``numpy.load(..., mmap_mode="r")``).
+        (n, D) cells, n ≥ ``n_components`` (1, where all means and covariances are frozen): an array, a table or a sparse
+        matrix of real numbers within 1e100 of zero; computed in float64 whatever the type. NaN, or what is masked, is a
+        missing feature: the likelihood is the exact marginal one; a cell without any feature is left out and counted.
+        Float32 and float64 arrays are never copied whole if nothing is missing, so they may be mapped from a file
+        (``numpy.load(..., mmap_mode="r")``).
     n_components
         Number of components K.
     covariance_type
@@ -98,9 +97,10 @@ def fit_mixture(
         tries up to six moves, each an EM of its own, and keeps the first that ends at a higher likelihood; without
         one, the rounds end.
     initial
-        Start from this mixture instead (one start), with its covariances brought above the floor.
+        Start from this mixture (or the one of a :class:`~cohortgmm.MixtureFit`) instead: one start, with its covariances
+        brought above the floor.
     random_state
-        Seed of the starts, or a generator.
+        Seed of the starts, an integer of any size of at least 0; or a generator, or None for fresh entropy.
     n_threads
         Threads that share the cells, each with one BLAS thread. The result is the same for every number.
     cutoff
@@ -109,7 +109,8 @@ def fit_mixture(
         kept. None leaves out only what rounding hides. The log-likelihood is then a lower bound.
     noise
         Measurement noise: covariances (n, D, D) or variances (n, D) of the cells, or (D, D) or (D,) for all of them,
-        in squared units of x. An infinite variance, also on the diagonal of a covariance, is a missing feature; what is
+        in squared units of x; of n = D cells :class:`~cohortgmm.Noise`, which says whose a square array is. An infinite
+        variance, also on the diagonal of a covariance, is a missing feature; what is
         said of a feature that is missing in x does not matter.
     completeness
         Callable (m, D) → (m,) in [0, 1]: probability that a cell measured there is in the data.
@@ -153,25 +154,20 @@ def fit_mixture(
     >>> float(fit_mixture(x, 1, noise=np.array([3.0])).model.covariances[0, 0, 0].round(1))
     1.0
     """
-    _check_arguments(
-        (
-            ("covariance_type", covariance_type, COVARIANCE_TYPES),
-            ("init", init, (*STARTS, "none")),
-            ("singularity_handling", singularity_handling, SINGULARITY_HANDLING),
-        ),
-        (
-            ("n_components", n_components, 1),
-            ("max_iter", 1 if max_iter is None else max_iter, 1),
-            ("n_init", 1 if n_init is None else n_init, 1),
-            ("split_merge", split_merge, 0),
-            ("n_threads", n_threads, 1),
-        ),
-        (
-            ("tol", tol, tol is None or tol >= 0),
-            ("eps", eps, 0 < eps < np.inf),
-            ("cutoff", cutoff, cutoff is None or cutoff > 0),
-        ),
-    )
+    check_choice("covariance_type", covariance_type, COVARIANCE_TYPES)
+    check_choice("init", init, (*STARTS, "none"))
+    check_choice("singularity_handling", singularity_handling, SINGULARITY_HANDLING)
+    n_components = check_count("n_components", n_components, 1)
+    split_merge, n_threads = check_count("split_merge", split_merge, 0), check_count("n_threads", n_threads, 1)
+    max_iter = None if max_iter is None else check_count("max_iter", max_iter, 1)
+    n_init = None if n_init is None else check_count("n_init", n_init, 1)
+    tol = None if tol is None else check_number("tol", tol, 0)
+    eps = check_number("eps", eps, 0, above=True)
+    cutoff = None if cutoff is None else check_number("cutoff", cutoff, 0, above=True)
+    rng = generator(random_state)
+    initial = None if initial is None else as_mixture(initial, "initial")
+    if background is not None and not isinstance(background, Background):
+        raise ConfigError(f"background must be a cohortgmm.Background, got {shown(background)}")
     if initial is not None and background is None:
         background = initial.background
     cells = Measurements(x, noise, n_threads, background)
@@ -182,9 +178,9 @@ def fit_mixture(
     variances = cells.variances if singularity_handling == "robust" else None  # a pass over all cells
     floor = covariance_floor(variances, eps, singularity_handling)
     constraints = Constraints(floor, strict, Frozen.read(frozen, n_components))
-    with one_blas_thread():
+    # What overflows ends a start with an error of ours, see `Climb`.
+    with one_blas_thread(), np.errstate(over="ignore", invalid="ignore"):
         expectation = expectation_of(cells, n_components, covariance_type, cutoff)
-        rng = np.random.default_rng(random_state)
         if completeness is not None:
             selection = _selection(cells, completeness, noise_at, rng)
             expectation = TruncatedExpectation(expectation, selection, _n_nodes(len(cells)))
@@ -203,7 +199,7 @@ def _best_fit(climb: Climb, cells: Measurements, starts, split_merge: int, trial
     for start in starts:
         try:
             fit = climb.trial().run(start) if trials else climb.move(cells, climb.run(start), split_merge)
-        except (SingularCovarianceError, DivergedError) as error:  # another start may do better
+        except FitError as error:  # another start may do better
             failed = error
             continue
         tried.append(fit)
@@ -211,7 +207,7 @@ def _best_fit(climb: Climb, cells: Measurements, starts, split_merge: int, trial
     for fit in tried:
         try:
             return climb.move(cells, climb.run(fit.model, fit), split_merge) if trials else fit
-        except (SingularCovarianceError, DivergedError) as error:
+        except FitError as error:
             failed = error
     raise failed
 
@@ -245,11 +241,11 @@ def _admitted(initial: GaussianMixture, background: Background | None, constrain
 def _admitted_weights(initial: GaussianMixture, background: Background | None, frozen: np.ndarray) -> np.ndarray:
     """The weights of a given start, the free ones sharing what the frozen ones and the background leave."""
     weights, amp = initial.weights, 0.0 if background is None else background.amp
-    if background is initial.background and abs(weights.sum() + amp - 1.0) <= _ROUNDING:
+    if background is initial.background and abs(weights.sum() + amp - 1.0) <= SUM_TO_ONE:
         return weights
     rest = 1.0 - amp - weights[frozen].sum()
     free = np.where(frozen, 0.0, weights)
-    if rest < -_ROUNDING or (free.sum() == 0 and rest > _ROUNDING):
+    if rest < -SUM_TO_ONE or (free.sum() == 0 and rest > SUM_TO_ONE):
         beside = "" if background is None else f" beside a background of {amp:.6g}"
         raise ConfigError(
             f"the frozen weights sum to {weights[frozen].sum():.6g}{beside}: together they must not exceed one, nor fall "
@@ -265,7 +261,7 @@ def _selection(
     checked.check_cells((tile, cells.measured(tile)) for tile in cells.whole.tiles(cells.n_features))
     seed = int(rng.integers(1 << 31))
     if noise_at is None and cells.noise is not None:
-        noise_at = cells.noise.values if cells.noise.shared else CellNoise(cells.noise.values, seed)
+        noise_at = cells.noise if cells.noise.is_shared else CellNoise(cells.noise.values, seed)
     return Selection(checked, noise_at, seed)
 
 
@@ -302,14 +298,3 @@ def _check_together(cells, n_components, covariance_type, init, split_merge, ini
             f"initial has {initial.n_components} {initial.covariance_type} components in {initial.n_features} features; "
             f"the fit asks for {n_components} {covariance_type} components in {cells.n_features}"
         )
-
-
-def _check_arguments(names, counts, numbers) -> None:
-    """Raise for a name that is not among those allowed, a count below its least, or a number out of its range."""
-    for name, value, allowed in names:
-        if value not in allowed:
-            raise ConfigError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
-    good_counts = ((name, value, isinstance(value, Integral) and value >= least) for name, value, least in counts)
-    for name, value, good in (*good_counts, *numbers):
-        if not good:
-            raise ConfigError(f"{name} is out of range: {value!r}")

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cohortgmm.errors import SingularCovarianceError
+from cohortgmm.errors import FitError, SingularCovarianceError
 
 LOG_2PI = float(np.log(2.0 * np.pi))
 
@@ -104,7 +104,7 @@ def floor_covariances(
     Parameters
     ----------
     covariances
-        (K, D, D) symmetric, or (K, D) variances, finite.
+        (K, D, D) symmetric, or (K, D) variances.
     floor
         Smallest eigenvalue allowed; 1e-13 of a covariance's largest eigenvalue is used where that is more.
     strict
@@ -125,8 +125,12 @@ def floor_covariances(
     ------
     SingularCovarianceError
         With ``strict``, naming the first component below the floor.
+    FitError
+        If a covariance is not finite.
     """
     n_components = len(covariances)
+    if not np.isfinite(covariances).all():
+        raise FitError("a covariance is beyond the range of numbers: rescale the data")
     if covariances.ndim == 2:
         floored = ~(covariances.min(axis=1) >= floor)
         if strict and floored.any():

@@ -47,7 +47,7 @@ class Group:
     @property
     def is_uniform(self) -> bool:
         """Whether all cells have the same features and the same noise."""
-        return self.observed is None and (self.noise is None or self.noise.shared)
+        return self.observed is None and (self.noise is None or self.noise.is_shared)
 
     def is_diagonal(self, covariance_type: str) -> bool:
         """Whether components of this type are seen with variances only."""
@@ -120,12 +120,12 @@ class Measurements:
 
     def _grouped(self, observed: np.ndarray | None) -> list[Group]:
         n, noise = len(self.whole), self.noise
-        if n == 0 or (observed is None and (noise is None or noise.shared)):
+        if n == 0 or (observed is None and (noise is None or noise.is_shared)):
             return [self._group(slice(None), None)]
         labels = np.zeros(n, dtype=np.intp)
         if observed is not None:
             labels = np.unique(np.packbits(observed, axis=1), axis=0, return_inverse=True)[1].ravel()
-        if noise is not None and not noise.shared:
+        if noise is not None and not noise.is_shared:
             kinds = _kinds_of(noise.values)
             # Without kinds, the noise is each cell's own.
             labels = np.full(n, -1) if kinds is None else labels * (kinds.max() + 1) + kinds
@@ -154,10 +154,10 @@ class Measurements:
         if noise is not None and len(cells) == 0:
             noise = None
         if noise is not None:
-            values = noise.values if noise.shared else noise.values[rows[0]]
+            values = noise.values if noise.is_shared else noise.values[rows[0]]
             if features is not None:
                 values = values[features] if noise.is_diagonal else values[np.ix_(features, features)]
-            noise = Noise(values, True)
+            noise = Noise(values, True, True)
         self._add_background(cells, features, noise)
         return Group(cells, rows, features, noise)
 
@@ -170,7 +170,7 @@ class Measurements:
             elif noise is not None:
                 values = noise.values
                 values = np.where(np.isinf(values), 0.0, values) if noise.is_diagonal else without_endless(values)
-                noise = Noise(values, noise.shared)
+                noise = Noise(values, noise.is_shared, True)
         if observed is not None:
             filled = np.where(observed, self.whole.x[rows], 0.0)
             cells = CellData(filled, self.whole.n_threads)

@@ -1,23 +1,23 @@
 """A Gaussian mixture: its parameters, its densities, its file."""
 
-import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cohortgmm.archive import read_arrays
-from cohortgmm.errors import DataError
-from cohortgmm.mixture.background import Background
+from cohortgmm.archive import File, name_of, read_arrays, write_arrays
+from cohortgmm.arrays import dense_array
+from cohortgmm.errors import ConfigError, DataError
+from cohortgmm.mixture.arguments import check_count, generator
+from cohortgmm.mixture.background import BACKGROUND_ARRAYS, Background
 from cohortgmm.mixture.gaussian import LOG_2PI, Factors, factorize, whiten
 from cohortgmm.mixture.noise import Noise
+from cohortgmm.mixture.parameters import check_background, checked_arrays
 
 if TYPE_CHECKING:
     from cohortgmm.mixture.observe import ObservedSample
-
-#: Weights and background may be this far from a sum of one.
-_SUM_TO_ONE = 1e-6
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -38,8 +38,8 @@ class GaussianMixture:
     Raises
     ------
     DataError
-        If the shapes do not fit together, a value is not finite, a weight is negative, or weights and background do
-        not sum to one.
+        If the shapes do not fit together, a value is no finite real number, a weight is negative, weights and background
+        do not sum to one, or a covariance is not symmetric and positive definite.
 
     Examples
     --------
@@ -55,30 +55,8 @@ class GaussianMixture:
     background: Background | None = None
 
     def __post_init__(self):
-        for name in ("weights", "means", "covariances"):
-            value = np.ascontiguousarray(getattr(self, name), dtype=np.float64)
-            if not np.isfinite(value).all():
-                raise DataError(f"{name} of the mixture are not all finite")
-            object.__setattr__(self, name, value)
-        k, d = self.means.shape if self.means.ndim == 2 else (0, 0)
-        if self.means.ndim != 2 or self.weights.shape != (k,) or self.covariances.shape not in ((k, d, d), (k, d)):
-            raise DataError(
-                "a mixture needs weights (K,), means (K, D) and covariances (K, D, D) or (K, D), "
-                f"got {self.weights.shape}, {self.means.shape} and {self.covariances.shape}"
-            )
-        if np.any(self.weights < 0):
-            raise DataError("weights of the mixture must not be negative")
-        if self.background is not None:
-            self._check_background()
-
-    def _check_background(self) -> None:
-        if self.background.n_features != self.n_features:
-            raise DataError(
-                f"the background has {self.background.n_features} features, the components have {self.n_features}"
-            )
-        total = self.weights.sum() + self.background.amp
-        if abs(total - 1.0) > _SUM_TO_ONE:
-            raise DataError(f"weights and the background's amplitude must sum to one, got {total:.6g}")
+        for name, array in checked_arrays(self.weights, self.means, self.covariances, self.background).items():
+            object.__setattr__(self, name, array)
 
     def __repr__(self) -> str:
         background = "" if self.background is None else f", background={self.background.amp:.3g}"
@@ -93,12 +71,19 @@ class GaussianMixture:
         weights: np.ndarray,
         means: np.ndarray,
         covariances: np.ndarray,
-        factors: Factors,
+        factors: Factors | None = None,
         background: Background | None = None,
     ) -> "GaussianMixture":
-        """A mixture whose covariances have been factored already."""
-        model = cls(weights, means, covariances, background)
-        model.__dict__["factors"] = factors  # where cached_property keeps it
+        """A mixture of parameters that are known to be good, in double precision: EM makes thousands of them.
+
+        Their factors may be given, or are made when they are asked for.
+        """
+        model = object.__new__(cls)
+        for name, array in (("weights", weights), ("means", means), ("covariances", covariances)):
+            model.__dict__[name] = np.ascontiguousarray(array, dtype=np.float64)
+        model.__dict__["background"] = background
+        if factors is not None:
+            model.__dict__["factors"] = factors  # where cached_property keeps it
         return model
 
     @property
@@ -167,16 +152,17 @@ class GaussianMixture:
                 background = replace(background, lower=background.lower[features], upper=background.upper[features])
         if noise is not None:
             covariances = covariances + (noise.variances() if covariances.ndim == 2 else noise.covariances())
-        return GaussianMixture(self.weights, means, covariances, background)
+        return GaussianMixture.from_factors(self.weights, means, covariances, None, background)
 
     def with_background(self, background: Background) -> "GaussianMixture":
         """The components beside another background, their weights sharing what it leaves."""
+        check_background(background, self.n_features)
         weights = self.shares * (1.0 - background.amp)
         return GaussianMixture.from_factors(weights, self.means, self.covariances, self.factors, background)
 
     def signal(self) -> "GaussianMixture":
         """The components without the background, with weights that sum to one."""
-        return GaussianMixture(self.shares, self.means, self.covariances)
+        return GaussianMixture.from_factors(self.shares, self.means, self.covariances, self.factors)
 
     def log_prob(self, x: np.ndarray, noise: np.ndarray | None = None) -> np.ndarray:
         """Log-density of cells, as seen through their noise; of missing features, the exact marginal.
@@ -186,7 +172,8 @@ class GaussianMixture:
         x
             (n, D) cells; NaN is a missing feature.
         noise
-            Measurement noise of the cells: covariances (n, D, D) or variances (n, D), or (D, D) or (D,) for all.
+            Measurement noise of the cells: covariances (n, D, D) or variances (n, D), or (D, D) or (D,) for all; of
+            n = D cells :class:`~cohortgmm.Noise`, which says whose a square array is.
 
         Returns
         -------
@@ -237,7 +224,7 @@ class GaussianMixture:
         components : ndarray of int
             (n,) the component each cell was drawn from; −1 for the background.
         """
-        rng = np.random.default_rng(rng)
+        n, rng = check_count("n, the number of cells,", n, 0), generator(rng, "rng")
         components = rng.choice(self.n_components, size=n, p=self.shares)
         noise = rng.standard_normal((n, self.n_features))
         x = np.empty_like(noise)
@@ -264,7 +251,8 @@ class GaussianMixture:
             A generator, a seed, or None for fresh entropy.
         noise
             Measurement noise: covariance (D, D) or variances (D,) for all, or a callable (m, D) → (m, D, D) or (m, D)
-            of the places before the noise.
+            of the places before the noise; without completeness also :meth:`cohortgmm.Noise.per_cell`, one of each cell. A
+            square array for n = D cells needs :meth:`cohortgmm.Noise.shared` around it.
         completeness
             Callable (m, D) → (m,) in [0, 1]: probability of being seen, of the measured cell.
         inverted
@@ -284,9 +272,20 @@ class GaussianMixture:
 
         return sample_observed(self, n, rng, noise=noise, completeness=completeness, inverted=inverted)
 
-    def save(self, file: str | os.PathLike | BinaryIO) -> None:
-        """Write the mixture to an ``.npz`` file (plain arrays, no pickle)."""
-        np.savez(file, **self.arrays())
+    def save(self, file: File) -> None:
+        """Write the mixture to an ``.npz`` file (plain arrays, no pickle).
+
+        Parameters
+        ----------
+        file
+            Path, which is used as it is, whatever its suffix; or a file that is open in binary mode.
+
+        Raises
+        ------
+        OutputError
+            If the file cannot be written.
+        """
+        write_arrays(file, self.arrays())
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The parameters by name, as a file holds them."""
@@ -294,20 +293,33 @@ class GaussianMixture:
         return {"weights": self.weights, "means": self.means, "covariances": self.covariances} | background
 
     @classmethod
-    def load(cls, file: str | os.PathLike) -> "GaussianMixture":
+    def load(cls, file: File) -> "GaussianMixture":
         """Read a mixture from an ``.npz`` file written by :meth:`save` or by the pipeline.
+
+        Parameters
+        ----------
+        file
+            Path, or a file that is open in binary mode.
 
         Raises
         ------
         DataError
-            If the file holds something else.
+            If the file is not there (:class:`~cohortgmm.errors.MissingFileError`) or holds something else.
         """
         names = ("weights", "means", "covariances")
-        arrays = read_arrays(file, names, optional=("background_lower", "background_upper", "background_amp"))
-        return cls(*(arrays[name] for name in names), Background.from_arrays(arrays))
+        return cls.from_arrays(read_arrays(file, names, optional=BACKGROUND_ARRAYS), name_of(file))
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray], source: str) -> "GaussianMixture":
+        """What :meth:`arrays` gave; ``source`` is where it was, for the message of an error."""
+        try:
+            background = Background.from_arrays(arrays)
+            return cls(arrays["weights"], arrays["means"], arrays["covariances"], background)
+        except (ConfigError, DataError) as error:
+            raise DataError(f"{source}: {error}") from None
 
     def _check(self, x: np.ndarray) -> np.ndarray:
-        x = np.asarray(x)
+        x = dense_array(x, "cells")
         if x.ndim != 2 or x.shape[1] != self.n_features:
             raise DataError(f"cells must have shape (n, {self.n_features}), got {x.shape}")
         return x

@@ -106,7 +106,7 @@ class Spread:
             values = np.zeros((1, d))
         elif noise.is_diagonal:
             values = np.atleast_2d(noise.variances())
-        elif noise.shared:
+        elif noise.is_shared:
             values = np.linalg.eigvalsh(noise.covariances())[None]
         else:
             values = np.concatenate([np.linalg.eigvalsh(noise.covariances(tile)) for tile in tiles])
@@ -152,7 +152,7 @@ class NoisyPairs:
             self._noise = np.zeros((d * (d + 1) // 2, 1))
         else:
             self._noise = pack(noise.covariances(tile))
-            self._noise = self._noise[:, None] if noise.shared else self._noise
+            self._noise = self._noise[:, None] if noise.is_shared else self._noise
         if self.observed is not None:
             rows, columns = np.triu_indices(d)
             self._both = self.observed[rows] & self.observed[columns]

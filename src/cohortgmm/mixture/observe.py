@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from numbers import Integral
+from typing import Any
 
 import numpy as np
 
 from cohortgmm.errors import ConfigError, DataError
+from cohortgmm.mixture.arguments import check_count, generator
 from cohortgmm.mixture.completeness import Completeness, NoiseAt, noise_of_places
 from cohortgmm.mixture.model import GaussianMixture
 from cohortgmm.mixture.noise import Noise
@@ -50,17 +51,18 @@ def sample_observed(
     inverted: bool = False,
 ) -> ObservedSample:
     """See :meth:`cohortgmm.GaussianMixture.sample_observed`."""
-    if not (isinstance(n, Integral) and n >= 0):
-        raise ConfigError(f"the number of cells must be an integer of at least 0, got {n!r}")
-    rng = np.random.default_rng(rng)
+    n, rng = check_count("n, the number of cells,", n, 0), generator(rng, "rng")
     checked = None if completeness is None else Completeness(completeness)
+    noise = _noise_of_sample(noise, n, model.n_features, selected=checked is not None)
     parts, n_seen, n_drawn, size = [], 0, 0, max(n, _FEWEST)
+    if isinstance(noise, Noise) and not noise.is_shared:
+        size = n
     while n_seen < n or not parts:
         size = int(min(size, _MOST))
         x, components = model.sample(size, rng)
         own = None
         if noise is not None:
-            own = noise_of_places(x, noise, "noise")
+            own = noise_of_places(x, noise, "noise") if callable(noise) else noise
             x = x + own.scale(rng.standard_normal(x.shape))
         seen = np.ones(size, dtype=bool) if checked is None else rng.random(size) < checked(x)
         # Up to the cell with which the sample is complete.
@@ -77,7 +79,28 @@ def sample_observed(
     return ObservedSample(np.concatenate(x), _together(own), np.concatenate(components), n_drawn)
 
 
+def _noise_of_sample(noise: Any, n: int, n_features: int, *, selected: bool) -> Callable | Noise | None:
+    """What a user gave: a function as it is, an array as noise of all the cells or of each."""
+    if noise is None or callable(noise):
+        return noise
+    said = isinstance(noise, Noise)
+    noise = Noise.read(noise, n, n_features)
+    if not np.isfinite(noise.values).all():
+        raise DataError("noise gave values that are not finite")
+    if not (noise.is_shared or said):
+        raise DataError(
+            f"noise of shape {noise.values.shape} is not one for all cells: cohortgmm.Noise.per_cell(values) says that it "
+            "is of each cell that is drawn"
+        )
+    if selected and not noise.is_shared:
+        raise ConfigError(
+            "noise of each cell does not go with completeness, which decides which cells there are: give a function of "
+            "places"
+        )
+    return noise
+
+
 def _together(parts: Sequence[Noise | None]) -> np.ndarray | None:
-    if parts[0] is None or parts[0].shared:
+    if parts[0] is None or parts[0].is_shared:
         return None if parts[0] is None else parts[0].values
     return np.concatenate([part.values for part in parts])

@@ -9,7 +9,7 @@ from functools import cache
 
 import numpy as np
 
-#: Pivots whose product is formed before its logarithm is taken: few enough not to overflow.
+#: Pivots whose product is formed before its logarithm is taken: few enough not to overflow but for extreme variances.
 _PIVOTS = 8
 
 
@@ -65,7 +65,7 @@ def inverse_roots(matrices: np.ndarray, d: int) -> tuple[np.ndarray, np.ndarray]
             matrices[rows[j + a]] -= own[a] * own[a:]
         product = product * pivot
         if (j + 1) % _PIVOTS == 0 or j == d - 1:
-            half_log_det += np.log(product)
+            half_log_det += _log(product, [matrices[row.start] for row in rows[j - j % _PIVOTS : j + 1]])
             product = 1.0
     for i in range(d - 1, -1, -1):  # Z = U⁻¹ by rows from the last one
         own = matrices[rows[i]]
@@ -76,6 +76,13 @@ def inverse_roots(matrices: np.ndarray, d: int) -> tuple[np.ndarray, np.ndarray]
             own[1 + a :] -= above[a] * matrices[rows[i + 1 + a]]
         own[1:] *= own[0]
     return matrices, half_log_det
+
+
+def _log(product: np.ndarray, pivots: list[np.ndarray]) -> np.ndarray:
+    """Logarithm of the product of some pivots, also where it is beyond the range of numbers."""
+    if np.all((product > 0) & (product < np.inf)):
+        return np.log(product)
+    return sum(np.log(pivot) for pivot in pivots)
 
 
 def transposed_product(roots: np.ndarray, vectors: np.ndarray) -> np.ndarray:

@@ -1,13 +1,20 @@
 """A fitted mixture and its file."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any
 
 import numpy as np
 
-from cohortgmm.archive import read_arrays
+from cohortgmm.archive import File, name_of, read_arrays, write_arrays
+from cohortgmm.errors import ConfigError, DataError
+from cohortgmm.mixture.arguments import shown
+from cohortgmm.mixture.background import BACKGROUND_ARRAYS
 from cohortgmm.mixture.model import GaussianMixture
+
+#: What a file of a fit holds besides the mixture and the weights of patients.
+_ARRAYS = ("n_iter", "converged", "history", "floored", "n_unobserved", "completeness", "n_empty")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -57,35 +64,41 @@ class MixtureFit:
         state = "converged" if self.converged else "not converged"
         return f"MixtureFit({self.model!r}, log_likelihood={self.log_likelihood:.6g}, n_iter={self.n_iter}, {state})"
 
-    def save(self, file: str | os.PathLike | BinaryIO) -> None:
-        """Write to an ``.npz`` file, which :meth:`GaussianMixture.load` reads too."""
+    def save(self, file: File) -> None:
+        """Write to an ``.npz`` file, which :meth:`GaussianMixture.load` reads too; arguments and errors as there."""
+        write_arrays(file, self.arrays())
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The mixture's parameters and what else a file holds, by name."""
         shared = {} if self.patient_weights is None else {"patient_weights": self.patient_weights}
-        np.savez(
-            file,
-            **self.model.arrays(),
-            **shared,
-            n_iter=self.n_iter,
-            converged=self.converged,
-            history=self.history,
-            floored=self.floored,
-            n_unobserved=self.n_unobserved,
-            completeness=self.completeness,
-            n_empty=self.n_empty,
-        )
+        return {**self.model.arrays(), **shared, **{name: np.asarray(getattr(self, name)) for name in _ARRAYS}}
 
     @classmethod
-    def load(cls, file: str | os.PathLike) -> "MixtureFit":
+    def load(cls, file: File) -> "MixtureFit":
         """Read what :meth:`save` wrote.
 
         Raises
         ------
         DataError
-            If the file holds something else.
+            If the file is not there (:class:`~cohortgmm.errors.MissingFileError`) or holds something else.
         """
-        model = GaussianMixture.load(file)
-        names = ("n_iter", "converged", "history", "floored", "n_unobserved", "completeness", "n_empty")
-        arrays = read_arrays(file, names, content="fit", optional=("patient_weights",))
-        history = arrays["history"]
+        optional = (*BACKGROUND_ARRAYS, *_ARRAYS, "patient_weights")
+        arrays, source = read_arrays(file, ("weights", "means", "covariances"), optional=optional), name_of(file)
+        missing = [name for name in _ARRAYS if name not in arrays]
+        if missing:
+            raise DataError(f"{source} holds no fit: {', '.join(sorted(missing))} missing")
+        model = GaussianMixture.from_arrays(arrays, source)
+        n_axes = dict.fromkeys(_ARRAYS, 0) | {"history": 1, "floored": 1}
+        for name, expected in n_axes.items():
+            if arrays[name].ndim != expected or arrays[name].size == 0 or arrays[name].dtype.kind not in "biuf":
+                raise DataError(f"{source} holds no fit: {name} is {arrays[name].dtype} of shape {arrays[name].shape}")
+        history, weights = arrays["history"], arrays.get("patient_weights")
+        if weights is not None and (weights.shape[1:] != (model.n_components,) or weights.dtype.kind not in "biuf"):
+            raise DataError(f"{source} holds no fit: patient_weights is {weights.dtype} of shape {weights.shape}")
+        if len(arrays["floored"]) != model.n_components:
+            raise DataError(
+                f"{source} holds no fit: floored tells of {len(arrays['floored'])} components of {model.n_components}"
+            )
         return cls(
             model,
             float(history[-1]),
@@ -96,5 +109,27 @@ class MixtureFit:
             float(arrays["n_unobserved"]),
             float(arrays["completeness"]),
             int(arrays["n_empty"]),
-            arrays.get("patient_weights"),
+            weights,
         )
+
+
+def as_mixture(value: Any, name: str, hint: str = "") -> GaussianMixture:
+    """A mixture of a user: given as such, or as a fit.
+
+    Raises
+    ------
+    ConfigError
+        For anything else; ``hint`` is what else may be given, for the message.
+    """
+    if isinstance(value, GaussianMixture):
+        return value
+    if isinstance(value, MixtureFit):
+        return value.model
+    way = ""
+    if isinstance(value, str | os.PathLike):
+        way = ": GaussianMixture.load(path) reads one"
+    elif all(hasattr(value, attribute) for attribute in ("weights_", "means_", "covariances_")):
+        way = ": make one, GaussianMixture(fitted.weights_, fitted.means_, fitted.covariances_)"
+    elif isinstance(value, Mapping):
+        way = ": name one of its mixtures"
+    raise ConfigError(f"{name} must be a cohortgmm.GaussianMixture{hint}, got {shown(value)}{way}")

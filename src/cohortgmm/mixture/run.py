@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cohortgmm.errors import DivergedError, FitError, SingularCovarianceError
+from cohortgmm.errors import DivergedError, FitError
 from cohortgmm.mixture.accelerate import Squarem
 from cohortgmm.mixture.completeness import TruncatedExpectation
 from cohortgmm.mixture.constraints import Constraints
@@ -150,7 +150,7 @@ class Climb:
             for i, j, k in moves(cells, fit.model):
                 try:
                     moved = self.run(move(fit.model, (i, j), k, self.constraints.floor))
-                except (SingularCovarianceError, DivergedError):
+                except FitError:
                     continue
                 if moved.log_likelihood > fit.log_likelihood:
                     fit = moved

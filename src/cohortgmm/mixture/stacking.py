@@ -1,18 +1,21 @@
 """Several mixtures of the same cells together, weighted by how well each predicts cells that it has not seen."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral
 from typing import Any
 
 import numpy as np
 
+from cohortgmm.arrays import dense_array
 from cohortgmm.errors import ConfigError, DataError
+from cohortgmm.mixture.arguments import generator, shown
 from cohortgmm.mixture.data import CellData
 from cohortgmm.mixture.em import fit_mixture
 from cohortgmm.mixture.model import GaussianMixture
 from cohortgmm.mixture.noise import Noise
 from cohortgmm.mixture.posterior import normalize
+from cohortgmm.mixture.result import MixtureFit, as_mixture
 
 _MAX_ITER, _TOL = 10_000, 1e-10
 
@@ -57,9 +60,10 @@ def cross_validate(
     (300,)
     """
     x = CellData(x, missing_allowed=True).x
-    if not (isinstance(n_folds, Integral) and 2 <= n_folds <= len(x)):
+    whole = isinstance(n_folds, Integral) and not isinstance(n_folds, bool)
+    if not (whole and 2 <= n_folds <= len(x)):
         raise ConfigError(f"n_folds must be from 2 to the number of cells ({len(x)}), got {n_folds!r}")
-    fold = np.random.default_rng(random_state).permutation(len(x)) % n_folds
+    fold = generator(random_state).permutation(len(x)) % n_folds
     noise = None if noise is None else Noise.read(noise, *x.shape)
     has_features = ~np.isnan(x).all(axis=1)
     result = np.zeros(len(x))
@@ -91,7 +95,10 @@ def stacking_weights(log_prob: np.ndarray) -> np.ndarray:
     >>> stacking_weights(np.log([[0.9, 0.9, 0.1], [0.1, 0.1, 0.9]])).round(2).tolist()
     [0.71, 0.29]
     """
-    log_prob = _numbers(log_prob, "log_prob")
+    try:
+        log_prob = np.asarray(dense_array(log_prob, "they"), dtype=np.float64)
+    except DataError as error:
+        raise DataError(f"log_prob must be finite numbers of shape (M, n): {error}") from None
     if log_prob.ndim != 2 or log_prob.size == 0 or not np.isfinite(log_prob).all():
         raise DataError(f"log_prob must be finite numbers of shape (M, n), got shape {log_prob.shape}")
     weights = np.full(len(log_prob), 1.0 / len(log_prob))
@@ -104,13 +111,6 @@ def stacking_weights(log_prob: np.ndarray) -> np.ndarray:
             break
         before = total.mean()
     return weights
-
-
-def _numbers(values: Any, name: str) -> np.ndarray:
-    try:
-        return np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise DataError(f"{name} must be finite numbers, got {values!r}") from None
 
 
 def stack(models: Sequence[GaussianMixture], weights: np.ndarray | None = None) -> GaussianMixture:
@@ -132,10 +132,12 @@ def stack(models: Sequence[GaussianMixture], weights: np.ndarray | None = None) 
     DataError
         If the mixtures or the weights do not fit together.
     """
-    models = list(models)
-    shares = np.full(len(models), 1.0) if weights is None else _numbers(weights, "weights")
+    if isinstance(models, GaussianMixture | MixtureFit | Mapping | str) or not isinstance(models, Iterable):
+        raise ConfigError(f"models must be a list of mixtures, got {shown(models)}")
+    models = [as_mixture(model, f"models[{i}]") for i, model in enumerate(models)]
+    shares = np.full(len(models), 1.0) if weights is None else dense_array(weights, "weights").astype(np.float64)
     if not models or shares.shape != (len(models),) or not np.all(shares >= 0) or not 0 < shares.sum() < np.inf:
-        raise DataError(f"{len(models)} mixtures need as many weights of at least 0, got {weights!r}")
+        raise DataError(f"{len(models)} mixtures need as many weights of at least 0, got {shares.tolist()}")
     kinds = {(model.n_features, model.covariance_type) for model in models}
     if len(kinds) > 1:
         raise DataError(f"mixtures of different features or covariance types cannot be stacked: {sorted(kinds)}")

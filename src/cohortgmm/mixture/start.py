@@ -169,7 +169,7 @@ def _mixture_of_clusters(
     moments = Moments.sum(cells.map(expect, cells.tiles(max(1, cells.n_features // 4))))
     shape = moments.second.shape
     unit = np.broadcast_to(np.ones(shape[1:]) if covariance_type == "diag" else np.eye(shape[1]), shape)
-    around = GaussianMixture(np.full(n_components, 1.0 / n_components), centres, unit)
+    around = GaussianMixture.from_factors(np.full(n_components, 1.0 / n_components), centres, unit)
     return maximize(moments, around, Constraints(floor, False, Frozen.read(None, n_components)))[0]
 
 

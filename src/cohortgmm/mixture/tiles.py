@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from contextvars import copy_context
 from functools import cache
 from threading import Lock
 from typing import TypeVar
@@ -44,7 +45,7 @@ def ordered_map(function: Callable[[_Item], _Result], items: Iterable[_Item], n_
     with ThreadPoolExecutor(n_threads) as pool:
         waiting = deque()
         for item in items:
-            waiting.append(pool.submit(function, item))
+            waiting.append(pool.submit(copy_context().run, function, item))  # what numpy is to warn of is in the context
             if len(waiting) > 2 * n_threads:
                 yield waiting.popleft().result()
         while waiting:

@@ -145,7 +145,7 @@ def test_noise_and_names_of_features_are_saved(tmp_path, noise, dtype):
     assert loaded.feature_names == ("CD3 α", "NA")
     for rows, expected in (((), noise), ((loaded.train,), noise[[0, 2]]), ((np.array([2, 0]),), noise[[2, 0]])):
         some = loaded.noise_of(*rows)  # two cells of two features: no covariance of all of them
-        assert not some.shared
+        assert not some.is_shared
         np.testing.assert_array_equal(some.values, expected)
         assert some.values.dtype == dtype
 

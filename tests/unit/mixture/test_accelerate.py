@@ -100,7 +100,7 @@ def test_weights_are_extrapolated_in_their_logarithms():
 
     def at(log_ratio):
         # log w changes geometrically in both if the second weight is tiny: then log(w_1) stays near to 0.
-        return GaussianMixture(np.array([1.0, np.exp(log_ratio)]), np.array([[0.0], [1.0]]), unit)
+        return GaussianMixture.from_factors(np.array([1.0, np.exp(log_ratio)]), np.array([[0.0], [1.0]]), unit)
 
     path = [at(v) for v in geometric_path(-3.0, 1.0, 0.5, 5)]
     squarem = Squarem(path[0], constraints(2))

@@ -797,7 +797,7 @@ def test_scaled_noise_has_the_covariance_asked_for(shared):
     rng = np.random.default_rng(0)
     root = rng.normal(size=(3, 3))
     covariance = root @ root.T
-    noise = covariance if shared else np.repeat(covariance[None], 4, axis=0)
+    noise = covariance if shared else lambda x: np.repeat(covariance[None], len(x), axis=0)
     # The images of unit vectors are the columns of the square root that is used.
     columns = scaled_noise(np.zeros((4, 3)), noise, np.vstack([np.eye(3), np.zeros((1, 3))]))
     np.testing.assert_allclose(columns.T @ columns, covariance, rtol=1e-12, atol=1e-12)
@@ -807,9 +807,9 @@ def test_scaled_noise_has_the_covariance_asked_for(shared):
 def test_scaled_noise_of_every_cell_is_its_own():
     variances = np.arange(1.0, 11.0).reshape(5, 2)
     normal = np.random.default_rng(0).normal(size=(5, 2))
-    np.testing.assert_allclose(scaled_noise(np.zeros((5, 2)), variances, normal), np.sqrt(variances) * normal)
+    np.testing.assert_allclose(scaled_noise(np.zeros((5, 2)), lambda x: variances, normal), np.sqrt(variances) * normal)
     matrices = variances[:, :, None] * np.eye(2)
-    np.testing.assert_allclose(scaled_noise(np.zeros((5, 2)), matrices, normal), np.sqrt(variances) * normal)
+    np.testing.assert_allclose(scaled_noise(np.zeros((5, 2)), lambda x: matrices, normal), np.sqrt(variances) * normal)
     assert not scaled_noise(np.zeros((5, 2)), np.zeros((2, 2)), normal).any()
 
 

@@ -583,43 +583,35 @@ def test_frozen_weights_that_leave_nothing_for_a_background_are_an_error():
 
 
 @pytest.mark.parametrize(
-    ("weights", "frozen", "total"),
+    ("weights", "amp", "frozen", "total", "beside"),
     [
-        ([0.8, 0.8, 0.0], "all", "1.6"),
-        ([0.2, 0.2, 0.2], "all", "0.6"),
-        ([0.8, 0.8, 0.1], [0, 1], "1.6"),
-        ([0.5, 0.0, 0.0], [0], "0.5"),
+        ([0.5, 0.3, 0.2], 0.1, "all", "1", 0.1),
+        ([0.5, 0.4, 0.1], 0.2, [0, 1], "0.9", 0.2),
+        ([0.3, 0.3, 0.0], 0.1, [0, 1], "0.6", 0.1),
     ],
 )
-@pytest.mark.parametrize("background", [False, True])
-def test_frozen_weights_must_leave_the_free_ones_what_is_missing_to_one(weights, frozen, total, background):
+def test_frozen_weights_must_leave_the_free_ones_what_is_missing_to_one(weights, amp, frozen, total, beside):
     x, _ = complicated("background", "full")
     known = initial_mixture("full")
-    initial = GaussianMixture(weights, known.means, known.covariances)
-    options = {"background": Background([-7.0, -7.0], [8.0, 8.0], 0.1)} if background else {}
+    own = Background([-7.0, -7.0], [8.0, 8.0], 1.0 - sum(weights)) if sum(weights) < 0.999 else None
+    initial = GaussianMixture(weights, known.means, known.covariances, own)
+    background = Background([-7.0, -7.0], [8.0, 8.0], amp)
     with pytest.raises(ConfigError) as caught:
-        fit_mixture(x, 3, initial=initial, frozen={"amp": frozen}, **options)
-    beside = " beside a background of 0.1" if background else ""
+        fit_mixture(x, 3, initial=initial, frozen={"amp": frozen}, background=background)
     assert str(caught.value) == (
-        f"the frozen weights sum to {total}{beside}: together they must not exceed one, nor fall short of it where no "
-        "other weight could take the rest"
+        f"the frozen weights sum to {total} beside a background of {beside}: together they must not exceed one, nor fall "
+        "short of it where no other weight could take the rest"
     )
 
 
-@pytest.mark.parametrize(("weights", "frozen", "expected"), [
-    ([0.5, 0.9, 0.9], [0], [0.5, 0.25, 0.25]),
-    ([0.6, 0.6, 0.3], [], [0.4, 0.4, 0.2]),
-    (np.full(3, 1 / 3, dtype=np.float32), "all", np.full(3, np.float32(1 / 3))),
-])  # fmt: skip
-def test_the_start_has_weights_that_sum_to_one(weights, frozen, expected):
-    """Else its log-likelihood is no log-likelihood, and higher than that of every mixture."""
+def test_weights_in_single_precision_start_a_fit_as_they_are():
     x, _ = complicated("plain", "full")
     known = initial_mixture("full")
-    keep = {"amp": frozen, "mean": "all", "covar": "all"}
-    fit = fit_mixture(x, 3, initial=GaussianMixture(weights, known.means, known.covariances), frozen=keep)
-    start = GaussianMixture(expected, known.means, known.covariances)
-    assert fit.history[0] == pytest.approx(start.log_prob(x).mean(), rel=1e-12)
-    assert fit.model.weights.sum() == pytest.approx(1, abs=1e-6)
+    weights = np.full(3, 1 / 3, dtype=np.float32)
+    initial = GaussianMixture(weights, known.means, known.covariances)
+    fit = fit_mixture(x, 3, initial=initial, frozen={"amp": "all", "mean": "all", "covar": "all"})
+    assert np.array_equal(fit.model.weights, weights)
+    assert fit.history[0] == pytest.approx(initial.log_prob(x).mean(), rel=1e-12)
 
 
 # ---- errors --------------------------------------------------------------------------------------------------------
@@ -640,22 +632,3 @@ def test_frozen_does_not_go_with_moves(make_cells):
 def test_a_bad_choice_is_an_error_of_the_fit_too(make_cells, frozen):
     with pytest.raises(ConfigError, match="frozen"):
         fit_mixture(make_cells(50, 2), 3, initial=initial_mixture("full"), frozen=frozen)
-
-
-@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
-@pytest.mark.parametrize("noise", [None, np.array([0.2, 0.3])])
-def test_a_frozen_covariance_that_is_none_is_one_clear_error(make_cells, covariance_type, noise):
-    initial = initial_mixture(covariance_type)
-    for bad in (0.0, -1.0):
-        covariances = initial.covariances.copy()
-        covariances[1] *= bad
-        mixture = GaussianMixture(initial.weights, initial.means, covariances)
-        with pytest.raises(CohortgmmError, match="component 1"):
-            fit_mixture(
-                make_cells(50, 2),
-                3,
-                initial=mixture,
-                covariance_type=covariance_type,
-                frozen={"covar": [1]},
-                noise=noise,
-            )

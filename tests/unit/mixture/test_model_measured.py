@@ -13,7 +13,7 @@ COVARIANCE_TYPES = ["full", "diag"]
 
 
 def shared(values):
-    return Noise(np.asarray(values, dtype=float), True)
+    return Noise(np.asarray(values, dtype=float), True, True)
 
 
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
