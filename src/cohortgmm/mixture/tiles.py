@@ -45,7 +45,9 @@ def ordered_map(function: Callable[[_Item], _Result], items: Iterable[_Item], n_
     with ThreadPoolExecutor(n_threads) as pool:
         waiting = deque()
         for item in items:
-            waiting.append(pool.submit(copy_context().run, function, item))  # what numpy is to warn of is in the context
+            waiting.append(
+                pool.submit(copy_context().run, function, item)
+            )  # what numpy is to warn of is in the context
             if len(waiting) > 2 * n_threads:
                 yield waiting.popleft().result()
         while waiting:
