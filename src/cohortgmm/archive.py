@@ -47,7 +47,8 @@ def read_arrays(
             raise DataError(f"{name_of(file)}: larger than the memory, or damaged") from None
         except Exception:  # whatever numpy, zipfile and zlib make of a damaged file
             raise DataError(
-                f"{name_of(file)} holds no {content}: not a readable .npz file; remove it and run again"
+                f"{name_of(file)} holds no {content}: not a readable .npz file; if a run made it, remove it "
+                "and run again"
             ) from None
     missing = [name for name in names if name not in arrays]
     if missing:

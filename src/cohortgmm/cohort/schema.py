@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from cohortgmm.cohort.stored_mixtures import stored_mixtures
 from cohortgmm.cohort.tables import Row
 from cohortgmm.config_gmm import GmmConfig
 from cohortgmm.errors import DataError
-from cohortgmm.mixture.background import Background
 from cohortgmm.mixture.model import GaussianMixture
 from cohortgmm.mixture.result import MixtureFit
 
@@ -291,7 +291,7 @@ def read_gmm(data, gmm_key: str | None = None) -> dict[str, GaussianMixture]:
     Raises
     ------
     DataError
-        If there is no such key or it holds no mixtures.
+        If there is no such key or it holds no mixtures, or invalid ones.
 
     Examples
     --------
@@ -309,34 +309,7 @@ def read_gmm(data, gmm_key: str | None = None) -> dict[str, GaussianMixture]:
     if gmm_key is None or gmm_key not in keys:
         asked = "no gmm_key given" if gmm_key is None else f"no mixtures under uns[{gmm_key!r}]"
         raise DataError(f"{asked}; keys with mixtures: {', '.join(keys) or 'none'}")
-    stored = uns[gmm_key]
-    model = stored["model"]
-    mu, var = np.asarray(model["mu"], dtype=float), np.asarray(model["var"], dtype=float)
-    pi = np.atleast_2d(np.asarray(model["pi"], dtype=float))
-    weights = np.asarray(stored.get("distribution_weights", pi), dtype=float)
-    ids = [str(patient) for patient in stored["weight_inference"]["distribution_ids"]]
-    shared = str(stored["component_sharing"]) == "global"
-    if shared:
-        if mu.ndim == 3:  # ggml_ot writes one mixture with a leading axis
-            mu, var = mu[0], var[0]
-        mu, var = np.broadcast_to(mu, (len(ids), *mu.shape)), np.broadcast_to(var, (len(ids), *var.shape))
-        weights = np.broadcast_to(weights, (len(ids), weights.shape[1]))
-    elif mu.ndim != 3 or len(mu) != len(ids):
-        raise DataError(f"uns[{gmm_key!r}] has means of shape {mu.shape} for {len(ids)} patients")
-    background = stored.get("background")
-    counts = stored.get("distribution_n_components", [mu.shape[1]] * len(ids))
-    result = {}
-    for i, (patient, k) in enumerate(zip(ids, np.asarray(counts, dtype=int), strict=True)):
-        covariances = var[i, :k]
-        if str(stored["covariance_type"]) == "diag" and covariances.ndim == 3:
-            covariances = np.diagonal(covariances, axis1=1, axis2=2)
-        model = GaussianMixture(weights[i, :k], mu[i, :k], covariances)
-        if background is not None:
-            lower, upper = (np.asarray(background[name])[0 if shared else i] for name in ("lower", "upper"))
-            amp = np.asarray(background["amp"])[i]
-            model = model.with_background(Background(lower, upper, float(amp)))
-        result[patient] = model
-    return result
+    return stored_mixtures(uns[gmm_key], f"uns[{gmm_key!r}]")
 
 
 def _read_uns(data) -> Mapping[str, Any]:

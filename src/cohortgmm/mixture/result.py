@@ -90,8 +90,11 @@ class MixtureFit:
         model = GaussianMixture.from_arrays(arrays, source)
         n_axes = dict.fromkeys(_ARRAYS, 0) | {"history": 1, "floored": 1}
         for name, expected in n_axes.items():
-            if arrays[name].ndim != expected or arrays[name].size == 0 or arrays[name].dtype.kind not in "biuf":
-                raise DataError(f"{source} holds no fit: {name} is {arrays[name].dtype} of shape {arrays[name].shape}")
+            array = arrays[name]
+            if array.ndim != expected or array.size == 0 or array.dtype.kind not in "biuf":
+                raise DataError(f"{source} holds no fit: {name} is {array.dtype} of shape {array.shape}")
+            if not np.isfinite(array).all():
+                raise DataError(f"{source} holds no fit: {name} is not finite")
         history, weights = arrays["history"], arrays.get("patient_weights")
         if weights is not None and (weights.shape[1:] != (model.n_components,) or weights.dtype.kind not in "biuf"):
             raise DataError(f"{source} holds no fit: patient_weights is {weights.dtype} of shape {weights.shape}")

@@ -1,0 +1,108 @@
+"""Mixtures out of the layout in ``adata.uns``, ours or ggml_ot's: every array is held against what the layout says."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from cohortgmm.arrays import dense_array
+from cohortgmm.errors import ConfigError, DataError
+from cohortgmm.mixture.background import Background
+from cohortgmm.mixture.model import GaussianMixture
+
+#: Weights may miss a sum of one by this, as those that others computed in single precision do; they are divided by it.
+_SINGLE_PRECISION = 1e-3
+
+
+def stored_mixtures(stored: Mapping[str, Any], name: str) -> dict[str, GaussianMixture]:
+    """The mixtures of a cohort by patient.
+
+    Parameters
+    ----------
+    stored
+        What :func:`cohortgmm.cohort.schema.build_uns` made, or ggml_ot.
+    name
+        Where it was, for messages.
+
+    Raises
+    ------
+    DataError
+        If a part is missing, an array has another shape than the layout says, or a mixture is invalid.
+    """
+    ids = [str(patient) for patient in _part(stored, name, "weight_inference", "distribution_ids")]
+    shared = str(_part(stored, name, "component_sharing")) == "global"
+    mu = _numbers(_part(stored, name, "model", "mu"), f"{name}: means")
+    var = _numbers(_part(stored, name, "model", "var"), f"{name}: covariances")
+    if mu.ndim not in ((2, 3) if shared else (3,)) or (mu.ndim == 3 and len(mu) != (1 if shared else len(ids))):
+        one = ", which share one mixture" if shared else ""
+        raise DataError(f"{name} has means of shape {mu.shape} for {len(ids)} patients{one}")
+    if var.shape not in (mu.shape, (*mu.shape, mu.shape[-1])):
+        raise DataError(f"{name} has covariances of shape {var.shape} for means of shape {mu.shape}")
+    if mu.ndim == 2:  # of a shared mixture; ggml_ot writes it with a leading axis
+        mu, var = mu[None], var[None]
+    weights = stored.get("distribution_weights")
+    weights = _part(stored, name, "model", "pi") if weights is None else weights
+    weights = np.atleast_2d(_numbers(weights, f"{name}: weights"))
+    if weights.shape not in ((len(ids), mu.shape[1]), *([(1, mu.shape[1])] if shared else [])):
+        raise DataError(
+            f"{name} has weights of shape {weights.shape} for {len(ids)} patients with {mu.shape[1]} components"
+        )
+    counts = _counts(stored, name, ids, weights, var)
+    result = {}
+    for i, (patient, k) in enumerate(zip(ids, counts, strict=True)):
+        own, of_weights = (0, min(i, len(weights) - 1)) if shared else (i, i)
+        covariances = var[own, :k]
+        if str(_part(stored, name, "covariance_type")) == "diag" and covariances.ndim == 3:
+            covariances = np.diagonal(covariances, axis1=1, axis2=2)
+        try:
+            model = GaussianMixture(_whole(weights[of_weights, :k]), mu[own, :k], covariances)
+            result[patient] = _beside_background(model, stored.get("background"), i, own)
+        except (ConfigError, DataError) as error:
+            raise DataError(f"{name}, patient {patient!r}: {error}") from None
+    return result
+
+
+def _part(stored: Mapping[str, Any], name: str, *keys: str) -> Any:
+    """What is stored under some keys within each other."""
+    value: Any = stored
+    for key in keys:
+        if not isinstance(value, Mapping) or key not in value:
+            raise DataError(f"{name} holds no mixtures: {'/'.join(keys)} is missing")
+        value = value[key]
+    return value
+
+
+def _numbers(values: Any, name: str) -> np.ndarray:
+    return np.asarray(dense_array(values, name), dtype=np.float64)
+
+
+def _counts(
+    stored: Mapping[str, Any], name: str, ids: Sequence[str], weights: np.ndarray, var: np.ndarray
+) -> list[int]:
+    """Number of components of every patient; where that is not stored, up to the last that is not padding."""
+    n_most = weights.shape[1]
+    counts = stored.get("distribution_n_components")
+    if counts is None:
+        used = (weights > 0) | var.any(axis=tuple(range(2, var.ndim)))
+        counts = np.broadcast_to(n_most - used[:, ::-1].argmax(axis=1), len(ids))
+    counts = _numbers(counts, f"{name}: distribution_n_components")
+    if counts.shape != (len(ids),) or not np.all((counts >= 1) & (counts <= n_most) & (counts == np.round(counts))):
+        raise DataError(
+            f"{name}: distribution_n_components must be {len(ids)} whole numbers from 1 to {n_most}, one a patient, got "
+            f"{counts.tolist()}"
+        )
+    return counts.astype(int).tolist()
+
+
+def _whole(weights: np.ndarray) -> np.ndarray:
+    """Weights that sum to one but for single precision, in double precision."""
+    total = weights.sum()
+    return weights / total if 0 < abs(total - 1.0) <= _SINGLE_PRECISION else weights
+
+
+def _beside_background(model: GaussianMixture, background: Any, i: int, own: int) -> GaussianMixture:
+    """The mixture with the background of patient i, whose box is in row ``own``."""
+    if background is None:
+        return model
+    lower, upper, amp = (_numbers(background[name], f"the background's {name}") for name in ("lower", "upper", "amp"))
+    return model.with_background(Background(lower[own], upper[own], float(amp[i])))
