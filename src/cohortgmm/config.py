@@ -78,7 +78,12 @@ class Config(Section):
         description="A patient below `min_cells`, or too small for every k: `error` stops the run, `drop` leaves the "
         "patient out and records it.",
     )
-    seed: int = Field(0, ge=0, description="Seed of everything random; each fit derives its own from patient and k.")
+    seed: int = Field(
+        0,
+        ge=0,
+        le=2**32 - 1,  # what scanpy, Harmony and UMAP take
+        description="Seed of everything random; each fit derives its own from patient and k.",
+    )
     threads: int = Field(
         1,
         ge=1,

@@ -9,6 +9,7 @@ from cohortgmm.arrays import dense_array
 from cohortgmm.errors import ConfigError, DataError
 from cohortgmm.mixture.background import Background
 from cohortgmm.mixture.model import GaussianMixture
+from cohortgmm.mixture.parameters import SUM_TO_ONE
 
 #: Weights may miss a sum of one by this, as those that others computed in single precision do; they are divided by it.
 _SINGLE_PRECISION = 1e-3
@@ -97,12 +98,15 @@ def _counts(
 def _whole(weights: np.ndarray) -> np.ndarray:
     """Weights that sum to one but for single precision, in double precision."""
     total = weights.sum()
-    return weights / total if 0 < abs(total - 1.0) <= _SINGLE_PRECISION else weights
+    return weights / total if SUM_TO_ONE < abs(total - 1.0) <= _SINGLE_PRECISION else weights
 
 
 def _beside_background(model: GaussianMixture, background: Any, i: int, own: int) -> GaussianMixture:
     """The mixture with the background of patient i, whose box is in row ``own``."""
     if background is None:
         return model
-    lower, upper, amp = (_numbers(background[name], f"the background's {name}") for name in ("lower", "upper", "amp"))
+    names = ("lower", "upper", "amp")
+    lower, upper, amp = (_numbers(_part(background, "the background", name), f"the background's {name}") for name in names)
+    if not (lower.ndim == upper.ndim == 2 and own < min(len(lower), len(upper)) and amp.ndim == 1 and i < len(amp)):
+        raise DataError(f"the background has shapes {lower.shape}, {upper.shape} and {amp.shape}")
     return model.with_background(Background(lower[own], upper[own], float(amp[i])))
