@@ -106,7 +106,9 @@ def _beside_background(model: GaussianMixture, background: Any, i: int, own: int
     if background is None:
         return model
     names = ("lower", "upper", "amp")
-    lower, upper, amp = (_numbers(_part(background, "the background", name), f"the background's {name}") for name in names)
+    lower, upper, amp = (
+        _numbers(_part(background, "the background", name), f"the background's {name}") for name in names
+    )
     if not (lower.ndim == upper.ndim == 2 and own < min(len(lower), len(upper)) and amp.ndim == 1 and i < len(amp)):
         raise DataError(f"the background has shapes {lower.shape}, {upper.shape} and {amp.shape}")
     return model.with_background(Background(lower[own], upper[own], float(amp[i])))

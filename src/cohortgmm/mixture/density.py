@@ -78,16 +78,18 @@ def _evaluation(group: Group, model: GaussianMixture) -> tuple[Callable[[slice],
 def log_prob(model: GaussianMixture, x: np.ndarray, noise: np.ndarray | Noise | None) -> np.ndarray:
     """See :meth:`cohortgmm.GaussianMixture.log_prob`."""
     result = np.zeros(len(x))
-    for rows, (_, values) in _normalized(model, x, noise):
-        result[rows] = values
+    with np.errstate(over="ignore", invalid="ignore"):
+        for rows, (_, values) in _normalized(model, x, noise):
+            result[rows] = values
     return result
 
 
 def responsibilities(model: GaussianMixture, x: np.ndarray, noise: np.ndarray | Noise | None) -> np.ndarray:
     """See :meth:`cohortgmm.GaussianMixture.responsibilities`."""
     result = np.tile(model.weights, (len(x), 1))
-    for rows, (resp, _) in _normalized(model, x, noise):
-        result[rows] = resp.T
+    with np.errstate(over="ignore", invalid="ignore"):
+        for rows, (resp, _) in _normalized(model, x, noise):
+            result[rows] = resp.T
     return result
 
 
@@ -99,14 +101,13 @@ def _normalized(model: GaussianMixture, x: np.ndarray, noise: np.ndarray | Noise
     DataError
         Where a density underflows although a component could have made the cell.
     """
-    cells = Measurements(x, noise, background=model.background)
     has_components = bool(model.weights.any())
-    with np.errstate(over="ignore", invalid="ignore"):
-        for rows, (resp, values) in map_joint(normalize, cells, model):
-            bad = np.isnan(values) | (np.isinf(values) & has_components)
-            if bad.any():
-                raise DataError(
-                    f"cell {rows[np.argmax(bad)]} is so far from every component that its log-density overflows: rescale "
-                    "the data, or check that they are in the units of the mixture"
-                )
-            yield rows, (resp, values)
+    cells = Measurements(x, noise, background=model.background)
+    for rows, (resp, values) in map_joint(normalize, cells, model):
+        bad = np.isnan(values) | (np.isinf(values) & has_components)
+        if bad.any():
+            raise DataError(
+                f"cell {rows[np.argmax(bad)]} is so far from every component that its log-density overflows: rescale "
+                "the data, or check that they are in the units of the mixture"
+            )
+        yield rows, (resp, values)

@@ -65,8 +65,11 @@ def inverse_roots(matrices: np.ndarray, d: int) -> tuple[np.ndarray, np.ndarray]
             matrices[rows[j + a]] -= own[a] * own[a:]
         product = product * pivot
         if (j + 1) % _PIVOTS == 0 or j == d - 1:
-            half_log_det += _log(product, [matrices[row.start] for row in rows[j - j % _PIVOTS : j + 1]])
+            with np.errstate(divide="ignore"):
+                half_log_det += np.log(product)
             product = 1.0
+    if not np.isfinite(half_log_det).all():  # products of extreme variances leave the range of numbers
+        half_log_det = sum(np.log(matrices[row.start]) for row in rows)
     for i in range(d - 1, -1, -1):  # Z = U⁻¹ by rows from the last one
         own = matrices[rows[i]]
         above = own[1:].copy()
@@ -76,13 +79,6 @@ def inverse_roots(matrices: np.ndarray, d: int) -> tuple[np.ndarray, np.ndarray]
             own[1 + a :] -= above[a] * matrices[rows[i + 1 + a]]
         own[1:] *= own[0]
     return matrices, half_log_det
-
-
-def _log(product: np.ndarray, pivots: list[np.ndarray]) -> np.ndarray:
-    """Logarithm of the product of some pivots, also where it is beyond the range of numbers."""
-    if np.all((product > 0) & (product < np.inf)):
-        return np.log(product)
-    return sum(np.log(pivot) for pivot in pivots)
 
 
 def transposed_product(roots: np.ndarray, vectors: np.ndarray) -> np.ndarray:

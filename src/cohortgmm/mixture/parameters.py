@@ -15,12 +15,13 @@ SUM_TO_ONE = 1e-6
 #: A covariance may be this far, relative to its largest element, from being symmetric, for the same reason.
 _ASYMMETRY = 1e-6
 
-#: Share of a feature's variance that the other features must leave unexplained, in roundings times their number; below,
-#: the Cholesky factor is made of rounding errors.
-_ROUNDINGS = 2.0
+#: Where the other features leave less than this share of a feature's variance unexplained, eigenvalues are looked at: of
+#: a singular covariance, Cholesky's pivots may be made of rounding errors.
+_UNEXPLAINED = 1e-6
 
-#: Number of features from which on this share grows no more: fitted covariances keep more than 1e-13.
-_MOST_FEATURES = 50
+#: Smallest eigenvalue of a matrix of correlations in roundings of its largest one, which counts up to this many: fitted
+#: covariances keep 1e-13.
+_ROUNDINGS, _LARGEST_EIGENVALUE = 4.0, 50.0
 
 
 def checked_arrays(weights: Any, means: Any, covariances: Any, background: Any) -> dict[str, np.ndarray]:
@@ -114,11 +115,14 @@ def _definite(covariances: np.ndarray) -> np.ndarray:
 def _is_definite(covariance: np.ndarray) -> bool:
     """Whether a symmetric matrix is positive definite in double precision, whatever the units of the features."""
     try:
-        pivots = np.diagonal(np.linalg.cholesky(covariance)) ** 2
+        root = np.linalg.cholesky(covariance)
     except np.linalg.LinAlgError:
         return False
-    least = _ROUNDINGS * np.finfo(float).eps * min(len(covariance), _MOST_FEATURES)
-    return bool(np.all(pivots > least * np.diagonal(covariance)))
+    scale = np.sqrt(np.diagonal(covariance))
+    if np.all(np.diagonal(root) > np.sqrt(_UNEXPLAINED) * scale):
+        return True
+    values = np.linalg.eigvalsh(covariance / scale / scale[:, None])
+    return bool(values[0] > _ROUNDINGS * np.finfo(float).eps * min(values[-1], _LARGEST_EIGENVALUE))
 
 
 def _smallest_eigenvalue(covariance: np.ndarray) -> float:
