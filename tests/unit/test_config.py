@@ -721,3 +721,18 @@ def test_a_section_with_all_keys_commented_out_has_its_defaults():
 def test_numbers_of_numpy_are_numbers():
     options = read_gmm_options({"max_iter": np.int64(3), "tol": np.float32(0.5), "verbose": np.bool_(False)})
     assert (options.max_iter, options.tol, options.verbose) == (3, 0.5, False)
+
+
+@pytest.mark.parametrize("seed", [2**32, 2**40, -1])
+def test_seeds_that_the_libraries_do_not_take_are_refused(seed):
+    with pytest.raises(
+        ConfigError, match=rf"^config: seed: input should be (less|greater) than or equal to \d+, got {seed}$"
+    ):
+        read_config({"input": "x.h5ad", "patient_col": "p", "seed": seed})
+
+
+def test_the_largest_seed_is_that_of_numpys_old_generator():
+    config = read_config({"input": "x.h5ad", "patient_col": "p", "seed": 2**32 - 1})
+    assert np.random.RandomState(config.seed).random() < 1
+    with pytest.raises(ValueError, match="Seed must be between 0 and"):
+        np.random.RandomState(config.seed + 1)
