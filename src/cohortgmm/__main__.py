@@ -102,8 +102,9 @@ def _place(options: argparse.Namespace) -> tuple[Path, Path]:
 def _config(configfile: Path, workflow_dir: Path):
     import yaml
 
-    from cohortgmm.workflow import load_config
+    from cohortgmm.workflow import check_config_files, load_config
 
+    check_config_files([configfile])
     try:
         values = yaml.safe_load(configfile.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:

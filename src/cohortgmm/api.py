@@ -1,7 +1,7 @@
 """The notebook's entry: a whole cohort in one call, with the same results as the pipeline."""
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,29 +9,21 @@ from typing import Any
 import numpy as np
 
 from cohortgmm import __version__
-from cohortgmm.arrays import real_array
 from cohortgmm.cohort.cells import PatientCells
 from cohortgmm.cohort.fitting import final_fit, fit_candidate
 from cohortgmm.cohort.hidden import describe_arguments
-from cohortgmm.cohort.reading import (
-    Embedding,
-    as_matrix,
-    as_noise,
-    check_cell_names,
-    named_embedding,
-    patient_ids,
-    unknown_name,
-)
+from cohortgmm.cohort.in_memory import cells_of_anndata, cells_of_mapping
+from cohortgmm.cohort.reading import Embedding
 from cohortgmm.cohort.schema import assign_components, build_uns
 from cohortgmm.cohort.selection import select_k
-from cohortgmm.cohort.split import Split, check_finite, split_patients
+from cohortgmm.cohort.split import Split, split_patients
 from cohortgmm.cohort.tables import Row
+from cohortgmm.cohort.texts import column_list
 from cohortgmm.config import read_gmm_options
-from cohortgmm.config_gmm import GmmConfig, default_gmm_key
-from cohortgmm.errors import CohortgmmError, ConfigError, DataError
+from cohortgmm.config_gmm import GmmConfig, default_gmm_key, unit_column
+from cohortgmm.errors import CohortgmmError, ConfigError
 from cohortgmm.mixture.arguments import check_count, shown
 from cohortgmm.mixture.model import GaussianMixture
-from cohortgmm.mixture.noise import Noise, is_one_for_all
 from cohortgmm.mixture.result import MixtureFit
 from cohortgmm.mixture.tiles import one_blas_thread
 
@@ -49,7 +41,7 @@ class _Outcome:
 def fit_gmm(
     data,
     *,
-    patient_col: str | None = None,
+    patient_col: str | Sequence[str] | None = None,
     use_rep: str | None = None,
     component_sharing: str = "sample_specific",
     k_comps=None,
@@ -86,7 +78,8 @@ def fit_gmm(
     data
         AnnData, changed in place; or a mapping of patient id to (n, D) array.
     patient_col
-        Column of ``obs`` that names the patient of every cell (AnnData).
+        Column of ``obs`` that names the patient of every cell (AnnData); of several, such as ``["patient",
+        "timepoint"]``, the texts are joined by ``_``, and ``obs["<gmm_key>_patient"]`` holds what came of it.
     use_rep
         Key of ``obsm`` to model (AnnData); None is X.
     component_sharing
@@ -204,9 +197,13 @@ def fit_gmm(
         raise ConfigError(f"on_small_patient must be 'error' or 'drop', got {on_small_patient!r}")
     is_mapping = isinstance(data, Mapping)
     if is_mapping:
-        cells, ids = _from_mapping(data, noise, missing)
+        cells, ids = cells_of_mapping(data, noise, missing)
     else:
-        cells, ids = _from_anndata(data, patient_col, use_rep, noise, missing)
+        cells, ids = cells_of_anndata(data, patient_col, use_rep, noise, missing)
+        _check_unit_column(patient_col, gmm.gmm_key or default_gmm_key(use_rep))
+    key = gmm.gmm_key or default_gmm_key(use_rep)
+    if "/" in key:
+        raise ConfigError(f"use_rep is {use_rep!r}, and a key of uns can have no '/': give gmm_key")
     sharing = gmm.component_sharing
     if sharing == "auto":
         sharing = "global" if is_mapping else "sample_specific"
@@ -231,7 +228,6 @@ def fit_gmm(
             return {patient: fit.model for patient, fit in fits.items()}
         (shared,) = fits.values()
         return {patient: _with_weights(shared.model, weights[patient]) for patient in split.patients}
-    key = gmm.gmm_key or default_gmm_key(use_rep)
     data.uns[key] = build_uns(
         patients=split.patients,
         fits=fits,
@@ -247,10 +243,20 @@ def fit_gmm(
     )
     data.obs[f"{key}_comp"] = assigned.components
     data.obsm[f"{key}_resp"] = assigned.resp
+    if len(column_list(patient_col)) > 1:
+        data.obs[unit_column(patient_col, key)] = ids
     data.obs.drop(columns=f"{key}_background", errors="ignore", inplace=True)
     if assigned.background is not None:
         data.obs[f"{key}_background"] = assigned.background
     return data
+
+
+def _check_unit_column(patient_col: str | Sequence[str], key: str) -> None:
+    columns = column_list(patient_col)
+    if len(columns) > 1 and unit_column(columns, key) in columns:
+        raise ConfigError(
+            f"the result overwrites the column {unit_column(columns, key)!r} of patient_col: give gmm_key"
+        )
 
 
 def _with_weights(model: GaussianMixture, weights: np.ndarray) -> GaussianMixture:
@@ -259,108 +265,6 @@ def _with_weights(model: GaussianMixture, weights: np.ndarray) -> GaussianMixtur
     if background is not None:
         background = replace(background, amp=float(np.clip(1.0 - weights.sum(), 0.0, 1.0)), amp_min=0.0, amp_max=1.0)
     return GaussianMixture.from_factors(weights, model.means, model.covariances, model.factors, background)
-
-
-def _from_anndata(
-    adata, patient_col: str | None, use_rep: str | None, noise, missing: bool
-) -> tuple[Embedding, np.ndarray]:
-    if not hasattr(adata, "obsm"):
-        raise DataError(f"data must be AnnData or a mapping of patient to array, got {type(adata).__name__}")
-    if patient_col is None:
-        raise ConfigError("patient_col is required with AnnData")
-    check_cell_names(adata.obs)
-    ids = patient_ids(adata.obs, patient_col)
-    if use_rep is not None and use_rep not in adata.obsm:
-        raise unknown_name("use_rep: obsm key", use_rep, adata.obsm.keys())
-    name = "X" if use_rep is None else f"obsm[{use_rep!r}]"
-    if use_rep is None:
-        cells = Embedding(as_matrix(adata.X, name), tuple(map(str, adata.var_names)))
-    else:
-        cells = named_embedding(adata.obsm[use_rep], use_rep)
-    check_finite(cells.matrix, ids, name, missing=missing)
-    names = adata.obs_names.astype(str).to_numpy(dtype=object)
-    return replace(cells, noise=_noise_of(adata, noise, cells.matrix.shape), cell_names=names), ids
-
-
-def _noise_of(adata, noise, shape: tuple[int, int]):
-    """The measurement noise of AnnData: by a key, or as it is given."""
-    if noise is None:
-        return None
-    if isinstance(noise, str):
-        noise = {"obsm": noise}
-    if not isinstance(noise, Mapping):
-        return as_noise(noise, "the array", shape, shared=True)
-    for key in noise:
-        if key not in ("obsm", "layer"):
-            raise ConfigError(
-                f"noise has the keys obsm and layer, not {key!r}; a function for noise anywhere is noise_at"
-            )
-    for kind, place in (("obsm", adata.obsm), ("layer", adata.layers)):
-        key = noise.get(kind)
-        if key is None:
-            continue
-        if key not in place:
-            raise unknown_name(f"noise: {kind} key", key, place.keys())
-        return as_noise(place[key], f"{kind}[{key!r}]", shape)
-    raise ConfigError(f"noise must name a key of obsm or a layer, got {noise!r}")
-
-
-def _from_mapping(arrays: Mapping[str, Any], noise, missing: bool) -> tuple[Embedding, np.ndarray]:
-    if not arrays:
-        raise DataError("the mapping of patients is empty")
-    matrices = {}
-    for patient, x in arrays.items():
-        name = f"the array of patient {patient!r}"
-        if str(patient) in matrices:
-            raise DataError(f"two patients of the mapping read the same as text: {str(patient)!r}; make them all text")
-        matrix = as_matrix(x, name)
-        if matrix.shape[0] == 0:
-            raise DataError(f"{name} has no cells")
-        matrices[str(patient)] = matrix.toarray() if hasattr(matrix, "toarray") else matrix
-    widths = {patient: x.shape[1] for patient, x in matrices.items()}
-    if len(set(widths.values())) > 1:
-        raise DataError(f"the patients' arrays differ in their number of features: {widths}")
-    ids = np.repeat(np.array(list(matrices), dtype=object), [x.shape[0] for x in matrices.values()])
-    matrix = np.concatenate(list(matrices.values()))
-    check_finite(matrix, ids, "the data", missing=missing)
-    names = tuple(f"feature {i + 1}" for i in range(matrix.shape[1]))
-    return Embedding(matrix, names, _noise_of_mapping(matrices, noise)), ids
-
-
-def _noise_of_mapping(matrices: Mapping[str, np.ndarray], noise):
-    """The measurement noise of a mapping of arrays: another one, of the same patients, or one for all."""
-    if noise is None:
-        return None
-    n, d = sum(x.shape[0] for x in matrices.values()), next(iter(matrices.values())).shape[1]
-    if not isinstance(noise, Mapping):
-        if _is_one(noise, d):
-            return as_noise(noise, "the array", (n, d), shared=True)
-        raise ConfigError(
-            f"noise must be a mapping of patient to array, like the cells, or one for all, got {type(noise).__name__}"
-        )
-    noise = {str(patient): values for patient, values in noise.items()}
-    absent = [patient for patient in matrices if patient not in noise]
-    if absent:
-        raise DataError(f"noise has no array for {len(absent)} patients, the first is {absent[0]!r}")
-    parts = [
-        as_noise(noise[patient], f"the array of patient {patient!r}", x.shape, shared=True)
-        for patient, x in matrices.items()
-    ]
-    if len({part.ndim for part in parts}) > 1:
-        raise DataError("noise must be variances for all patients, or covariances for all")
-    parts = [part.toarray() if hasattr(part, "toarray") else part for part in parts]
-    if all(is_one_for_all(part) and np.array_equal(part[0], parts[0][0]) for part in parts):
-        return np.broadcast_to(parts[0][0], (n, *parts[0].shape[1:]))
-    return np.concatenate(parts)
-
-
-def _is_one(noise, n_features: int) -> bool:
-    """Whether noise has the shape of one covariance, or variances, for all cells."""
-    if isinstance(noise, Noise):
-        return noise.is_shared
-    if isinstance(noise, str):
-        return False
-    return real_array(noise, "noise: the array").shape in ((n_features,), (n_features, n_features))
 
 
 def _fit_parts(

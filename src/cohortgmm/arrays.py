@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from cohortgmm.errors import DataError
+from cohortgmm.errors import DataError, one_line
 
 #: Kinds of numpy's types that hold real numbers: booleans, integers and floating-point numbers.
 _REAL_KINDS = "biuf"
+_OBJECT = np.dtype(object)
 
 
 def real_array(values: Any, name: str) -> Any:
@@ -35,19 +36,19 @@ def real_array(values: Any, name: str) -> Any:
     DataError
         For complex numbers, texts, dates and anything else that is no real number.
     """
-    values = _in_memory(values)
+    values = _in_memory(values, name)
     if hasattr(values, "tocsr"):
-        matrix = values.tocsr()
-        data = _as_float(matrix.data, name)
-        return matrix if data is matrix.data else type(matrix)((data, matrix.indices, matrix.indptr), matrix.shape)
+        return _sparse(values, name)
     if hasattr(values, "iloc"):
         return _as_float(_from_table(values, name), name)
     if isinstance(values, np.ma.MaskedArray):
         return _without_mask(values, name)
     try:
         array = np.asarray(values)
-    except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: a tensor that is being differentiated
-        raise DataError(f"{name} must be a numeric array: {' '.join(str(error).split())}") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever the __array__ of somebody else's class raises
+        raise DataError(f"{name} must be a numeric array: {one_line(error)}") from None
     if array.dtype.kind == "O" and array.ndim == 0 and not isinstance(values, Real):
         raise DataError(f"{name} must be a numeric array, got {type(values).__name__}")
     return _as_float(array, name)
@@ -59,36 +60,69 @@ def dense_array(values: Any, name: str) -> np.ndarray:
     return values.toarray() if hasattr(values, "toarray") else values
 
 
-def _in_memory(values: Any) -> Any:
+def _in_memory(values: Any, name: str) -> Any:
     """What is stored in a file, or computed only when it is asked for, as an array or a matrix."""
-    if hasattr(values, "to_memory"):  # a sparse matrix of an AnnData that is backed by its file
-        return values.to_memory()
-    if hasattr(values, "dask") and hasattr(values, "compute"):
-        return values.compute()
+    try:
+        if hasattr(values, "to_memory"):  # a sparse matrix of an AnnData that is backed by its file
+            return values.to_memory()
+        if hasattr(values, "dask") and hasattr(values, "compute"):
+            return values.compute()
+    except MemoryError:
+        raise
+    except Exception as error:  # of a file, or of what dask was to compute
+        raise DataError(f"{name} cannot be read: {one_line(error)}") from None
     return values
+
+
+def _sparse(values: Any, name: str) -> Any:
+    """A sparse matrix as rows; elements that are given twice are added after they became floating-point numbers."""
+    if values.format not in ("csr", "csc"):
+        values = values.tocoo()
+    data = _as_float(values.data, name)
+    if data is not values.data:
+        inside = (values.indices, values.indptr) if hasattr(values, "indptr") else values.coords
+        inside = inside if hasattr(values, "indptr") else (inside,)
+        values = type(values)((data, *inside), shape=values.shape)
+    try:
+        if hasattr(values, "indptr"):
+            values.check_format(full_check=True)
+        return values.tocsr()
+    except ValueError as error:
+        raise DataError(f"{name} is a damaged sparse matrix: {one_line(error)}") from None
 
 
 def _from_table(table: Any, name: str) -> np.ndarray:
     """The values of a table or a column of pandas, NaN where they are missing."""
-    columns = dict(table.dtypes.items()) if hasattr(table, "columns") else {"": table.dtype}
-    for column, dtype in columns.items():
-        if dtype.kind not in _REAL_KINDS:
+    columns = list(table.dtypes.items()) if hasattr(table, "columns") else [("", table.dtype)]
+    for column, dtype in columns:
+        if dtype.kind not in _REAL_KINDS and dtype is not _OBJECT:
             which = f", column {column!r} is {dtype}" if column != "" else f", got {dtype}"
             raise DataError(f"{name} must be numeric{which}")
+    if any(dtype is _OBJECT for _, dtype in columns):
+        values = np.where(table.isna().to_numpy(), np.nan, table.to_numpy(dtype=object))
+        for i, (column, dtype) in enumerate(columns):
+            if column != "" and not _is_real(values[:, i]):
+                raise DataError(f"{name} must be numeric, column {column!r} is {dtype}")
+        return values
     array = table.to_numpy()
     return array if array.dtype.kind in _REAL_KINDS else table.to_numpy(dtype=np.float64, na_value=np.nan)
 
 
 def _without_mask(values: np.ma.MaskedArray, name: str) -> np.ndarray:
-    array = _as_float(values.data, name)
     mask = np.ma.getmaskarray(values)
+    # What an object is where it is masked does not matter.
+    array = _as_float(np.where(mask, 0, values.data) if values.dtype.kind == "O" else values.data, name)
     return np.where(mask, np.array(np.nan, dtype=array.dtype), array) if mask.any() else array
+
+
+def _is_real(objects: np.ndarray) -> bool:
+    return all(isinstance(value, Real | np.bool_) for value in objects.flat)
 
 
 def _as_float(array: np.ndarray, name: str) -> np.ndarray:
     """The same in single or double precision."""
     if array.dtype.kind == "O":
-        if not all(isinstance(value, Real | np.bool_) for value in array.flat):
+        if not _is_real(array):
             raise DataError(f"{name} must be numeric, it holds objects that are no real numbers")
         return array.astype(np.float64)
     if array.dtype.kind not in _REAL_KINDS:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cohortgmm.config_base import Conflict, Number, Section, section_of
-from cohortgmm.config_gmm import GmmConfig, default_gmm_key
+from cohortgmm.config_gmm import GmmConfig, default_gmm_key, unit_column
 from cohortgmm.errors import ConfigError
 
 
@@ -57,8 +57,18 @@ class Config(Section):
         description="The cohort: an `.h5ad` file. A relative path is taken from the working directory or, where nothing "
         "is there, from the workflow's folder.",
     )
-    patient_col: str = Field(description="Column of `obs` that names the patient (sample, donor) of every cell.")
+    patient_col: str | list[str] = Field(
+        description="Column of `obs` that names the patient (sample, donor) of every cell, or several whose texts are "
+        "joined by `_`: `[patient, timepoint]` gives a mixture for every patient and time point, and the result has the "
+        "joined text in `obs[<gmm_key>_patient]`."
+    )
     label_col: str | None = Field(None, description="Column of `obs` with the patient's group, for tables and figures.")
+    on_mixed_label: Literal["error", "majority"] = Field(
+        "error",
+        description="Patients whose cells have several labels: `error` stops the run and names the column that divides "
+        "them, `majority` takes the commonest label (of a tie the first by name) and records it. Cells without a label "
+        "do not count.",
+    )
     celltype_col: str | None = Field(
         None, description="Column of `obs` with cell types, for the composition of the components."
     )
@@ -96,6 +106,21 @@ class Config(Section):
 
     def conflicts(self) -> list[Conflict]:
         found = [(tuple(f"gmm.{key}" for key in keys), f"gmm: {text}") for keys, text in self.gmm.conflicts()]
+        if self.gmm.gmm_key is None and "/" in (self.use_rep or ""):
+            message = f"use_rep is {self.use_rep!r}, and a key of uns can have no '/': set gmm.gmm_key"
+            found.append((("use_rep", "gmm.gmm_key"), message))
+        columns = self.patient_col if isinstance(self.patient_col, list) else [self.patient_col]
+        if not columns or len(set(columns)) < len(columns):
+            found.append(
+                (("patient_col",), f"patient_col: needs one column or several different ones, got {columns!r}")
+            )
+        if len(columns) > 1 and self.patient_column in columns:
+            found.append(
+                (
+                    ("patient_col", "gmm.gmm_key"),
+                    f"patient_col: the result overwrites the column {self.patient_column!r}: choose another gmm.gmm_key",
+                )
+            )
         made = "X_pca_harmony" if self.preprocess.harmony_col else "X_pca"
         if self.preprocess.enabled and self.use_rep != made:
             message = (
@@ -111,15 +136,26 @@ class Config(Section):
         return self.gmm.gmm_key or default_gmm_key(self.use_rep)
 
     @property
+    def patient_column(self) -> str:
+        """Column of ``obs`` of the result that names the patient of every cell."""
+        return unit_column(self.patient_col, self.gmm_key)
+
+    @property
     def component_sharing(self) -> str:
         """``gmm.component_sharing`` with ``auto`` resolved: the pipeline reads AnnData."""
         return "sample_specific" if self.gmm.component_sharing == "auto" else self.gmm.component_sharing
+
+    def further_columns(self) -> dict[str, str | None]:
+        """Columns of ``obs`` that are needed besides those of patients and labels, by their keys."""
+        batches = {f"preprocess.{key}": getattr(self.preprocess, key) for key in ("hvg_batch_col", "harmony_col")}
+        return {"celltype_col": self.celltype_col, **(batches if self.preprocess.enabled else {})}
 
     def split_options(self) -> dict[str, Any]:
         """What the division into patients depends on."""
         return {
             "patient_col": self.patient_col,
             "label_col": self.label_col,
+            "on_mixed_label": self.on_mixed_label,
             "use_rep": self.use_rep,
             "component_sharing": self.component_sharing,
             "train_size": self.gmm.effective_train_size,
@@ -234,7 +270,7 @@ def _without(values: Mapping[str, Any], faulty: Collection[tuple[str, ...]]) -> 
             result[key] = value
         elif isinstance(value, Mapping) and all(inner):
             result[key] = _without(value, inner)
-    return result | {path[0]: "missing" for path in faulty if path in (("input",), ("patient_col",))}
+    return result | {path[0]: "missing" for path in faulty if path and path[0] in ("input", "patient_col")}
 
 
 def _problem(model: type[BaseModel], item: Any) -> str:

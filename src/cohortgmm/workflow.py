@@ -3,6 +3,7 @@
 import ast
 import functools
 import hashlib
+import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -42,6 +43,8 @@ def load_config(config: Mapping[str, Any], source: str, workflow_dir: str | os.P
         existing = [place for place in places if place.is_file()]
         if existing:
             found[key] = str(existing[0])
+        elif any(place.is_dir() for place in places):
+            problems.append(f"{source}: {key}: {name} is a folder, not a file{_way_out_of_folder(name)}")
         else:
             problems.append(f"{source}: {key}: no such file: {name} (looked in {Path.cwd()})")
     if problems:
@@ -53,6 +56,68 @@ def load_config(config: Mapping[str, Any], source: str, workflow_dir: str | os.P
         gmm = gmm.for_reference(GaussianMixture.load(gmm.reference), source)
     tops = {key: path for key, path in found.items() if not key.startswith("gmm.")}
     return checked.model_copy(update={**tops, "gmm": gmm})
+
+
+def _way_out_of_folder(name: str) -> str:
+    is_zarr = Path(name).suffix == ".zarr" or any((Path(name) / part).exists() for part in (".zgroup", "zarr.json"))
+    return f": write it as .h5ad, anndata.read_zarr({name!r}).write_h5ad('cohort.h5ad')" if is_zarr else ""
+
+
+def check_config_files(files: Iterable[str | os.PathLike]) -> None:
+    """Refuse files of the configuration that give a key twice, of which every reader would take the last.
+
+    Raises
+    ------
+    ConfigError
+        Naming file, key and lines.
+    """
+    for file in files:
+        try:
+            text = Path(file).read_text(encoding="utf-8")
+            json.loads(text, object_pairs_hook=functools.partial(_check_pairs, str(file)))
+        except (OSError, UnicodeDecodeError):
+            continue  # whoever reads it says what is wrong with it
+        except json.JSONDecodeError:
+            _check_yaml(file, text)
+
+
+def _check_pairs(file: str, pairs: Sequence[tuple[str, Any]]) -> None:
+    keys = [key for key, _ in pairs]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise ConfigError(f"{file}: the key {key} is given twice in the same place: remove one of them")
+
+
+def _check_yaml(file: str | os.PathLike, text: str) -> None:
+    import yaml  # here, as jobs need not look again
+
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError:
+        return
+    for path, first, second in _repeated_keys(node, (), set()):
+        lines = f"line {first}" if first == second else f"lines {first} and {second}"
+        raise ConfigError(f"{file}: the key {'.'.join(path)} is given twice, in {lines}: remove one of them")
+
+
+def _repeated_keys(node: Any, path: tuple[str, ...], visited: set[int]) -> Iterator[tuple[tuple[str, ...], int, int]]:
+    """Keys that a mapping of YAML, or one within it, has twice: path and the two lines."""
+    if node is None or not isinstance(node.value, list) or id(node) in visited:
+        return
+    visited.add(id(node))  # what an alias repeats
+    if node.id == "sequence":
+        for i, item in enumerate(node.value):
+            yield from _repeated_keys(item, (*path, str(i)), visited)
+        return
+    seen: dict[tuple[str, str], int] = {}
+    for key, value in node.value:
+        if isinstance(key.value, str):
+            # Tags tell 1 from "1"; a merge key (<<) may come again.
+            identity, line = (key.tag, key.value), key.start_mark.line + 1
+            if identity in seen and not key.tag.endswith(":merge"):
+                yield (*path, key.value), seen[identity], line
+            seen.setdefault(identity, line)
+        yield from _repeated_keys(value, (*path, str(key.value)), visited)
 
 
 def prepare_jobs(source: str, *, verbose: bool) -> None:

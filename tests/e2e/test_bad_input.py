@@ -1,7 +1,9 @@
 """Input and configurations that cannot be used: the run stops with one clear line, and what was there stays."""
 
+import anndata as ad
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 from projects import TARGETS, make_cohort
 
@@ -23,11 +25,11 @@ def refused(project, *lines, targets=TARGETS, begins="error: "):
 def snapshot(project):
     """Every file of the results with its content.
 
-    Without the logs, the lock, the list of what failed, and the table of the stage that fails: Snakemake removes what a
+    Without the logs, the lock, the list of what failed, and the tables of the stage that fails: Snakemake removes what a
     failed job was to write.
     """
     folder = project.directory / "results"
-    parts = ("logs", "benchmarks", ".lock", "failed.tsv", "patients.tsv")
+    parts = ("logs", "benchmarks", ".lock", "failed.tsv", "patients.tsv", "positions.npz")
     return {
         path: path.read_bytes()
         for path in folder.rglob("*")
@@ -124,3 +126,42 @@ def test_cells_that_cannot_be_used_keep_the_results(finished):
     jobs = finished.run()
     assert not [job for job in jobs if job.startswith(("fit", "refit", "select/"))]
     assert snapshot(finished) == before
+
+
+def test_a_key_that_is_given_twice_runs_nothing(project):
+    path = project.directory / "config.yaml"
+    path.write_text(path.read_text() + "seed: 1\nseed: 2\n")
+    output = refused(project)
+    last = path.read_text().count("\n")
+    assert f"config.yaml: the key seed is given twice, in lines {last - 1} and {last}: remove one of them" in output
+    assert not (project.directory / "results").exists()
+
+
+def test_rows_that_do_not_fit_and_labels_that_vary(project):
+    path = project.directory / "cohort.h5ad"
+    with h5py.File(path, "r+") as file:
+        x, attributes = file["obsm/X_pca"][:], dict(file["obsm/X_pca"].attrs)
+        del file["obsm/X_pca"]
+        file["obsm/X_pca"] = x.T
+        file["obsm/X_pca"].attrs.update(attributes)
+    refused(
+        project, "cohort.h5ad: obsm['X_pca'] has 3 rows for 180 cells, it looks transposed: it needs one row for each"
+    )
+    cohort = make_cohort()
+    cohort.obs["timepoint"] = np.tile(np.repeat(["before", "after"], 30), 3)
+    cohort.obs["condition"] = np.where(cohort.obs["timepoint"] == "before", "sick", "well")
+    cohort.write_h5ad(path)
+    refused(
+        project,
+        "label_col 'condition': the cells of 3 patients have several labels: 'P1' (30 sick, 30 well); 'P2' (30 sick, 30 "
+        "well); 'P3' (30 sick, 30 well). The obs column 'timepoint' divides them into units of one label: "
+        "patient_col: [patient, timepoint]; on_mixed_label: majority takes the commonest label",
+    )
+    project.configure(patient_col=["patient", "timepoint"])
+    project.run()
+    merged = ad.read_h5ad(project.directory / "results" / "cohort_gmm.h5ad")
+    assert merged.obs["gmm_X_pca_patient"].value_counts().tolist() == [30] * 6
+    labels = pd.read_csv(project.directory / "results" / "patients.tsv", sep="\t").set_index("patient")["label"]
+    assert labels.to_dict() == {
+        f"P{i}_{time}": label for i in (1, 2, 3) for time, label in (("before", "sick"), ("after", "well"))
+    }

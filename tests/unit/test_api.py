@@ -312,7 +312,7 @@ GAP = np.where(np.arange(60).reshape(30, 2) == 7, np.nan, X)
         ({"a": X[0]}, "the array of patient 'a' must be a numeric matrix (cells, features), got float64 of shape (2,)"),
         (
             {"a": X.astype(str)},
-            "the array of patient 'a' must be a numeric matrix (cells, features), got <U32 of shape (30, 2)",
+            "the array of patient 'a' must hold real numbers, got <U32",
         ),
         (
             {"b": X, "a": GAP},

@@ -48,6 +48,53 @@ def test_sparse_matrices_become_rows(dtype, make):
     assert np.array_equal(result.toarray(), VALUES.astype(dtype).astype(float))
 
 
+@pytest.mark.parametrize("form", ["coo", "bsr", "lil", "dok", "dia"])
+@pytest.mark.parametrize("make", [sparse.coo_matrix, sparse.coo_array])
+def test_every_form_of_sparse_matrix(form, make):
+    result = real_array(make(VALUES).asformat(form), "x")
+    assert result.format == "csr"
+    assert np.array_equal(result.toarray(), VALUES)
+
+
+def test_elements_that_are_given_twice_are_added_without_overflow():
+    twice = (np.array([200, 100], dtype=np.uint8), (np.array([0, 0]), np.array([1, 1])))
+    assert real_array(sparse.coo_matrix(twice, shape=(2, 2)), "x")[0, 1] == 300
+
+
+@pytest.mark.parametrize("indices", [[0, 7], [0, -1]])
+def test_a_damaged_sparse_matrix_is_refused(indices):
+    matrix = sparse.csr_matrix(np.eye(2))
+    matrix.indices[:] = indices
+    with pytest.raises(DataError, match=r"^x is a damaged sparse matrix: ValueError: indices must be"):
+        real_array(matrix, "x")
+
+
+def test_a_table_of_objects_holds_numbers_or_names_the_column():
+    table = pd.DataFrame({"a": [1.0, 2.0], "b": np.array([1, None], dtype=object)})
+    assert np.array_equal(real_array(table, "x"), [[1, 1], [2, np.nan]], equal_nan=True)
+    with pytest.raises(DataError, match=r"^x must be numeric, column 'b' is object$"):
+        real_array(table.assign(b=["1", "2"]).astype({"b": object}), "x")
+    doubled = pd.DataFrame([[1, 2.5]], columns=["a", "a"])
+    assert np.array_equal(real_array(doubled, "x"), [[1, 2.5]])
+
+
+def test_what_cannot_be_computed_or_converted_is_one_line():
+    class Later:
+        dask = True
+
+        def compute(self):
+            raise OSError("disk\ngone")
+
+    class Tensor:
+        def __array__(self, dtype=None, copy=None):
+            raise RuntimeError("requires grad")
+
+    with pytest.raises(DataError, match=r"^x cannot be read: OSError: disk gone$"):
+        real_array(Later(), "x")
+    with pytest.raises(DataError, match=r"^x must be a numeric array: RuntimeError: requires grad$"):
+        real_array(Tensor(), "x")
+
+
 def test_single_and_double_precision_are_not_copied():
     for dtype in (np.float32, np.float64):
         values = VALUES.astype(dtype)
@@ -57,6 +104,8 @@ def test_single_and_double_precision_are_not_copied():
 def test_masked_and_missing_values_become_nan():
     masked = np.ma.array(VALUES.astype(int), mask=[[False, True], [False, False]])
     assert np.isnan(real_array(masked, "x")).tolist() == [[False, True], [False, False]]
+    objects = np.ma.array(np.array([1, None], dtype=object), mask=[False, True])
+    assert np.array_equal(real_array(objects, "x"), [1, np.nan], equal_nan=True)
     table = pd.DataFrame({"a": pd.array([1, None], dtype="Int64"), "b": pd.array([0.5, 1.5], dtype="Float64")})
     result = real_array(table, "x")
     assert result.dtype == np.float64

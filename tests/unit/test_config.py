@@ -73,7 +73,7 @@ def test_a_key_that_is_no_text():
     ("keys", "line"),
     [
         ({"input": ""}, "input: string should have at least 1 character, got ''"),
-        ({"patient_col": 3}, "patient_col: input should be a valid string, got 3"),
+        ({"patient_col": 3}, "patient_col: input should be a valid string or input should be a valid list, got 3"),
         ({"seed": "1"}, "seed: input should be a valid integer, got '1'"),
         ({"seed": True}, "seed: input should be a valid integer, got True"),
         ({"seed": -1}, "seed: input should be greater than or equal to 0, got -1"),
@@ -680,6 +680,7 @@ def test_what_the_split_depends_on():
     assert config.split_options() == {
         "patient_col": "patient",
         "label_col": "condition",
+        "on_mixed_label": "error",
         "use_rep": "X_pca",
         "component_sharing": "sample_specific",
         "train_size": 0.8,
@@ -736,3 +737,49 @@ def test_the_largest_seed_is_that_of_numpys_old_generator():
     assert np.random.RandomState(config.seed).random() < 1
     with pytest.raises(ValueError, match="Seed must be between 0 and"):
         np.random.RandomState(config.seed + 1)
+
+
+# Patients of several columns
+
+
+def test_patients_may_be_of_several_columns():
+    config = read(patient_col=["patient", "timepoint"])
+    assert config.patient_col == ["patient", "timepoint"]
+    assert config.patient_column == "gmm_X_pca_patient"
+    assert config.split_options()["patient_col"] == ["patient", "timepoint"]
+    assert read(patient_col=["patient"]).patient_column == "patient"
+    assert read().patient_column == "patient"
+    assert read(gmm={"gmm_key": "mine"}, patient_col=["a", "b"]).patient_column == "mine_patient"
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"patient_col": []}, "patient_col: needs one column or several different ones, got []"),
+        ({"patient_col": ["a", "a"]}, "patient_col: needs one column or several different ones, got ['a', 'a']"),
+        ({"patient_col": ["a", 3]}, "patient_col.1: input should be a valid string, got 3"),
+        (
+            {"patient_col": ["gmm_X_pca_patient", "a"]},
+            "patient_col: the result overwrites the column 'gmm_X_pca_patient': choose another gmm.gmm_key",
+        ),
+        ({"on_mixed_label": "first"}, "on_mixed_label: input should be 'error' or 'majority', got 'first'"),
+        (
+            {"use_rep": "X/pca", "preprocess": {"enabled": False}},
+            "use_rep is 'X/pca', and a key of uns can have no '/': set gmm.gmm_key",
+        ),
+    ],
+)
+def test_units_that_cannot_be_used(keys, said):
+    with pytest.raises(ConfigError) as caught:
+        read(**keys)
+    assert said in str(caught.value)
+
+
+def test_columns_that_are_needed_besides():
+    config = read(celltype_col="type", preprocess={"hvg_batch_col": "batch"})
+    assert config.further_columns() == {
+        "celltype_col": "type",
+        "preprocess.hvg_batch_col": "batch",
+        "preprocess.harmony_col": None,
+    }
+    assert read(preprocess={"enabled": False}).further_columns() == {"celltype_col": None}

@@ -53,7 +53,7 @@ def test_all_missing_files_are_named_at_once(places):
     with pytest.raises(ConfigError) as caught:
         helpers.load_config(CONFIG | {"patients": "sheet.tsv"}, "c.yaml", places.flow)
     assert str(caught.value).splitlines() == [
-        f"c.yaml: input: no such file: data/cohort.h5ad (looked in {places.work})",
+        "c.yaml: input: data/cohort.h5ad is a folder, not a file",
         f"c.yaml: patients: no such file: sheet.tsv (looked in {places.work})",
     ]
 
@@ -314,3 +314,42 @@ def test_the_chosen_k_follows_from_the_table_and_the_criterion(tmp_path):
     assert [helpers.chosen_k(table, metric) for metric in ("aic", "bic")] == [2, 1]
     write_table(table, PATIENT_SCORE_COLUMNS, [])
     assert helpers.chosen_k(table, "aic") == "not chosen yet"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("seed: 1\ngmm: {}\nseed: 2\n", "the key seed is given twice, in lines 1 and 3: remove one of them"),
+        ("seed: 1\n'seed': 2\n", "the key seed is given twice, in lines 1 and 2: remove one of them"),
+        ("gmm:\n  tol: 1\n  noise: {obsm: a, obsm: b}\n", "the key gmm.noise.obsm is given twice, in line 3: remove"),
+        (
+            "gmm: {completeness: {gates: [{inside: {PC1: [0, 1],\n PC2: [0, 1],\n PC1: [2, 3]}}]}}",
+            "the key gmm.completeness.gates.0.inside.PC1 is given twice, in lines 1 and 3: remove one of them",
+        ),
+        ('{"seed": 1,\n\t"seed": 2}', "the key seed is given twice in the same place: remove one of them"),
+    ],
+)
+def test_a_key_that_is_given_twice(tmp_path, text, said):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        helpers.check_config_files([tmp_path / "c.yaml"])
+    assert str(caught.value).startswith(f"{tmp_path}/c.yaml: {said}")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "- a\n- a\n",
+        "a: [1\n",
+        "\ta: 1",
+        "x: &x {a: 1}\ny:\n  <<: *x\n  a: 2\n",
+        "x: &x\n  y: *x\n",
+        "1: a\n'1': b\n",
+        "a: {c: 1}\nb: {c: 1}\n",
+    ],
+)
+def test_configurations_without_repeated_keys(tmp_path, text):
+    """What is no configuration at all is told by whoever reads it."""
+    (tmp_path / "c.yaml").write_text(text)
+    helpers.check_config_files([tmp_path / "c.yaml", tmp_path / "not there"])

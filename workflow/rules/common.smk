@@ -24,6 +24,8 @@ gc.set_threshold(50_000, 20, 100)
 
 try:
     helpers.check_results_folder("results")
+    if workflow.is_main_process:
+        helpers.check_config_files(workflow.configfiles)
     CONFIG = helpers.load_config(config, ", ".join(map(str, workflow.configfiles)) or "config", workflow.basedir)
     SHEET = read_sheet(CONFIG.patients) if CONFIG.patients else None
     SHARD = Shard.read(os.environ[SHARD_VARIABLE]) if SHARD_VARIABLE in os.environ else None

@@ -24,6 +24,7 @@ rule merge:
         mem_mb=requests.memory("merge", ("obs",)),
         runtime=requests.minutes("merge"),
     params:
+        patient_col=CONFIG.patient_col,
         gmm=CONFIG.gmm.model_dump(exclude={"verbose"}),
         component_sharing=CONFIG.component_sharing,
         use_rep=CONFIG.use_rep,

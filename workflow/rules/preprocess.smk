@@ -6,7 +6,8 @@
 # A wrong column must be found before the preprocessing, not after it.
 rule check_input:
     input:
-        CONFIG.input,
+        cohort=CONFIG.input,
+        sheet=CONFIG.patients or [],
     output:
         touch("results/preprocessed/input.checked"),
     log:
@@ -19,10 +20,11 @@ rule check_input:
         mem_mb=requests.memory("check_input", ("obs",)),
         runtime=requests.minutes("check_input"),
     params:
-        columns={key: getattr(CONFIG, key) for key in ("patient_col", "label_col", "celltype_col")},
+        columns=CONFIG.further_columns(),
+        options={key: getattr(CONFIG, key) for key in ("patient_col", "label_col", "on_mixed_label")},
         code=code_of("scripts/check_input.py"),
     message:
-        "Looking for the columns in {input}"
+        "Looking at the table of cells of {input.cohort}"
     script:
         "../../scripts/check_input.py"
 

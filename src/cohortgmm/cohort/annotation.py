@@ -5,12 +5,17 @@ import os
 from dataclasses import dataclass
 
 import anndata as ad
+import h5py
 import numpy as np
 import pandas as pd
-from anndata.io import read_elem
 
 from cohortgmm.archive import read_arrays
-from cohortgmm.cohort.reading import check_column, open_h5ad, read_embedding, read_obs, rows_of
+from cohortgmm.arrays import real_array
+from cohortgmm.cohort.h5ad import has_member, open_h5ad, read_column
+from cohortgmm.cohort.patients import check_columns
+from cohortgmm.cohort.reading import read_embedding, read_of_cells, rows_of
+from cohortgmm.cohort.texts import column_texts
+from cohortgmm.errors import DataError
 from cohortgmm.files import atomic_path
 
 logger = logging.getLogger(__name__)
@@ -73,17 +78,41 @@ def read_annotation(
     with open_h5ad(path) as file:
         types = None
         if celltype_col:
-            obs = read_obs(file)
-            check_column(obs, celltype_col, "celltype_col")
-            texts = obs[celltype_col].astype(object).map(lambda value: None if pd.isna(value) else str(value))
-            counts = texts.value_counts().sort_index().sort_values(ascending=False, kind="stable")
-            types = pd.Categorical(texts, categories=counts.index)  # frequent types first
+            check_columns(file, [("celltype_col", celltype_col)])
+            types = _cell_types(read_column(file, "obs", celltype_col))
         if not umap:
             return CellAnnotation(None, types)
-        if "X_umap" in file.get("obsm", {}):
-            return CellAnnotation(np.asarray(read_elem(file["obsm/X_umap"]))[:, :2], types)
+        if has_member(file, "obsm", "X_umap"):
+            return CellAnnotation(_read_umap(file), types)
         matrix = read_embedding(file, use_rep).matrix
     return CellAnnotation(_compute_umap(matrix, max_cells, seed), types)
+
+
+def _cell_types(column: pd.Series) -> pd.Categorical:
+    """Cell types as text, frequent ones first; None where a cell has none."""
+    texts = column_texts(column, f"celltype_col {column.name!r}")
+    types = pd.Series(np.array([*texts.values, None], dtype=object)[texts.codes])
+    counts = types.value_counts().sort_index().sort_values(ascending=False, kind="stable")
+    return pd.Categorical(types, categories=counts.index)
+
+
+def _read_umap(file: h5py.File) -> np.ndarray:
+    """The two coordinates of ``obsm["X_umap"]``; a cell whose coordinates are not finite has none.
+
+    Raises
+    ------
+    DataError
+        If they are no numbers, or there is no pair of them for every cell.
+    """
+    way_out = "remove it from obsm, then it is computed anew, or set qc.umap to false"
+    try:
+        values = real_array(read_of_cells(file, "obsm/X_umap", "obsm['X_umap']"), "obsm['X_umap']")
+    except DataError as error:
+        raise DataError(f"{error}; {way_out}") from None
+    if values.ndim != 2 or values.shape[1] < 2:
+        raise DataError(f"obsm['X_umap'] must have two columns, its shape is {values.shape}; {way_out}")
+    pairs = rows_of(values[:, :2], slice(None))
+    return np.where(np.isfinite(pairs).all(axis=1, keepdims=True), pairs, np.nan)
 
 
 def _compute_umap(matrix, max_cells: int, seed: int) -> np.ndarray:

@@ -3,6 +3,7 @@
 import importlib
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -184,11 +185,17 @@ class Gates:
         self._gates, self._function = gates, function
         self._dtype = np.dtype(dtype if np.issubdtype(dtype, np.floating) else np.float64)
         self._columns = {name: i for i, name in enumerate(feature_names)}
+        ambiguous = {name for name, count in Counter(feature_names).items() if count > 1}
         for gate in gates:
             for name in {**(gate["inside"] or {}), **(gate["outside"] or {}), **(gate["half_space"] or {})}:
                 if name not in self._columns:
                     known = ", ".join([*feature_names][:12]) + (", ..." if len(feature_names) > 12 else "")
                     raise ConfigError(f"gmm.completeness: no feature {name!r}; known: {known}")
+                if name in ambiguous:
+                    raise ConfigError(
+                        f"gmm.completeness: {list(feature_names).count(name)} features have the name {name!r}: "
+                        "give each a name of its own"
+                    )
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """(m,) probabilities at places (m, D); NaN where a feature is missing that matters."""

@@ -15,11 +15,14 @@ from anndata.io import write_elem
 from cohortgmm import __version__
 from cohortgmm.cohort.cells import PatientCells, read_positions
 from cohortgmm.cohort.fitting import load_fits
-from cohortgmm.cohort.reading import read_obs
+from cohortgmm.cohort.h5ad import n_rows, open_h5ad, read_obs, table_columns
+from cohortgmm.cohort.links import copy_linked
+from cohortgmm.cohort.patients import patient_ids
 from cohortgmm.cohort.schema import CellAssignment, assign_components, build_uns
 from cohortgmm.cohort.selection import select_k
 from cohortgmm.cohort.tables import by_patient, read_rows, read_scores
-from cohortgmm.config_gmm import GmmConfig
+from cohortgmm.cohort.texts import column_list
+from cohortgmm.config_gmm import GmmConfig, unit_column
 from cohortgmm.files import atomic_path
 
 logger = logging.getLogger(__name__)
@@ -35,6 +38,7 @@ def merge_models(
     table: str | os.PathLike,
     scores: str | os.PathLike,
     source: str | os.PathLike,
+    patient_col: str | Sequence[str],
     gmm: Mapping[str, Any],
     component_sharing: str,
     use_rep: str | None,
@@ -58,7 +62,7 @@ def merge_models(
         The tables of patients and of all scores.
     source
         The input the cohort was made from.
-    gmm, component_sharing, use_rep, gmm_key, seed, config
+    patient_col, gmm, component_sharing, use_rep, gmm_key, seed, config
         Of the configuration; ``config`` is all of it as JSON.
     """
     options = GmmConfig(**gmm)
@@ -66,8 +70,13 @@ def merge_models(
     fits = load_fits(parts, models)
     n_cells = {row["patient"]: int(row["n_cells"]) for row in read_rows(table) if row["status"] == "ok"}
     rows = by_patient(read_scores(scores))
-    with h5py.File(cohort, "r") as file:
-        n_total = len(read_obs(file))
+    units = {}
+    with open_h5ad(cohort) as file:
+        n_total = n_rows(file, "obs")
+        if len(column_list(patient_col)) > 1:
+            units[unit_column(patient_col, gmm_key)] = patient_ids(
+                read_obs(file, column_list(patient_col)), patient_col
+            )
     assigned, weights = assign_components(fits, parts, read_positions(positions), n_total)
     uns = build_uns(
         patients=list(n_cells),
@@ -90,7 +99,7 @@ def merge_models(
             "source_sha256": _sha256(source),
         },
     )
-    write_gmm(cohort, target, gmm_key, uns, assigned)
+    write_gmm(cohort, target, gmm_key, uns, assigned, units)
 
 
 def _sha256(path: str | os.PathLike) -> str:
@@ -104,6 +113,7 @@ def write_gmm(
     gmm_key: str,
     uns: Mapping[str, Any],
     assigned: CellAssignment,
+    columns: Mapping[str, np.ndarray] | None = None,
 ) -> None:
     """Copy an ``.h5ad`` and add mixtures to the copy; everything else stays as it is.
 
@@ -118,10 +128,13 @@ def write_gmm(
     assigned
         Becomes ``obs["<gmm_key>_comp"]``, ``obsm["<gmm_key>_resp"]`` and, with a background,
         ``obs["<gmm_key>_background"]``.
+    columns
+        Further columns of ``obs`` by name.
     """
     with atomic_path(target) as temporary:
         shutil.copyfile(source, temporary)
-        with h5py.File(temporary, "r+") as file:
+        with open_h5ad(source) as original, h5py.File(temporary, "r+") as file:
+            copy_linked(original, file)
             for group in ("uns", "obsm"):
                 if group not in file:
                     write_elem(file, group, {})
@@ -129,13 +142,15 @@ def write_gmm(
             write_elem(file["obsm"], f"{gmm_key}_resp", assigned.resp)
             _write_obs_column(file, f"{gmm_key}_comp", assigned.components)
             _write_obs_column(file, f"{gmm_key}_background", assigned.background)
+            for name, values in (columns or {}).items():
+                _write_obs_column(file, name, values)
     logger.info("wrote %s with uns[%r], obs[%r], obsm[%r]", target, gmm_key, f"{gmm_key}_comp", f"{gmm_key}_resp")
 
 
 def _write_obs_column(file: h5py.File, name: str, values: np.ndarray | None) -> None:
     """Write a column in the place of one of this name; None only removes it."""
     obs = file["obs"]
-    order = [str(column) for column in obs.attrs["column-order"] if column != name]
+    order = [column for column in table_columns(file, "obs") if column != name]
     if values is None:
         obs.pop(name, None)
     else:

@@ -1,150 +1,50 @@
-"""Reading the parts of an ``.h5ad`` that are needed, and refusing what cannot be used with one clear line."""
+"""Reading the matrix that is modelled, with the names of its features and the noise of its cells."""
 
-import difflib
-import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 import pandas as pd
-from anndata.io import read_elem
 
 from cohortgmm.arrays import real_array
 from cohortgmm.cohort.cells import PatientCells
+from cohortgmm.cohort.h5ad import (
+    check_rows,
+    has_member,
+    member_names,
+    n_rows,
+    open_h5ad,
+    read_element,
+    read_obs,
+    row_names,
+    unknown_name,
+)
+from cohortgmm.cohort.labels import patient_labels
+from cohortgmm.cohort.patients import check_cell_names, check_input, patient_ids
+from cohortgmm.cohort.texts import check_column
 from cohortgmm.errors import DataError
 from cohortgmm.mixture.noise import Noise, check_meaning, is_one_for_all
 from cohortgmm.mixture.tiles import tile_slices
 
-
-@contextmanager
-def open_h5ad(path: str | os.PathLike) -> Iterator[h5py.File]:
-    """Open an ``.h5ad`` for reading.
-
-    Raises
-    ------
-    DataError
-        If the file does not exist, is not HDF5, or holds no AnnData.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise DataError(f"{path}: not an .h5ad file ({str(error).splitlines()[0]})") from None
-    with file:
-        if not {"obs", "var"} <= set(file):
-            raise DataError(f"{path}: an HDF5 file, but not an AnnData one (it has no obs and var)")
-        yield file
-
-
-def unknown_name(kind: str, name: str, known: Iterable[str]) -> DataError:
-    """Error for a name that the data does not have, with the nearest one it has."""
-    known = sorted(map(str, known))
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    shown = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return DataError(f"{kind} {name!r} is not in the data; {hint}known: {shown or 'none'}")
-
-
-def check_cell_names(obs: pd.DataFrame) -> None:
-    """Refuse cell names that occur more than once."""
-    duplicated = obs.index.duplicated()
-    if duplicated.any():
-        raise DataError(
-            f"{int(duplicated.sum())} cell names occur more than once, the first is {str(obs.index[duplicated][0])!r}: "
-            "call adata.obs_names_make_unique()"
-        )
-
-
-def check_column(obs: pd.DataFrame, column: str, key: str) -> None:
-    """Refuse a column that ``obs`` does not have; ``key`` is the configuration key it came from."""
-    if column not in obs.columns:
-        raise unknown_name(f"{key}: obs column", column, obs.columns)
-
-
-def check_input(path: str | os.PathLike, columns: Mapping[str, str | None]) -> None:
-    """Refuse an ``.h5ad`` that lacks a column, before anything costly is done with it.
-
-    Parameters
-    ----------
-    path
-        The file, of which only the names in ``obs`` are read.
-    columns
-        Configuration key to column of ``obs``; None is not looked for.
-    """
-    with open_h5ad(path) as file:
-        known = read_obs(file).columns
-    for key, column in columns.items():
-        if column is not None and column not in known:
-            raise unknown_name(f"{key}: obs column", column, known)
-
-
-def patient_ids(obs: pd.DataFrame, patient_col: str) -> np.ndarray:
-    """Patient of every cell as text.
-
-    Integers, floats, booleans and categories become their text; categories without cells play no part.
-
-    Parameters
-    ----------
-    obs
-        (n,) table of cells.
-    patient_col
-        Its column.
-
-    Returns
-    -------
-    ndarray of str
-        (n,) object array.
-
-    Raises
-    ------
-    DataError
-        If the column is missing, a cell has no patient, or two different values read the same as text.
-    """
-    check_column(obs, patient_col, "patient_col")
-    column = obs[patient_col]
-    missing = column.isna().to_numpy()
-    if missing.any():
-        raise DataError(
-            f"patient_col {patient_col!r}: {int(missing.sum())} cells have no patient, the first is "
-            f"{str(obs.index[missing][0])!r}"
-        )
-    codes, values = pd.factorize(column)
-    texts = np.array([str(value) for value in values], dtype=object)
-    if len(set(texts)) < len(texts):
-        raise DataError(f"patient_col {patient_col!r}: two different values read the same as text; make them all text")
-    return texts[codes]
-
-
-def patient_labels(obs: pd.DataFrame, ids: np.ndarray, label_col: str) -> tuple[dict[str, str], list[str]]:
-    """Label of every patient (the commonest among its cells) and the patients whose cells have several."""
-    check_column(obs, label_col, "label_col")
-    labels = obs[label_col].astype(object).map(lambda value: "" if pd.isna(value) else str(value)).to_numpy()
-    counts = pd.DataFrame({"patient": ids, "label": labels}).value_counts().reset_index()
-    first = counts.sort_values(["count", "label"], ascending=[False, True]).drop_duplicates("patient")
-    several = counts["patient"].value_counts()
-    return dict(zip(first["patient"], first["label"], strict=True)), sorted(several.index[several > 1])
-
-
-def read_obs(file: h5py.File) -> pd.DataFrame:
-    """The whole ``obs`` table.
-
-    Raises
-    ------
-    DataError
-        If it is in a layout that only old versions of anndata wrote.
-    """
-    obs = read_elem(file["obs"])
-    if not isinstance(obs, pd.DataFrame):
-        raise DataError(
-            f"{file.filename}: obs is in the layout of anndata before 0.7: read the file with anndata and write it again"
-        )
-    return obs
+__all__ = [
+    "Embedding",
+    "as_matrix",
+    "as_noise",
+    "check_cell_names",
+    "check_column",
+    "check_input",
+    "named_embedding",
+    "open_h5ad",
+    "patient_ids",
+    "patient_labels",
+    "read_embedding",
+    "read_noise",
+    "read_obs",
+    "rows_of",
+    "unknown_name",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,20 +107,52 @@ def read_embedding(file: h5py.File, use_rep: str | None) -> Embedding:
     Raises
     ------
     DataError
-        If ``use_rep`` is not there or is no numeric matrix.
+        If ``use_rep`` is not there, cannot be read, is no numeric matrix or has another number of rows than ``obs``.
     """
     if use_rep is None:
         if "X" not in file:
             raise DataError("use_rep is null, but the file has no X")
-        names = read_elem(file["var"]).index
-        return Embedding(as_matrix(read_elem(file["X"]), "X"), tuple(map(str, names)))
-    obsm = file.get("obsm", {})
-    if use_rep not in obsm:
-        raise unknown_name("use_rep: obsm key", use_rep, obsm)
-    return named_embedding(read_elem(obsm[use_rep]), use_rep)
+        values = read_of_cells(file, "X", "X")
+        return Embedding(as_matrix(values, "X"), tuple(row_names(file, "var")))
+    if not has_member(file, "obsm", use_rep):
+        raise unknown_name("use_rep: obsm key", use_rep, member_names(file, "obsm"))
+    return named_embedding(read_of_cells(file, f"obsm/{use_rep}", f"obsm[{use_rep!r}]"), use_rep)
 
 
-def named_embedding(values, use_rep: str) -> Embedding:
+def read_of_cells(file: h5py.File, path: str, name: str) -> Any:
+    """An element with a row for every cell (X and layers: also a column for every gene).
+
+    Raises
+    ------
+    DataError
+        If it has not, or names other cells than ``obs``.
+    """
+    values = read_element(file, path)
+    where = f"{file.filename}: {name}"
+    check_rows(values, n_rows(file, "obs"), where)
+    if path == "X" or path.startswith("layers/"):
+        check_genes(values, n_rows(file, "var"), where)
+    if isinstance(values, pd.DataFrame):
+        _check_table(values, row_names(file, "obs"), where)
+    return values
+
+
+def _check_table(table: pd.DataFrame, names: pd.Index, where: str) -> None:
+    if not np.array_equal(table.index.astype(str), names):
+        raise DataError(f"{where} is a table of other cells than obs, or of the same in another order: write it again")
+    twice = table.columns[table.columns.duplicated()]
+    if len(twice):  # of which a file can hold but one
+        raise DataError(f"{where} names its column {twice[0]!r} twice: write it again with names of their own")
+
+
+def check_genes(values: Any, n: int, name: str) -> None:
+    """Refuse a matrix of cells and genes that does not have one column for every gene."""
+    shape = np.shape(values)
+    if len(shape) == 2 and shape[1] != n:
+        raise DataError(f"{name} has {shape[1]} columns for {n} genes: it needs one column for each")
+
+
+def named_embedding(values: Any, use_rep: str) -> Embedding:
     """An embedding with the names of its features: a table's own, else PC1, PC2, ... or the key's with numbers."""
     matrix = as_matrix(values, f"obsm[{use_rep!r}]")
     if isinstance(values, pd.DataFrame):
@@ -242,13 +174,13 @@ def read_noise(file: h5py.File, noise: Mapping[str, str | None], shape: tuple[in
         (n, D).
     """
     kind, place, key = ("obsm", "obsm", noise["obsm"]) if noise["obsm"] else ("layer", "layers", noise["layer"])
-    group = file.get(place, {})
-    if key not in group:
-        raise unknown_name(f"noise.{kind}: key of {place}", key, group)
-    return as_noise(read_elem(group[key]), f"{place}[{key!r}]", shape)
+    if not has_member(file, place, key):
+        raise unknown_name(f"noise.{kind}: key of {place}", key, member_names(file, place))
+    name = f"{place}[{key!r}]"
+    return as_noise(read_of_cells(file, f"{place}/{key}", name), name, shape)
 
 
-def as_noise(values, name: str, shape: tuple[int, int], *, shared: bool = False):
+def as_noise(values: Any, name: str, shape: tuple[int, int], *, shared: bool = False):
     """Variances (n, D) or covariances (n, D, D) from what AnnData may hold: these, or covariances (n, D · D).
 
     With ``shared``, one for all, (D,) or (D, D), is taken too: it becomes a view that takes no memory for the cells. A
@@ -283,14 +215,10 @@ def as_noise(values, name: str, shape: tuple[int, int], *, shared: bool = False)
     return values
 
 
-def as_matrix(matrix, name: str):
-    """A numeric (n, D) array or CSR matrix from what AnnData may hold."""
-    if isinstance(matrix, pd.DataFrame):
-        matrix = matrix.to_numpy()
-    if hasattr(matrix, "tocsr"):
-        return matrix.tocsr()
-    matrix = np.asarray(matrix)
-    if matrix.ndim != 2 or matrix.shape[1] == 0 or matrix.dtype.kind not in "fiub":
+def as_matrix(matrix: Any, name: str):
+    """A (n, D) array or CSR matrix of real numbers from what AnnData may hold."""
+    matrix = real_array(matrix, name)
+    if matrix.ndim != 2 or matrix.shape[1] == 0:
         raise DataError(
             f"{name} must be a numeric matrix (cells, features), got {matrix.dtype} of shape {matrix.shape}"
         )

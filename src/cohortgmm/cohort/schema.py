@@ -315,9 +315,8 @@ def read_gmm(data, gmm_key: str | None = None) -> dict[str, GaussianMixture]:
 def _read_uns(data) -> Mapping[str, Any]:
     if not isinstance(data, (str, os.PathLike)):
         return data.uns
-    from anndata.io import read_elem
-
-    from cohortgmm.cohort.reading import open_h5ad
+    from cohortgmm.cohort.h5ad import member_names, open_h5ad, read_element
 
     with open_h5ad(Path(data)) as file:
-        return read_elem(file["uns"]) if "uns" in file else {}
+        keys = [key for key in member_names(file, "uns") if f"uns/{key}/model" in file]
+        return {key: read_element(file, f"uns/{key}") for key in keys}

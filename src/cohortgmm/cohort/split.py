@@ -9,17 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from cohortgmm.cohort.cells import MIN_CELLS_PER_COMPONENT, PatientCells, choose_train_cells, write_positions
-from cohortgmm.cohort.reading import (
-    Embedding,
-    check_cell_names,
-    open_h5ad,
-    patient_ids,
-    patient_labels,
-    read_embedding,
-    read_noise,
-    read_obs,
-    unknown_name,
-)
+from cohortgmm.cohort.h5ad import open_h5ad, unknown_name
+from cohortgmm.cohort.patients import read_patients
+from cohortgmm.cohort.reading import Embedding, read_embedding, read_noise
 from cohortgmm.cohort.tables import PATIENT_COLUMNS, Row, read_sheet, write_table
 from cohortgmm.errors import DataError
 from cohortgmm.files import ALL_PATIENTS, COHORT, escape_id
@@ -227,12 +219,13 @@ def split_file(
     table: str | os.PathLike,
     positions: str | os.PathLike,
     *,
-    patient_col: str,
+    patient_col: str | Sequence[str],
     label_col: str | None,
     use_rep: str | None,
     component_sharing: str,
     noise: Mapping[str, str | None] | None = None,
     missing: bool = False,
+    on_mixed_label: str = "error",
     sheet: str | None = None,
     **options,
 ) -> None:
@@ -250,27 +243,27 @@ def split_file(
         The table of patients (:data:`PATIENT_COLUMNS`).
     positions
         The file of the rows that the cells come from; see :func:`~cohortgmm.cohort.cells.write_positions`.
-    patient_col, label_col, use_rep, component_sharing, noise, missing
+    patient_col, label_col, use_rep, component_sharing, noise, missing, on_mixed_label
         As in the configuration.
     sheet
         Sample sheet; every patient in it gets a file, an empty one if it is left out.
     **options
         Of :func:`split_patients`.
     """
+    wanted = read_sheet(sheet) if sheet else None
     with open_h5ad(source) as file:
-        obs = read_obs(file)
-        check_cell_names(obs)
-        ids = patient_ids(obs, patient_col)
-        labels, mixed = patient_labels(obs, ids, label_col) if label_col else ({}, [])
-        embedding = replace(read_embedding(file, use_rep), cell_names=obs.index.astype(str).to_numpy(dtype=object))
+        cells = read_patients(file, patient_col, label_col, on_mixed_label=on_mixed_label, wanted=wanted)
+        embedding = replace(read_embedding(file, use_rep), cell_names=cells.names)
         if noise is not None:
             embedding = replace(embedding, noise=read_noise(file, noise, embedding.matrix.shape))
     matrix = embedding.matrix
-    if mixed:
-        logger.warning("%d patients have cells of several labels, the commonest is used: %s", len(mixed), mixed[:5])
     empty = embedding.empty_cells() if missing or noise is not None else None
-    wanted = read_sheet(sheet) if sheet else None
-    split = split_patients(ids, names=embedding.cell_names, labels=labels, wanted=wanted, empty=empty, **options)
+    ids, labels = cells.patients, cells.labels
+    values = labels.values if labels else None
+    split = split_patients(ids, names=cells.names, labels=values, wanted=wanted, empty=empty, **options)
+    notes = labels.notes() if labels else {}
+    for row in split.rows:
+        row["reason"] = row["reason"] or notes.get(row["patient"], "")
     name = "X" if use_rep is None else f"obsm[{use_rep!r}]"
     check_finite(matrix, ids, name, used=np.concatenate(list(split.positions.values())), missing=missing)
     folder, parts = Path(folder), []

@@ -68,8 +68,15 @@ def write_table(path: str | os.PathLike, columns: Iterable[str], rows: Iterable[
 
 def read_rows(path: str | os.PathLike) -> list[dict[str, str]]:
     """Rows of a table as text."""
+    return _read_table(path)[1]
+
+
+def _read_table(path: str | os.PathLike) -> tuple[list[str], list[dict[str, str]]]:
+    """The columns of a table, and its rows as text."""
     with Path(path).open(newline="", encoding="utf-8-sig") as file:  # spreadsheets put a mark before the text
-        return list(csv.DictReader(file, delimiter="\t"))
+        reader = csv.DictReader(file, delimiter="\t")
+        rows = list(reader)
+        return list(reader.fieldnames or ()), rows
 
 
 def write_score(path: str | os.PathLike, row: Row) -> None:
@@ -111,10 +118,12 @@ def read_sheet(path: str | os.PathLike) -> list[str]:
     if not path.is_file():
         raise DataError(f"patients: no such file: {path}")
     try:
-        rows = read_rows(path)
+        columns, rows = _read_table(path)
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"patients: {path} is no tab-separated text: {error}") from None
-    if not rows or "patient" not in rows[0]:
+    if columns.count("patient") > 1:
+        raise DataError(f"patients: {path} has {columns.count('patient')} columns `patient`: remove all but one")
+    if not rows or "patient" not in columns:
         raise DataError(f"patients: {path} needs tab-separated rows under a heading with the column `patient`")
     patients = [row["patient"] for row in rows]
     seen = set()

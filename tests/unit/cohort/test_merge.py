@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import warnings
 
 import anndata as ad
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 from anndata.io import write_elem
 from corrected import ALL, make_corrected
@@ -215,6 +217,7 @@ def stages(folder, source, gmm, sharing="sample_specific", key="gmm_X_pca", use_
         table=folder / "patients.tsv",
         scores=folder / "scores.tsv",
         source=source,
+        patient_col=options["patient_col"],
         gmm=gmm.model_dump(exclude={"verbose"}),
         component_sharing=sharing,
         use_rep=use_rep,
@@ -328,3 +331,33 @@ def test_layers_and_covariances_come_through_the_stages(tmp_path):
     for name in ("mu", "var", "pi"):
         one, other = (cohort.uns[f"all gmm_{rep}"]["model"][name] for rep in ("X", "X_pca"))
         np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-8)
+
+
+def test_patients_of_several_columns_get_a_column_of_their_own(tmp_path):
+    cohort = make_cohort()
+    cohort.obs["day"] = pd.Categorical(np.tile([0, 7], 90))
+    cohort.write_h5ad(tmp_path / "cohort.h5ad")
+    columns = ["patient", "day"]
+    merged = ad.read_h5ad(
+        stages(tmp_path, tmp_path / "cohort.h5ad", GmmConfig(k_comps=[1]), patient_col=columns, label_col=None)
+    )
+    ids = merged.obs["gmm_X_pca_patient"].tolist()
+    assert ids == [f"{patient}_{day}" for patient, day in zip(cohort.obs["patient"], cohort.obs["day"], strict=True)]
+    assert sorted(cohortgmm.read_gmm(merged)) == sorted(set(ids))
+    assert cohortgmm.fit_gmm(cohort, patient_col=columns, use_rep="X_pca", k_comps=1, verbose=False) is cohort
+    assert cohort.obs["gmm_X_pca_patient"].tolist() == ids
+    np.testing.assert_array_equal(merged.obsm["gmm_X_pca_resp"], cohort.obsm["gmm_X_pca_resp"])
+
+
+def test_names_with_slashes_beside_ours_do_not_matter(tmp_path):
+    """Later versions of anndata refuse to write such names; ours have none."""
+    cohort = make_cohort()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        cohort.obs["a/b"], cohort.obsm["X/b"] = np.arange(180), cohort.obsm["X_pca"]
+        cohort.write_h5ad(tmp_path / "c.h5ad")
+    with ad.settings.override(disallow_forward_slash_in_h5ad=True):
+        write_gmm(tmp_path / "c.h5ad", tmp_path / "m.h5ad", "g", UNS, CellAssignment(np.zeros(180), np.ones((180, 1))))
+    with h5py.File(tmp_path / "m.h5ad") as file:
+        assert file["obs/a/b"][:].tolist() == list(range(180))
+        assert "g" in file["uns"]

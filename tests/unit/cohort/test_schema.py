@@ -4,6 +4,7 @@ import warnings
 from dataclasses import replace
 
 import anndata as ad
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -518,3 +519,17 @@ def test_mixtures_that_do_not_fit_the_patients():
     with pytest.raises(DataError) as caught:
         cohortgmm.read_gmm(holder(gmm_X=stored))
     assert str(caught.value) == "uns['gmm_X'] has means of shape (2, 2, 2) for 3 patients"
+
+
+def test_only_the_mixtures_of_a_file_are_read(tmp_path):
+    cohort = fit(make_cohort())
+    cohort.uns["other"] = {"model": 1}
+    cohort.write_h5ad(tmp_path / "c.h5ad")
+    with h5py.File(tmp_path / "c.h5ad", "r+") as file:
+        file["uns"].create_group("strange").attrs["encoding-type"] = "from the future"
+        file["uns"]["lost"] = h5py.ExternalLink("gone.h5", "x")
+    models = cohortgmm.read_gmm(tmp_path / "c.h5ad", KEY)
+    np.testing.assert_array_equal(models["P2"].means, cohortgmm.read_gmm(cohort, KEY)["P2"].means)
+    for data in (cohort, tmp_path / "c.h5ad"):
+        with pytest.raises(DataError, match=r"^uns\['other'\] holds no mixtures: "):
+            cohortgmm.read_gmm(data, "other")

@@ -401,12 +401,19 @@ def test_a_sheet_chooses_patients_and_keeps_a_file_for_the_dropped(files, tmp_pa
         files(cohort, sheet=tmp_path / "sheet.tsv")
 
 
-def test_mixed_labels_are_told(files, caplog):
+def test_mixed_labels_are_refused_or_told(files, caplog):
     cohort = make_cohort()
     cohort.obs["condition"] = np.where(np.arange(180) < 50, "well", "sick")  # P1: 50 well, 10 sick
-    folder = files(cohort)
-    assert [row["label"] for row in read_rows(folder.parent / "patients.tsv")] == ["well", "sick", "sick"]
-    assert "1 patients have cells of several labels, the commonest is used: ['P1']" in caplog.text
+    with pytest.raises(
+        DataError, match=r"^label_col 'condition': the cells of 1 patients .*: 'P1' \(50 well, 10 sick\)"
+    ):
+        files(cohort)
+    folder = files(cohort, on_mixed_label="majority")
+    rows = read_rows(folder.parent / "patients.tsv")
+    assert [row["label"] for row in rows] == ["well", "sick", "sick"]
+    note = "several labels: 50 well, 10 sick; the commonest is taken"
+    assert [row["reason"] for row in rows] == [note, "", ""]
+    assert f"patient 'P1' has {note}" in caplog.text
     files(cohort, label_col=None)
     assert [row["label"] for row in read_rows(folder.parent / "patients.tsv")] == ["", "", ""]
 

@@ -113,6 +113,7 @@ def test_sheets(tmp_path, content, patients):
         ("site\tpatient\nx\n", "line 2 names no patient"),
         ("patient\nP1\nP2\nP1\n", "line 4 repeats patient 'P1'"),
         (b"patient\nP\xe9\n", "is no tab-separated text: 'utf-8' codec can't decode byte 0xe9"),
+        ("patient\tage\tpatient\nP1\t3\tP2\n", "has 2 columns `patient`: remove all but one"),
         (b"\x89HDF\r\n\x1a\n\x00\xff", "is no tab-separated text: 'utf-8' codec can't decode byte 0x89"),
     ],
 )

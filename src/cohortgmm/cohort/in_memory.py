@@ -1,0 +1,185 @@
+"""The cells of a notebook's cohort: an AnnData, or a mapping of patients to arrays."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from cohortgmm.arrays import dense_array
+from cohortgmm.cohort.h5ad import check_rows, unknown_name
+from cohortgmm.cohort.patients import check_cell_names, patient_ids
+from cohortgmm.cohort.reading import Embedding, as_matrix, as_noise, check_genes, named_embedding
+from cohortgmm.cohort.split import check_finite
+from cohortgmm.cohort.texts import check_id
+from cohortgmm.errors import ConfigError, DataError
+from cohortgmm.mixture.noise import Noise, is_one_for_all
+
+
+def cells_of_anndata(
+    adata: Any, patient_col: str | Sequence[str] | None, use_rep: str | None, noise: Any, missing: bool
+) -> tuple[Embedding, np.ndarray]:
+    """What is modelled, and the patient of every cell.
+
+    Parameters
+    ----------
+    adata
+        In memory, backed by its file, or with matrices of dask.
+    patient_col, use_rep, noise, missing
+        As in :func:`cohortgmm.fit_gmm`.
+
+    Raises
+    ------
+    DataError
+        For data that cannot be used.
+    """
+    if hasattr(adata, "mod"):
+        raise DataError(
+            f"data is MuData: give one of its modalities, such as data.mod[{next(iter(adata.mod), 'rna')!r}]"
+        )
+    if not hasattr(adata, "obsm"):
+        raise DataError(f"data must be AnnData or a mapping of patient to array, got {type(adata).__name__}")
+    if not isinstance(adata.obs, pd.DataFrame):
+        raise DataError(f"data.obs is a {type(adata.obs).__name__}, not a pandas table: call data.to_memory() first")
+    if getattr(adata, "isbacked", False) and adata.is_view:
+        raise DataError("data is part of an AnnData that is backed by its file: call data.to_memory() first")
+    if patient_col is None:
+        raise ConfigError("patient_col is required with AnnData")
+    check_cell_names(adata.obs)
+    ids = patient_ids(adata.obs, patient_col)
+    if use_rep is None:
+        if adata.X is None:
+            raise DataError("use_rep is None, but data has no X")
+        name, values = "X", adata.X
+        check_genes(values, adata.n_vars, name)
+    elif use_rep in adata.obsm:
+        name, values = f"obsm[{use_rep!r}]", adata.obsm[use_rep]
+    else:
+        raise unknown_name("use_rep: obsm key", use_rep, adata.obsm.keys())
+    check_rows(values, len(ids), name)
+    if use_rep is None:
+        cells = Embedding(as_matrix(values, name), tuple(map(str, adata.var_names)))
+    else:
+        cells = named_embedding(values, use_rep)
+    check_finite(cells.matrix, ids, name, missing=missing)
+    names = adata.obs_names.astype(str).to_numpy(dtype=object)
+    return replace(cells, noise=_noise_of(adata, noise, cells.matrix.shape), cell_names=names), ids
+
+
+def _noise_of(adata: Any, noise: Any, shape: tuple[int, int]) -> Any:
+    """The measurement noise of AnnData: by a key, or as it is given."""
+    if noise is None:
+        return None
+    if isinstance(noise, str):
+        noise = {"obsm": noise}
+    if not isinstance(noise, Mapping):
+        return as_noise(noise, "the array", shape, shared=True)
+    for key in noise:
+        if key not in ("obsm", "layer"):
+            raise ConfigError(
+                f"noise has the keys obsm and layer, not {key!r}; a function for noise anywhere is noise_at"
+            )
+    for kind, place in (("obsm", adata.obsm), ("layer", adata.layers)):
+        key = noise.get(kind)
+        if key is None:
+            continue
+        if key not in place:
+            raise unknown_name(f"noise: {kind} key", key, place.keys())
+        name = f"{kind}[{key!r}]"
+        check_rows(place[key], shape[0], name)
+        return as_noise(place[key], name, shape)
+    raise ConfigError(f"noise must name a key of obsm or a layer, got {noise!r}")
+
+
+def cells_of_mapping(arrays: Mapping[Any, Any], noise: Any, missing: bool) -> tuple[Embedding, np.ndarray]:
+    """What is modelled, and the patient of every cell, from one array (cells, features) for every patient.
+
+    Raises
+    ------
+    DataError
+        For data that cannot be used.
+    """
+    if not arrays:
+        raise DataError("the mapping of patients is empty")
+    texts = _keys_as_text(arrays, "the mapping")
+    matrices = {}
+    for patient, x in zip(texts, arrays.values(), strict=True):
+        check_id(patient, "the mapping of patients", in_file=False)
+        name = f"the array of patient {patient!r}"
+        matrix = as_matrix(x, name)
+        if matrix.shape[0] == 0:
+            raise DataError(f"{name} has no cells")
+        matrices[patient] = matrix.toarray() if hasattr(matrix, "toarray") else matrix
+    widths: dict[int, str] = {}
+    for patient, x in matrices.items():
+        widths.setdefault(x.shape[1], patient)
+    if len(widths) > 1:
+        shown = {patient: width for width, patient in widths.items()}
+        raise DataError(f"the patients' arrays differ in their number of features: {shown}")
+    names = _feature_names(dict(zip(texts, arrays.values(), strict=True)), next(iter(widths)))
+    ids = np.repeat(np.array(texts, dtype=object), [x.shape[0] for x in matrices.values()])
+    matrix = np.concatenate(list(matrices.values()))
+    check_finite(matrix, ids, "the data", missing=missing)
+    return Embedding(matrix, names, _noise_of_mapping(matrices, noise)), ids
+
+
+def _keys_as_text(mapping: Mapping[Any, Any], what: str) -> list[str]:
+    texts = [str(key) for key in mapping]
+    if len(set(texts)) < len(texts):
+        twice = next(text for i, text in enumerate(texts) if text in texts[:i])
+        raise DataError(f"two patients of {what} read the same as text: {twice!r}; make them all text")
+    return texts
+
+
+def _feature_names(arrays: Mapping[str, Any], n_features: int) -> tuple[str, ...]:
+    """Names of the features: those of the patients' tables, which must agree, else numbers."""
+    tables = {patient: x for patient, x in arrays.items() if isinstance(x, pd.DataFrame)}
+    named = {patient: tuple(x.columns) for patient, x in tables.items() if not isinstance(x.columns, pd.RangeIndex)}
+    for patient, names in named.items():
+        first = next(iter(named))
+        if names != named[first]:
+            raise DataError(
+                f"the tables of patients {first!r} and {patient!r} have other columns, or the same in another order: "
+                "give all patients the same columns in the same order"
+            )
+    if named:
+        return tuple(map(str, next(iter(named.values()))))
+    return tuple(f"feature {i + 1}" for i in range(n_features))
+
+
+def _noise_of_mapping(matrices: Mapping[str, np.ndarray], noise: Any) -> Any:
+    """The measurement noise of a mapping of arrays: another one, of the same patients, or one array for all."""
+    if noise is None:
+        return None
+    n, d = sum(x.shape[0] for x in matrices.values()), next(iter(matrices.values())).shape[1]
+    if not isinstance(noise, Mapping):
+        values = _one_for_all(noise, d)
+        if values is not None:
+            return np.broadcast_to(values, (n, *values.shape))
+        raise ConfigError(
+            f"noise must be a mapping of patient to array, like the cells, or one for all, got {type(noise).__name__}"
+        )
+    noise = dict(zip(_keys_as_text(noise, "noise"), noise.values(), strict=True))
+    absent = [patient for patient in matrices if patient not in noise]
+    if absent:
+        raise DataError(f"noise has no array for {len(absent)} patients, the first is {absent[0]!r}")
+    parts = [
+        as_noise(noise[patient], f"the array of patient {patient!r}", x.shape, shared=True)
+        for patient, x in matrices.items()
+    ]
+    if len({part.ndim for part in parts}) > 1:
+        raise DataError("noise must be variances for all patients, or covariances for all")
+    parts = [part.toarray() if hasattr(part, "toarray") else part for part in parts]
+    if all(is_one_for_all(part) and np.array_equal(part[0], parts[0][0]) for part in parts):
+        return np.broadcast_to(parts[0][0], (n, *parts[0].shape[1:]))
+    return np.concatenate(parts)
+
+
+def _one_for_all(noise: Any, n_features: int) -> np.ndarray | None:
+    """Variances (D,) or a covariance (D, D) for all cells; None for anything else."""
+    if isinstance(noise, Noise):
+        values = noise.values if noise.is_shared else None
+    else:
+        values = None if isinstance(noise, str) else dense_array(noise, "noise: the array")
+    return values if np.shape(values) in ((n_features,), (n_features, n_features)) else None

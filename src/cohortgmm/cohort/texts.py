@@ -1,0 +1,144 @@
+"""Columns of the table of cells as text: patients, labels, cell types."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from cohortgmm.cohort.h5ad import unknown_name
+from cohortgmm.errors import ConfigError, DataError
+
+
+def check_column(obs: pd.DataFrame, column: str, key: str) -> None:
+    """Refuse a column that ``obs`` does not have, or has twice; ``key`` is the configuration key it came from."""
+    count = list(obs.columns).count(column)
+    if count == 0:
+        raise unknown_name(f"{key}: obs column", column, obs.columns)
+    if count > 1:
+        raise DataError(f"{key}: obs has {count} columns of the name {column!r}: rename all but one")
+
+
+def column_list(patient_col: str | Sequence[str]) -> list[str]:
+    """The columns that name the patient of a cell.
+
+    Raises
+    ------
+    ConfigError
+        If there is none, or the same twice.
+    """
+    columns = list(patient_col) if isinstance(patient_col, list | tuple) else [patient_col]
+    if not columns or len(set(columns)) < len(columns):
+        raise ConfigError(f"patient_col must be a column of obs, or several different ones, got {patient_col!r}")
+    return columns
+
+
+@dataclass(frozen=True)
+class Texts:
+    """A column as text: ``values[codes[i]]`` is that of cell i, and the code is −1 where there is none."""
+
+    codes: np.ndarray
+    values: list[str]
+
+
+def _as_text(value: Any, key: str) -> str:
+    text = value
+    if isinstance(value, bytes):
+        try:
+            text = value.decode()
+        except UnicodeDecodeError:
+            raise DataError(f"{key}: {value!r} is no text in UTF-8") from None
+    return str(text)
+
+
+def column_texts(column: pd.Series, key: str, *, as_ids: bool = False) -> Texts:
+    """Values of a column as text; what is missing, or an empty text, is none.
+
+    Parameters
+    ----------
+    column
+        Of ``obs``.
+    key
+        What the message of an error calls it.
+    as_ids
+        Whether values that read the same must be the same.
+
+    Raises
+    ------
+    DataError
+        Of ids: for two different values that read the same as text, or two equal ones that read differently.
+    """
+    missing = column.isna().to_numpy(dtype=bool)
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        codes = column.cat.codes.to_numpy(dtype=np.int64)
+        values = list(column.cat.categories)
+        used = np.isin(np.arange(len(values)), codes)
+    elif column.dtype == object or isinstance(column.dtype, pd.StringDtype):
+        codes, values = _distinct(column.to_numpy(dtype=object), missing, key)
+        used = np.ones(len(values), dtype=bool)
+    else:
+        codes, uniques = pd.factorize(column)
+        values, used = list(uniques), np.ones(len(uniques), dtype=bool)
+    codes = np.where(missing, -1, codes)
+    texts = [_as_text(value, key) for value in values]
+    if as_ids:
+        _check_distinct([value for value, is_used in zip(values, used, strict=True) if is_used], key)
+    elif len(set(texts)) < len(texts):
+        places, texts = pd.factorize(np.array(texts, dtype=object))
+        codes, texts = np.where(codes >= 0, places[codes], -1), list(texts)
+    empty = np.array([text == "" for text in texts], dtype=bool)
+    if empty.any():
+        codes = np.where((codes >= 0) & empty[codes], -1, codes)
+    return Texts(codes, texts)
+
+
+def _distinct(values: np.ndarray, missing: np.ndarray, key: str) -> tuple[np.ndarray, list[Any]]:
+    """As :func:`pandas.factorize`, which takes 1, 1.0 and True for the same, and texts that differ in a NUL."""
+    codes, found = np.full(len(values), -1, dtype=np.int64), {}
+    for i in np.flatnonzero(~missing):
+        value = values[i]
+        identity = (_kind(value), _as_text(value, key))
+        code, _ = found.setdefault(identity, (len(found), value))
+        codes[i] = code
+    return codes, [value for _, value in found.values()]
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, str | bytes):
+        return "text"
+    if isinstance(value, bool | np.bool_):
+        return "truth"
+    return "number" if isinstance(value, Real) else type(value).__name__
+
+
+def _check_distinct(values: Sequence[Any], key: str) -> None:
+    seen: dict[str, Any] = {}
+    for value in values:
+        text = _as_text(value, key)
+        if text in seen:
+            raise DataError(
+                f"{key}: two different values read the same as text, {text!r} ({type(seen[text]).__name__} and "
+                f"{type(value).__name__}); make them all text"
+            )
+        seen[text] = value
+    numbers: dict[Any, Any] = {}
+    for value in values:
+        if isinstance(value, Real | np.bool_) and numbers.setdefault(value, value) is not value:
+            raise DataError(
+                f"{key}: {numbers[value]!r} and {value!r} are the same number, but read differently as text; "
+                "make them all text"
+            )
+
+
+def check_id(patient: str, key: str, *, in_file: bool = True) -> None:
+    """Refuse an id that is empty or no Unicode text or, as it goes into a file, has a NUL."""
+    if patient == "":
+        raise DataError(f"{key}: an empty patient id; give every patient a name")
+    if in_file and "\0" in patient:
+        raise DataError(f"{key}: {patient!r} has a NUL character, which no .h5ad can hold: remove it")
+    try:
+        patient.encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{key}: {patient!r} is no valid Unicode text (a lone surrogate): write it anew") from None
