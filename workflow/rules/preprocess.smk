@@ -1,6 +1,7 @@
 # From the input to one array file per patient.
 # REQUIRED INPUTS: CONFIG.input
-# OUTPUTS: results/preprocessed/cohort.h5ad, results/patients.tsv, results/patients/{patient}.npz
+# OUTPUTS: results/preprocessed/cohort.h5ad, results/preprocessed/summary.json, results/patients.tsv,
+#   results/patients/{patient}.npz
 
 
 # A wrong column must be found before the preprocessing, not after it.
@@ -32,7 +33,8 @@ rule preprocess:
         cohort=CONFIG.input,
         checked=ancient("results/preprocessed/input.checked"),
     output:
-        "results/preprocessed/cohort.h5ad",
+        cohort="results/preprocessed/cohort.h5ad",
+        summary="results/preprocessed/summary.json",
     log:
         "results/logs/preprocess.log",
     benchmark:
@@ -45,6 +47,7 @@ rule preprocess:
         runtime=requests.minutes("preprocess"),
     params:
         options=CONFIG.preprocess.model_dump(),
+        patient_col=CONFIG.patient_col,
         seed=CONFIG.seed,
         code=code_of("scripts/preprocess.py"),
     message:
