@@ -60,6 +60,7 @@ checkpoint split:
     input:
         cohort=COHORT_FILE,
         sheet=CONFIG.patients or [],
+        summary="results/preprocessed/summary.json" if CONFIG.preprocess.enabled else [],
     output:
         table=TABLE,  # and the patients' array files beside it: declared, they would rerun with every new table
         positions=POSITIONS,

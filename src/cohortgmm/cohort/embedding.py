@@ -19,6 +19,9 @@ logger = logging.getLogger(__name__)
 #: A variance below this share of the squared mean, or of the largest variance, is rounding.
 _ROUNDING = 1e-10
 
+#: A variance below this share of the cells' mean square length is rounding in single precision.
+_ROUNDING_OF_CELLS = 1e-12
+
 #: Fewest cells from which Harmony makes a cluster, one for 30 cells.
 _HARMONY_CELLS = 16
 
@@ -76,7 +79,7 @@ def embed(
     *,
     hvg_batches: pd.Series | None = None,
     harmony_batches: pd.Series | None = None,
-) -> None:
+) -> list[str]:
     """Normalise X, choose genes and compute the embedding, in place.
 
     Parameters
@@ -89,6 +92,11 @@ def embed(
         Seed of the PCA and of Harmony.
     hvg_batches, harmony_batches
         (n,) batch of every cell, as :func:`read_batches` returns it.
+
+    Returns
+    -------
+    list of str
+        Batches that had no part in the choice of genes, as they have one cell or equal cells only.
 
     Raises
     ------
@@ -110,15 +118,16 @@ def embed(
     with _quietly("normalising the counts"):
         sc.pp.normalize_total(work, target_sum=options.target_sum)
         sc.pp.log1p(work)
-    _check_variation(work, options.n_pcs)
-    _choose_genes(work, n_top_genes, options, hvg_batches)
+    square = _check_variation(work, options.n_pcs)
+    left_out = _choose_genes(work, n_top_genes, options, hvg_batches)
     with _quietly("the PCA"):
         sc.pp.pca(
             work, n_comps=options.n_pcs, mask_var="highly_variable", svd_solver="arpack", random_state=seed32(seed)
         )
-    _check_components(work, options.n_pcs)
+    _check_components(work, options.n_pcs, square)
     if harmony_batches is not None:
         work.obsm["X_pca_harmony"] = _harmony(work, harmony_batches, seed)
+    return left_out
 
 
 @contextmanager
@@ -134,8 +143,8 @@ def _quietly(doing: str) -> Iterator[None]:
         raise DataError(f"{doing} failed ({one_line(error)}): look at the counts of the cells and genes") from error
 
 
-def _check_variation(work: ad.AnnData, n_pcs: int) -> None:
-    """Refuse cells that are equal, or differ in fewer genes than components are asked for."""
+def _check_variation(work: ad.AnnData, n_pcs: int) -> float:
+    """Refuse cells that are equal, or differ in fewer genes than components are asked for; their mean square length."""
     mean, square = np.zeros(work.n_vars), np.zeros(work.n_vars)
     for _, block in row_blocks(work.X):
         block = block.astype(np.float64)
@@ -144,6 +153,8 @@ def _check_variation(work: ad.AnnData, n_pcs: int) -> None:
             np.asarray((block.multiply(block) if hasattr(block, "indptr") else block**2).sum(axis=0)).ravel()
             / work.n_obs
         )
+    if not np.isfinite(square).all():
+        raise DataError("the normalised counts are infinite: lower preprocess.target_sum")
     n_varying = int(np.count_nonzero(square - mean**2 > _ROUNDING * square))
     if n_varying == 0:
         raise DataError(
@@ -153,17 +164,22 @@ def _check_variation(work: ad.AnnData, n_pcs: int) -> None:
         raise DataError(
             f"preprocess.n_pcs is {n_pcs}, but only {n_varying} of {work.n_vars} genes vary between the cells: lower n_pcs"
         )
+    return float(square.sum())
 
 
-def _choose_genes(work: ad.AnnData, n_top_genes: int, options: PreprocessConfig, batches: pd.Series | None) -> None:
-    """Mark the highly variable genes in ``var["highly_variable"]``."""
+def _choose_genes(
+    work: ad.AnnData, n_top_genes: int, options: PreprocessConfig, batches: pd.Series | None
+) -> list[str]:
+    """Mark the highly variable genes in ``var["highly_variable"]``; the batches that had no part in it."""
     import scanpy as sc
+
+    left_out: list[str] = []
 
     with _quietly("the choice of highly variable genes"):
         if batches is None:
             sc.pp.highly_variable_genes(work, n_top_genes=n_top_genes)
         else:
-            _choose_genes_in_batches(work, n_top_genes, options.hvg_batch_col, batches)
+            left_out = _choose_genes_in_batches(work, n_top_genes, batches)
     n_chosen = int(work.var["highly_variable"].sum())
     if n_chosen != n_top_genes:
         logger.info(
@@ -174,23 +190,18 @@ def _choose_genes(work: ad.AnnData, n_top_genes: int, options: PreprocessConfig,
             f"preprocess.n_pcs is {options.n_pcs}, but only {n_chosen} of {work.n_vars} genes can be called variable: "
             "lower n_pcs"
         )
+    return left_out
 
 
-def _choose_genes_in_batches(work: ad.AnnData, n_top_genes: int, column: str, batches: pd.Series) -> None:
+def _choose_genes_in_batches(work: ad.AnnData, n_top_genes: int, batches: pd.Series) -> list[str]:
     import scanpy as sc
 
     usable = batches.isin([batch for batch in sorted(set(batches)) if _can_choose(work, batches, batch)]).to_numpy()
     left_out = sorted(set(batches[~usable]))
     if not usable.any():
         raise DataError(
-            f"preprocess.hvg_batch_col: no batch of obs column {column!r} has two cells that differ: name a column with "
-            "fewer batches, or set hvg_batch_col to null"
-        )
-    if left_out:
-        shown = ", ".join(map(repr, left_out[:_SHOWN])) + (", ..." if len(left_out) > _SHOWN else "")
-        logger.warning(
-            "hvg_batch_col: %d batches of one cell, or of equal cells, have no part in the choice of genes: %s",
-            *(len(left_out), shown),
+            f"preprocess.hvg_batch_col: no batch of obs column {batches.name!r} has two cells that differ: name a column "
+            "with fewer batches, or set hvg_batch_col to null"
         )
     chosen_from = work[usable].copy() if left_out else work
     chosen_from.obs["batch"] = pd.Categorical(batches[usable])
@@ -198,6 +209,7 @@ def _choose_genes_in_batches(work: ad.AnnData, n_top_genes: int, column: str, ba
     del chosen_from.obs["batch"]
     if chosen_from is not work:
         work.var, work.uns["hvg"] = chosen_from.var, chosen_from.uns["hvg"]
+    return left_out
 
 
 def _can_choose(work: ad.AnnData, batches: pd.Series, batch: str) -> bool:
@@ -215,15 +227,16 @@ def _can_choose(work: ad.AnnData, batches: pd.Series, batch: str) -> bool:
     return False
 
 
-def _check_components(work: ad.AnnData, n_pcs: int) -> None:
+def _check_components(work: ad.AnnData, n_pcs: int, square: float) -> None:
+    """Refuse components that are rounding errors, of cells with this mean square length."""
     variance = np.asarray(work.uns["pca"]["variance"], dtype=np.float64)
     if not np.isfinite(work.obsm["X_pca"]).all() or not np.isfinite(variance).all():
         raise DataError("the PCA gives NaN or infinite values: look at the counts of the cells and genes")
-    n_real = int(np.count_nonzero(variance > _ROUNDING * variance.max()))
+    n_real = int(np.count_nonzero(variance > max(_ROUNDING * variance.max(), _ROUNDING_OF_CELLS * square)))
     if n_real < n_pcs:
-        raise DataError(
-            f"preprocess.n_pcs is {n_pcs}, but the cells vary in {n_real} directions only: lower n_pcs to {n_real}"
-        )
+        only = f"{n_real} direction{'s' if n_real > 1 else ''} only"
+        hint = f"lower n_pcs to {n_real}" if n_real > 1 else "too few for an embedding; look at the counts"
+        raise DataError(f"preprocess.n_pcs is {n_pcs}, but the cells vary in {only}: {hint}")
     share = 100 * float(np.sum(work.uns["pca"]["variance_ratio"]))
     n_chosen = int(work.var["highly_variable"].sum())
     logger.info("%d components of %d genes hold %.1f %% of the variance", n_pcs, n_chosen, share)

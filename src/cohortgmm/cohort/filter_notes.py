@@ -13,6 +13,8 @@ The preprocessing writes ``results/preprocessed/summary.json``, an object with t
                            the number of cells that failed it (a cell may fail several); ``key`` is ``no counts``
                            for cells without any count, which has no limit
 ``patients_without_cells`` sorted ids of the patients of whom no cell passed
+``batches_left_out``       batches of ``hvg_batch_col`` that had no part in the choice of genes, as they have one cell
+                           or equal cells only
 ``kept``                   list of ``{entry, kept_as}``: entries of the input that were in the way
 ``renamed_genes``          number of genes that got a number because another gene has the same name
 ========================== ====================================================================================
@@ -69,6 +71,7 @@ def filter_notes(summary: Mapping[str, Any]) -> list[str]:
         *_left_out(summary),
         *_without_effect(summary.get("filters", [])),
         *_lost_patients(summary.get("patients_without_cells", [])),
+        *_left_out_batches(summary.get("batches_left_out", [])),
         *_kept(summary.get("kept", [])),
         *_renamed(summary.get("renamed_genes", 0)),
     ]
@@ -99,8 +102,14 @@ def _without_effect(filters: list[Mapping[str, Any]]) -> list[str]:
 def _lost_patients(patients: list[str]) -> list[str]:
     if not patients:
         return []
-    shown = ", ".join(map(repr, patients[:_SHOWN])) + (", ..." if len(patients) > _SHOWN else "")
-    return [f"preprocessing left no cell of {len(patients):,} patient{'s' if len(patients) > 1 else ''}: {shown}"]
+    return [f"preprocessing left no cell of {_number(len(patients), 'patient')}: {_shown(patients)}"]
+
+
+def _left_out_batches(batches: list[str]) -> list[str]:
+    if not batches:
+        return []
+    number = _number(len(batches), "batch", "batches")
+    return [f"{number} of one cell or of equal cells had no part in the choice of genes: {_shown(batches)}"]
 
 
 def _kept(kept: list[Mapping[str, str]]) -> list[str]:
@@ -111,4 +120,12 @@ def _kept(kept: list[Mapping[str, str]]) -> list[str]:
 def _renamed(n_genes: int) -> list[str]:
     if not n_genes:
         return []
-    return [f"{n_genes:,} gene{'s' if n_genes > 1 else ''} got a number, as other genes have the same names"]
+    return [f"{_number(n_genes, 'gene')} got a number, as other genes have the same names"]
+
+
+def _number(count: int, one: str, several: str = "") -> str:
+    return f"{count:,} {one if count == 1 else several or f'{one}s'}"
+
+
+def _shown(names: list[str]) -> str:
+    return ", ".join(map(repr, names[:_SHOWN])) + (", ..." if len(names) > _SHOWN else "")

@@ -128,11 +128,12 @@ def _preprocess(
     del adata, raw  # which frees the input's counts
     work = ad.AnnData(counts.copy(), obs=pd.DataFrame(index=rest.adata.obs_names[np.searchsorted(rows, order)]))
     work.var_names = rest.adata.var_names
-    embed(
+    left_out = embed(
         *(work, options, seed),
         hvg_batches=None if hvg_batches is None else hvg_batches.iloc[order],
         harmony_batches=None if harmony_batches is None else harmony_batches.iloc[order],
     )
+    account["batches_left_out"] = left_out
     account["n_top_genes"] = int(work.var["highly_variable"].sum())
     numbers = {key: account[key] for key in ("n_cells_input", "n_cells", "n_genes_input", "n_genes", "n_top_genes")}
     work.uns["cohortgmm_preprocess"] = numbers
