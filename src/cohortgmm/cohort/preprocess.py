@@ -91,7 +91,9 @@ def _read(source: str | os.PathLike) -> ad.AnnData:
     with open_h5ad(source):  # refuses what is no AnnData with one line
         pass
     try:
-        return ad.read_h5ad(source)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about names that are not unique, which are looked at here
+            return ad.read_h5ad(source)
     except MemoryError:
         raise
     except Exception as error:
