@@ -201,19 +201,20 @@ class InputContent:
         """The content of a cohort; see :func:`~cohortgmm.cohort.counts.raw_counts` for ``place``."""
         by_raw = place == "raw" and not adata.raw.var_names.equals(adata.var_names)
         source = adata.raw if by_raw else adata
-        shell = ad.AnnData(
-            obs=adata.obs.copy(),
-            var=source.var.copy(),
-            uns=without_none(adata.uns),
-            obsm=dict(adata.obsm),
-            obsp=dict(adata.obsp),
-            varm=dict(source.varm),
-            varp={} if by_raw else dict(adata.varp),
-            layers={} if by_raw else dict(adata.layers),
-            raw=None if adata.raw is None else {"X": adata.raw.X, "var": adata.raw.var, "varm": dict(adata.raw.varm)},
-        )
+        raw = None if adata.raw is None else {"X": adata.raw.X, "var": adata.raw.var, "varm": dict(adata.raw.varm)}
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+            warnings.simplefilter("ignore")  # about names that are not unique, which they are made here
+            shell = ad.AnnData(
+                obs=adata.obs.copy(),
+                var=source.var.copy(),
+                uns=without_none(adata.uns),
+                obsm=dict(adata.obsm),
+                obsp=dict(adata.obsp),
+                varm=dict(source.varm),
+                varp={} if by_raw else dict(adata.varp),
+                layers={} if by_raw else dict(adata.layers),
+                raw=raw,
+            )
             shell.var_names_make_unique()
         n_renamed = int(np.count_nonzero((shell.var_names != source.var_names) & genes))
         content = shell[rows, genes].copy()
