@@ -4,7 +4,8 @@
 #   results/patients/{patient}.npz
 
 
-# A wrong column must be found before the preprocessing, not after it.
+# A wrong column is said at once, not after the preprocessing. The preprocessing does not wait for it: a job that runs keeps
+# Snakemake from looking for reasons of its own in those that follow, also where they take its output as `ancient`.
 rule check_input:
     input:
         CONFIG.input,
@@ -14,6 +15,7 @@ rule check_input:
         "results/logs/check_input.log",
     benchmark:
         "results/benchmarks/check_input.tsv"
+    priority: 1  # before the preprocessing
     conda:
         ENVIRONMENT
     resources:
@@ -31,7 +33,6 @@ rule check_input:
 rule preprocess:
     input:
         cohort=CONFIG.input,
-        checked=ancient("results/preprocessed/input.checked"),
     output:
         cohort="results/preprocessed/cohort.h5ad",
         summary="results/preprocessed/summary.json",
@@ -60,6 +61,7 @@ checkpoint split:
     input:
         cohort=COHORT_FILE,
         sheet=CONFIG.patients or [],
+        checked="results/preprocessed/input.checked" if CONFIG.preprocess.enabled else [],
         summary="results/preprocessed/summary.json" if CONFIG.preprocess.enabled else [],
     output:
         table=TABLE,  # and the patients' array files beside it: declared, they would rerun with every new table

@@ -147,7 +147,7 @@ def split_patients(
         if names is None:
             own = [str(i) for i in range(len(group))]
         else:
-            group = np.array(sorted(group.tolist(), key=names.__getitem__))
+            group = np.array(sorted(group.tolist(), key=names.__getitem__), dtype=np.int64)
             own = names[group].tolist()
         mask = choose_train_cells(own, train_size, seed=seed, patient=patient) if own else np.empty(0, dtype=bool)
         row: Row = {"patient": patient, "file": escape_id(patient), "label": (labels or {}).get(patient, "")}
