@@ -72,6 +72,11 @@ def raw_counts(adata: ad.AnnData, place: str) -> RawCounts:
     return RawCounts(counts, var, kept)
 
 
+def element_of(place: str) -> str:
+    """Path within an ``.h5ad`` of the counts at a place."""
+    return f"layers/{place.removeprefix(_LAYER)}" if place.startswith(_LAYER) else place
+
+
 def row_blocks(matrix: Any) -> Iterator[tuple[slice, Any]]:
     """The rows of an array or CSR matrix in pieces of moderate size."""
     for rows in range_slices(matrix.shape[0], max(1, _BLOCK // max(1, matrix.shape[1]))):

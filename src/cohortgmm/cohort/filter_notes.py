@@ -16,6 +16,7 @@ The preprocessing writes ``results/preprocessed/summary.json``, an object with t
 ``batches_left_out``       batches of ``hvg_batch_col`` that had no part in the choice of genes, as they have one cell
                            or equal cells only
 ``kept``                   list of ``{entry, kept_as}``: entries of the input that were in the way
+``unread``                 entries of the input that anndata cannot read, which are not in the result
 ``renamed_genes``          number of genes that got a number because another gene has the same name
 ========================== ====================================================================================
 """
@@ -73,6 +74,7 @@ def filter_notes(summary: Mapping[str, Any]) -> list[str]:
         *_lost_patients(summary.get("patients_without_cells", [])),
         *_left_out_batches(summary.get("batches_left_out", [])),
         *_kept(summary.get("kept", [])),
+        *_unread(summary.get("unread", [])),
         *_renamed(summary.get("renamed_genes", 0)),
     ]
 
@@ -115,6 +117,10 @@ def _left_out_batches(batches: list[str]) -> list[str]:
 def _kept(kept: list[Mapping[str, str]]) -> list[str]:
     pairs = ", ".join(f"{row['entry']} as {row['kept_as']}" for row in kept)
     return [f"preprocessing kept entries of the input that were in its way: {pairs}"] if kept else []
+
+
+def _unread(entries: list[str]) -> list[str]:
+    return [f"what anndata cannot read of the input is not in the result: {', '.join(entries)}"] if entries else []
 
 
 def _renamed(n_genes: int) -> list[str]:

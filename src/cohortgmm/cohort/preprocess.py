@@ -13,14 +13,15 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
-from cohortgmm.cohort.counts import raw_counts
+from cohortgmm.cohort.counts import element_of, raw_counts
 from cohortgmm.cohort.embedding import embed, read_batches
 from cohortgmm.cohort.entries import Entries, is_same
 from cohortgmm.cohort.filter_notes import filter_notes
 from cohortgmm.cohort.filters import CellFilter, cell_filters, detected_in
-from cohortgmm.cohort.reading import check_cell_names, open_h5ad, patient_ids
+from cohortgmm.cohort.reading import check_cell_names, patient_ids
+from cohortgmm.cohort.whole_file import read_cohort, write_cohort
 from cohortgmm.config import PreprocessConfig
-from cohortgmm.errors import DataError, one_line
+from cohortgmm.errors import DataError
 from cohortgmm.files import atomic_path
 
 logger = logging.getLogger(__name__)
@@ -50,9 +51,17 @@ def preprocess_file(
     patient_col
         Column or columns of ``obs`` that name the patient, so that patients without a cell are counted; None for no count.
     """
-    adata, account = _preprocess(_read(source), options, seed, patient_col)
+    cohort = read_cohort(source, needed=element_of(options.counts))
+    renamed, unread, left_out = cohort.renamed, cohort.unread, cohort.left_out
+    holder = [cohort.adata]
+    del cohort
+    adata, account = _preprocess(holder.pop(), options, seed, patient_col)  # which frees the input's counts
+    account["kept"] = renamed + account["kept"]
+    account["unread"] = left_out
+    for note in filter_notes(account):
+        logger.warning("%s", note)
     with atomic_path(target) as temporary:
-        adata.write_h5ad(temporary, compression="gzip")
+        write_cohort(adata, temporary, source, unread)
     if summary is not None:
         with atomic_path(summary) as temporary:
             Path(temporary).write_text(json.dumps(account, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -85,19 +94,6 @@ def preprocess(adata: ad.AnnData, options: PreprocessConfig, seed: int) -> ad.An
         If there are no raw counts, a column is missing, or too few cells or genes are left.
     """
     return _preprocess(adata, options, seed, None)[0]
-
-
-def _read(source: str | os.PathLike) -> ad.AnnData:
-    with open_h5ad(source):  # refuses what is no AnnData with one line
-        pass
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about names that are not unique, which are looked at here
-            return ad.read_h5ad(source)
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise DataError(f"{source}: anndata {ad.__version__} cannot read it ({one_line(error)})") from error
 
 
 def _preprocess(
@@ -141,8 +137,6 @@ def _preprocess(
     work.uns["cohortgmm_preprocess"] = numbers
     account["kept"] = rest.add(work, counts.astype(dtype, copy=False), np.argsort(order))
     account["renamed_genes"] = rest.n_renamed
-    for note in filter_notes(account):
-        logger.warning("%s", note)
     return rest.adata, account
 
 
