@@ -52,16 +52,13 @@ def preprocess_file(
         Column or columns of ``obs`` that name the patient, so that patients without a cell are counted; None for no count.
     """
     cohort = read_cohort(source, needed=element_of(options.counts))
-    renamed, unread, left_out = cohort.renamed, cohort.unread, cohort.left_out
-    holder = [cohort.adata]
-    del cohort
-    adata, account = _preprocess(holder.pop(), options, seed, patient_col)  # which frees the input's counts
-    account["kept"] = renamed + account["kept"]
-    account["unread"] = left_out
+    adata, account = _preprocess(cohort.release(), options, seed, patient_col)
+    account["kept"] = cohort.renamed + account["kept"]
+    account["unread"] = cohort.left_out
     for note in filter_notes(account):
         logger.warning("%s", note)
     with atomic_path(target) as temporary:
-        write_cohort(adata, temporary, source, unread)
+        write_cohort(adata, temporary, source, cohort.unread)
     if summary is not None:
         with atomic_path(summary) as temporary:
             Path(temporary).write_text(json.dumps(account, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

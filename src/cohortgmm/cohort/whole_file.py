@@ -31,16 +31,21 @@ class Cohort:
     Attributes
     ----------
     adata
-        What can be read.
+        What can be read; None once it was released.
     renamed
         Entries that have another name here, as anndata could not write them: ``{"entry": ..., "kept_as": ...}``.
     unread
         Paths in the file of what cannot be read, and why.
     """
 
-    adata: ad.AnnData
+    adata: ad.AnnData | None
     renamed: list[dict[str, str]] = field(default_factory=list)
     unread: dict[str, str] = field(default_factory=dict)
+
+    def release(self) -> ad.AnnData:
+        """What can be read, for a caller that frees it while this object stays."""
+        adata, self.adata = self.adata, None
+        return adata
 
     @property
     def left_out(self) -> list[str]:
