@@ -34,8 +34,8 @@ rule preprocess:
     input:
         cohort=CONFIG.input,
     output:
-        cohort="results/preprocessed/cohort.h5ad",
         summary="results/preprocessed/summary.json",
+        cohort="results/preprocessed/cohort.h5ad",
     log:
         "results/logs/preprocess.log",
     benchmark:
