@@ -8,5 +8,6 @@ with job_log(snakemake):
         snakemake.output.table,
         snakemake.output.positions,
         sheet=snakemake.input.get("sheet") or None,
+        summary=snakemake.input.get("summary") or None,
         **snakemake.params.options,
     )

@@ -5,10 +5,11 @@ come from the models below.
 """
 
 import difflib
+import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from cohortgmm.config_base import Conflict, Number, Section, section_of
 from cohortgmm.config_gmm import GmmConfig, default_gmm_key, unit_column
@@ -19,12 +20,26 @@ class PreprocessConfig(Section):
     """From raw counts to an embedding, with scanpy."""
 
     enabled: bool = Field(
-        True, description="Compute the embedding from raw counts in X. false: the input already holds `use_rep`."
+        True, description="Compute the embedding from raw counts. false: the input already holds `use_rep`."
+    )
+    counts: str = Field(
+        "X",
+        description="Where the raw counts are: `X`, `raw` (`adata.raw`, with its own genes) or `layer:NAME`. The input's X "
+        "is then kept as a layer, `X_input`.",
+    )
+    symbols: str | None = Field(
+        None,
+        description="Column of `var` with gene symbols, by which mitochondrial genes are found; null: the names of the "
+        "genes themselves.",
     )
     min_counts: int = Field(0, ge=0, description="Drop cells with fewer counts.")
     min_genes: int = Field(0, ge=0, description="Drop cells with fewer detected genes.")
     max_mito_percent: Number = Field(
-        100.0, ge=0, le=100, description="Drop cells with a larger share of counts in mitochondrial genes (`MT-`)."
+        100.0,
+        ge=0,
+        le=100,
+        description="Drop cells with a larger share of counts in mitochondrial genes: `MT-`, `mt-`, `MT.`, `mt:`, also "
+        "after the name of a genome (`GRCh38_MT-`). That no gene is called so is an error; 100: no filter.",
     )
     min_cells_per_gene: int = Field(3, ge=0, description="Drop genes detected in fewer cells.")
     target_sum: Number = Field(1e4, gt=0, description="Counts per cell after normalisation.")
@@ -37,6 +52,13 @@ class PreprocessConfig(Section):
         None,
         description="Column of `obs` with the batch that Harmony corrects for; the embedding is then `X_pca_harmony`.",
     )
+
+    @field_validator("counts")
+    @classmethod
+    def _check_counts(cls, value: str) -> str:
+        if value not in ("X", "raw") and not re.fullmatch(r"layer:.+", value, re.DOTALL):
+            raise ValueError(f"must be X, raw or layer:NAME, got {value!r}")
+        return value
 
 
 class QcConfig(Section):

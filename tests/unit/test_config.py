@@ -113,6 +113,9 @@ def test_a_key_that_is_no_text():
         ),
         ({"preprocess": {"n_pcs": 1}}, "preprocess.n_pcs: input should be greater than or equal to 2, got 1"),
         ({"preprocess": {"target_sum": 0}}, "preprocess.target_sum: input should be greater than 0, got 0"),
+        ({"preprocess": {"counts": "counts"}}, "preprocess.counts: must be X, raw or layer:NAME, got 'counts'"),
+        ({"preprocess": {"counts": "layer:"}}, "preprocess.counts: must be X, raw or layer:NAME, got 'layer:'"),
+        ({"preprocess": {"counts": "x"}}, "preprocess.counts: must be X, raw or layer:NAME, got 'x'"),
         ({"qc": {"umap": "yes"}}, "qc.umap: input should be a valid boolean, got 'yes'"),
         ({"qc": {"max_cells": 99}}, "qc.max_cells: input should be greater than or equal to 100, got 99"),
     ],
@@ -604,6 +607,11 @@ def test_the_embedding_must_be_the_one_that_is_made(keys, made):
         f"config.yaml: use_rep is {asked!r}, but preprocessing makes {made!r}: set use_rep to that, or "
         "preprocess.enabled to false to use an embedding that is in the input"
     )
+
+
+@pytest.mark.parametrize("place", ["X", "raw", "layer:counts", "layer:layer:a b", "layer:{x}"])
+def test_places_of_counts(place):
+    assert read(preprocess={"counts": place, "symbols": "gene name"}).preprocess.counts == place
 
 
 def test_any_embedding_can_be_used_without_preprocessing():

@@ -1,9 +1,11 @@
 # From the input to one array file per patient.
 # REQUIRED INPUTS: CONFIG.input
-# OUTPUTS: results/preprocessed/cohort.h5ad, results/patients.tsv, results/patients/{patient}.npz
+# OUTPUTS: results/preprocessed/cohort.h5ad, results/preprocessed/summary.json, results/patients.tsv,
+#   results/patients/{patient}.npz
 
 
-# A wrong column must be found before the preprocessing, not after it.
+# A wrong column is said at once, not after the preprocessing. The preprocessing does not wait for it: a job that runs keeps
+# Snakemake from looking for reasons of its own in those that follow, also where they take its output as `ancient`.
 rule check_input:
     input:
         cohort=CONFIG.input,
@@ -14,6 +16,7 @@ rule check_input:
         "results/logs/check_input.log",
     benchmark:
         "results/benchmarks/check_input.tsv"
+    priority: 1  # before the preprocessing
     conda:
         ENVIRONMENT
     resources:
@@ -32,9 +35,9 @@ rule check_input:
 rule preprocess:
     input:
         cohort=CONFIG.input,
-        checked=ancient("results/preprocessed/input.checked"),
     output:
-        "results/preprocessed/cohort.h5ad",
+        summary="results/preprocessed/summary.json",
+        cohort="results/preprocessed/cohort.h5ad",
     log:
         "results/logs/preprocess.log",
     benchmark:
@@ -47,6 +50,7 @@ rule preprocess:
         runtime=requests.minutes("preprocess"),
     params:
         options=CONFIG.preprocess.model_dump(),
+        patient_col=CONFIG.patient_col,
         seed=CONFIG.seed,
         code=code_of("scripts/preprocess.py"),
     message:
@@ -59,6 +63,8 @@ checkpoint split:
     input:
         cohort=COHORT_FILE,
         sheet=CONFIG.patients or [],
+        checked="results/preprocessed/input.checked" if CONFIG.preprocess.enabled else [],
+        summary="results/preprocessed/summary.json" if CONFIG.preprocess.enabled else [],
     output:
         table=TABLE,  # and the patients' array files beside it: declared, they would rerun with every new table
         positions=POSITIONS,

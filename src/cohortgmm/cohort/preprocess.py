@@ -1,23 +1,41 @@
-"""From raw counts to an embedding, with scanpy."""
+"""Preprocessing of a cohort: from raw counts to an embedding, nothing of the input lost."""
 
+import json
 import logging
 import os
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 
-from cohortgmm.cohort.reading import check_cell_names, check_column, open_h5ad
+from cohortgmm.cohort.counts import element_of, raw_counts
+from cohortgmm.cohort.embedding import embed, read_batches
+from cohortgmm.cohort.entries import Entries, is_same
+from cohortgmm.cohort.filter_notes import filter_notes
+from cohortgmm.cohort.filters import CellFilter, cell_filters, detected_in
+from cohortgmm.cohort.reading import check_cell_names, patient_ids
+from cohortgmm.cohort.whole_file import read_cohort, write_cohort
 from cohortgmm.config import PreprocessConfig
-from cohortgmm.errors import ConfigError, DataError
+from cohortgmm.errors import DataError
 from cohortgmm.files import atomic_path
 
 logger = logging.getLogger(__name__)
 
 
-def preprocess_file(source: str | os.PathLike, target: str | os.PathLike, options: PreprocessConfig, seed: int) -> None:
+def preprocess_file(
+    source: str | os.PathLike,
+    target: str | os.PathLike,
+    options: PreprocessConfig,
+    seed: int,
+    *,
+    summary: str | os.PathLike | None = None,
+    patient_col: str | Sequence[str] | None = None,
+) -> None:
     """Read raw counts from an ``.h5ad``, compute the embedding and write everything to another.
 
     Parameters
@@ -28,21 +46,33 @@ def preprocess_file(source: str | os.PathLike, target: str | os.PathLike, option
         See :class:`~cohortgmm.config.PreprocessConfig`.
     seed
         Seed of the PCA and of Harmony.
+    summary
+        Where the account of what was left out goes, as JSON; see :mod:`~cohortgmm.cohort.filter_notes`.
+    patient_col
+        Column or columns of ``obs`` that name the patient, so that patients without a cell are counted; None for no count.
     """
-    with open_h5ad(source):  # refuses what is no AnnData with one line
-        pass
-    adata = preprocess(ad.read_h5ad(source), options, seed)
+    cohort = read_cohort(source, needed=element_of(options.counts))
+    adata, account = _preprocess(cohort.release(), options, seed, patient_col)
+    account["kept"] = cohort.renamed + account["kept"]
+    account["unread"] = cohort.left_out
+    for note in filter_notes(account):
+        logger.warning("%s", note)
     with atomic_path(target) as temporary:
-        adata.write_h5ad(temporary, compression="gzip")
+        write_cohort(adata, temporary, source, cohort.unread)
+    if summary is not None:
+        with atomic_path(summary) as temporary:
+            Path(temporary).write_text(json.dumps(account, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def preprocess(adata: ad.AnnData, options: PreprocessConfig, seed: int) -> ad.AnnData:
     """Filter, normalise, log-transform, choose genes, reduce to principal components.
 
+    The result does not depend on the order of the cells: everything is computed in the order of their names.
+
     Parameters
     ----------
     adata
-        Raw counts in X.
+        The cohort, with raw counts where ``options.counts`` says. It is not changed.
     options
         See :class:`~cohortgmm.config.PreprocessConfig`.
     seed
@@ -52,115 +82,188 @@ def preprocess(adata: ad.AnnData, options: PreprocessConfig, seed: int) -> ad.An
     -------
     AnnData
         All genes that passed the filter; X log-normalised, ``layers["counts"]`` raw, ``obsm["X_pca"]`` and, with
-        ``harmony_col``, ``obsm["X_pca_harmony"]``; ``uns["cohortgmm_preprocess"]`` says what was dropped.
+        ``harmony_col``, ``obsm["X_pca_harmony"]``; ``uns["cohortgmm_preprocess"]`` says what was dropped. Entries of the
+        input that were in the way are kept as ``<key>_input``.
 
     Raises
     ------
     DataError
-        If X holds no raw counts, a column is missing, or too few cells or genes are left.
+        If there are no raw counts, a column is missing, or too few cells or genes are left.
     """
-    import scanpy as sc
+    return _preprocess(adata, options, seed, None)[0]
 
+
+def _preprocess(
+    adata: ad.AnnData, options: PreprocessConfig, seed: int, patient_col: str | Sequence[str] | None
+) -> tuple[ad.AnnData, dict[str, Any]]:
+    """As :func:`preprocess`; also the content of the summary."""
     check_cell_names(adata.obs)
-    _check_counts(adata)
-    for key in ("hvg_batch_col", "harmony_col"):
-        if getattr(options, key):
-            check_column(adata.obs, getattr(options, key), f"preprocess.{key}")
-            _check_batches(adata.obs[getattr(options, key)], f"preprocess.{key}")
-    n_cells, n_genes = adata.shape
-    adata = _filter(adata, options)
-    logger.info("%d of %d cells and %d of %d genes pass the filter", adata.n_obs, n_cells, adata.n_vars, n_genes)
-    if options.n_pcs >= min(adata.shape):
-        raise DataError(
-            f"preprocess.n_pcs is {options.n_pcs}, but {adata.n_obs} cells and {adata.n_vars} genes are left: "
-            "lower n_pcs or loosen the filter"
-        )
-    adata.layers["counts"] = adata.X.copy()
-    sc.pp.normalize_total(adata, target_sum=options.target_sum)
-    sc.pp.log1p(adata)
-    n_top_genes = min(options.n_top_genes, adata.n_vars)
-    if n_top_genes <= options.n_pcs:
-        raise ConfigError(f"preprocess.n_top_genes ({n_top_genes}) must be more than n_pcs ({options.n_pcs})")
-    _choose_genes(adata, n_top_genes, options.hvg_batch_col)
-    sc.pp.pca(adata, n_comps=options.n_pcs, mask_var="highly_variable", svd_solver="arpack", random_state=seed)
-    share = 100 * float(np.sum(adata.uns["pca"]["variance_ratio"]))
-    logger.info("%d components of %d genes hold %.1f %% of the variance", options.n_pcs, n_top_genes, share)
-    if options.harmony_col:
-        adata.obsm["X_pca_harmony"] = _harmony(adata, options.harmony_col, seed)
-    adata.uns["cohortgmm_preprocess"] = {
-        "n_cells_input": n_cells,
-        "n_cells": adata.n_obs,
-        "n_genes_input": n_genes,
-        "n_genes": adata.n_vars,
-        "n_top_genes": n_top_genes,
+    adata = adata.copy() if adata.is_view else adata
+    hvg_batches = read_batches(adata.obs, options.hvg_batch_col, "preprocess.hvg_batch_col")
+    harmony_batches = read_batches(adata.obs, options.harmony_col, "preprocess.harmony_col")
+    raw = raw_counts(adata, options.counts)
+    filters = cell_filters(raw.matrix, raw.var, options)
+    keep = _passing(filters)
+    genes = detected_in(raw.matrix, keep) >= options.min_cells_per_gene
+    logger.info("%d of %d cells and %d of %d genes pass the filter", keep.sum(), len(keep), genes.sum(), len(genes))
+    account = {
+        "counts": options.counts,
+        "n_cells_input": len(keep),
+        "n_cells": int(keep.sum()),
+        "n_genes_input": len(genes),
+        "n_genes": int(genes.sum()),
+        "filters": [item.record() for item in filters],
+        "patients_without_cells": _patients_without_cells(adata.obs, keep, patient_col),
     }
-    adata.uns = _without_none(adata.uns)
-    return adata
+    # In the order of the names of the cells, so that the order of the file changes no digit.
+    rows = np.flatnonzero(keep)
+    order = rows[np.argsort(adata.obs_names.to_numpy(dtype=object)[rows], kind="stable")]
+    counts, dtype = _taken(raw.matrix, order, genes), raw.dtype
+    rest = InputContent.read(adata, options.counts, rows, genes)
+    del adata, raw  # which frees the input's counts
+    work = ad.AnnData(counts.copy(), obs=pd.DataFrame(index=rest.adata.obs_names[np.searchsorted(rows, order)]))
+    work.var_names = rest.adata.var_names
+    left_out = embed(
+        *(work, options, seed),
+        hvg_batches=None if hvg_batches is None else hvg_batches.iloc[order],
+        harmony_batches=None if harmony_batches is None else harmony_batches.iloc[order],
+    )
+    account["batches_left_out"] = left_out
+    account["n_top_genes"] = int(work.var["highly_variable"].sum())
+    numbers = {key: account[key] for key in ("n_cells_input", "n_cells", "n_genes_input", "n_genes", "n_top_genes")}
+    work.uns["cohortgmm_preprocess"] = numbers
+    account["kept"] = rest.add(work, counts.astype(dtype, copy=False), np.argsort(order))
+    account["renamed_genes"] = rest.n_renamed
+    return rest.adata, account
 
 
-def _check_batches(column: pd.Series, key: str) -> None:
-    missing = int(column.isna().sum())
-    if missing:
-        raise DataError(f"{key}: {missing} cells have no value in obs column {column.name!r}: fill them")
+def _passing(filters: Sequence[CellFilter]) -> np.ndarray:
+    """(n,) bool: the cells that no filter leaves out."""
+    keep = ~np.any([item.failed for item in filters], axis=0)
+    if not keep.any():
+        records = [item.record() for item in filters]
+        found = ", ".join(f"{row['n_failed']} of {len(keep)} fail {row['key']}" for row in records if row["n_failed"])
+        raise DataError(f"no cell passes preprocess.min_counts, min_genes and max_mito_percent: loosen them ({found})")
+    return keep
 
 
-def _without_none(mapping: Mapping[str, Any]) -> dict[str, Any]:
+def _patients_without_cells(obs: pd.DataFrame, keep: np.ndarray, patient_col: str | Sequence[str] | None) -> list[str]:
+    """Patients of whom no cell passed the filters."""
+    if patient_col is None:
+        return []
+    try:
+        ids = patient_ids(obs, patient_col)
+    except DataError:  # which the division into patients will tell, where it matters for the cells that are left
+        return []
+    return sorted(set(ids) - set(ids[keep]))
+
+
+def _taken(matrix: Any, rows: np.ndarray, columns: np.ndarray | None = None) -> Any:
+    """Rows, and those columns that are true, of an array or sparse matrix, as a copy."""
+    if hasattr(matrix, "tocsr"):
+        matrix = matrix.tocsr()
+    taken = matrix[rows]
+    return taken if columns is None or columns.all() else taken[:, columns]
+
+
+@dataclass(eq=False)
+class InputContent:
+    """What the input holds besides its counts, of the cells and genes that pass, into which the results are put.
+
+    Attributes
+    ----------
+    adata
+        Cells in the order of the input, without X.
+    matrix
+        X of the input, where the counts were elsewhere; None otherwise.
+    entries
+        How results are put into ``adata``.
+    n_renamed
+        Number of genes that got a number, as others have the same name.
+    """
+
+    adata: ad.AnnData
+    matrix: Any
+    entries: Entries
+    n_renamed: int
+
+    @classmethod
+    def read(cls, adata: ad.AnnData, place: str, rows: np.ndarray, genes: np.ndarray) -> "InputContent":
+        """The content of a cohort; see :func:`~cohortgmm.cohort.counts.raw_counts` for ``place``."""
+        by_raw = place == "raw" and not adata.raw.var_names.equals(adata.var_names)
+        source = adata.raw if by_raw else adata
+        raw = None if adata.raw is None else {"X": adata.raw.X, "var": adata.raw.var, "varm": dict(adata.raw.varm)}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about names that are not unique, which they are made here
+            shell = ad.AnnData(
+                obs=adata.obs.copy(),
+                var=source.var.copy(),
+                uns=without_none(adata.uns),
+                obsm=dict(adata.obsm),
+                obsp=dict(adata.obsp),
+                varm=dict(source.varm),
+                varp={} if by_raw else dict(adata.varp),
+                layers={} if by_raw else dict(adata.layers),
+                raw=raw,
+            )
+            shell.var_names_make_unique()
+        n_renamed = int(np.count_nonzero((shell.var_names != source.var_names) & genes))
+        content = shell[rows, genes].copy()
+        entries = Entries(content)
+        if by_raw:
+            _keep_other_genes(entries, adata, rows)
+        is_elsewhere = place != "X" and adata.X is not None and not by_raw
+        return cls(content, _taken(adata.X, rows, genes) if is_elsewhere else None, entries, n_renamed)
+
+    def add(self, work: ad.AnnData, counts: Any, back: np.ndarray) -> list[dict[str, str]]:
+        """Put in the results.
+
+        Parameters
+        ----------
+        work
+            X normalised and the embedding, with its cells in another order; it loses its X.
+        counts
+            Raw counts in that order.
+        back
+            Positions in that order of the cells here.
+
+        Returns
+        -------
+        list of dict
+            What was kept aside.
+        """
+        self.adata.X = _taken(work.X, back)
+        work.X = None  # which is large
+        if self.matrix is not None and not is_same(self.matrix, self.adata.X):
+            self.entries.keep("X", "layers", "X", self.matrix)
+        self.entries.put("layers", "counts", _taken(counts, back))
+        for key, value in work.obsm.items():
+            self.entries.put("obsm", key, value[back])
+        for key, value in work.varm.items():
+            self.entries.put("varm", key, value)
+        for key in work.var.columns:
+            self.entries.put("var", key, work.var[key].to_numpy())
+        for key, value in without_none(work.uns).items():
+            self.entries.put("uns", key, value)
+        return self.entries.kept
+
+
+def _keep_other_genes(entries: Entries, adata: ad.AnnData, rows: np.ndarray) -> None:
+    """Keep what belongs to the genes of X, where ``raw`` has others: matrices in ``obsm``, tables in ``uns``."""
+    if adata.X is not None:
+        entries.keep("X", "obsm", "X", _taken(adata.X, rows))
+    for key, layer in adata.layers.items():
+        entries.keep(f"layers[{key!r}]", "obsm", key, _taken(layer, rows))
+    entries.keep("var", "uns", "var", adata.var.copy())
+    for place in ("varm", "varp"):
+        if getattr(adata, place):
+            entries.keep(place, "uns", place, dict(getattr(adata, place)))
+
+
+def without_none(mapping: Mapping[str, Any]) -> dict[str, Any]:
     """The same without entries that are None, which anndata < 0.12 cannot read."""
     return {
-        key: _without_none(value) if isinstance(value, Mapping) else value
+        key: without_none(value) if isinstance(value, Mapping) else value
         for key, value in mapping.items()
         if value is not None
     }
-
-
-def _check_counts(adata: ad.AnnData) -> None:
-    if adata.X is None or 0 in adata.shape:
-        raise DataError(
-            f"preprocessing needs raw counts in X; the input has {adata.n_obs} cells x {adata.n_vars} genes"
-        )
-    values = adata.X.data if hasattr(adata.X, "indptr") else np.asarray(adata.X)
-    if not np.all(np.isfinite(values)) or np.any(values < 0) or np.any(values != np.rint(values)):
-        raise DataError(
-            "preprocessing needs raw counts in X, but X holds values that are no whole numbers of at least 0: put the "
-            "counts in X, or set preprocess.enabled to false to use an embedding of the input"
-        )
-
-
-def _filter(adata: ad.AnnData, options: PreprocessConfig) -> ad.AnnData:
-    counts = np.asarray(adata.X.sum(axis=1)).ravel()
-    genes = np.asarray((adata.X > 0).sum(axis=1)).ravel()
-    mito = adata.var_names.str.upper().str.startswith("MT-")
-    mito_counts = np.asarray(adata.X[:, mito].sum(axis=1)).ravel() if mito.any() else np.zeros(adata.n_obs)
-    if not mito.any() and options.max_mito_percent < 100:
-        logger.warning("max_mito_percent has no effect: no gene name begins with MT-")
-    # A cell without any count cannot be normalised.
-    keep = (counts >= max(1, options.min_counts)) & (genes >= options.min_genes)
-    keep &= 100 * mito_counts <= options.max_mito_percent * counts
-    if not keep.any():
-        raise DataError("no cell passes preprocess.min_counts, min_genes and max_mito_percent: loosen them")
-    adata = adata[keep]
-    detected = np.asarray((adata.X > 0).sum(axis=0)).ravel() >= options.min_cells_per_gene
-    return adata[:, detected].copy()
-
-
-def _choose_genes(adata: ad.AnnData, n_top_genes: int, batch_col: str | None) -> None:
-    import scanpy as sc
-
-    if batch_col is None:
-        sc.pp.highly_variable_genes(adata, n_top_genes=n_top_genes)
-        return
-    own = adata.obs[batch_col]
-    adata.obs[batch_col] = own.astype(str).astype("category")  # scanpy takes batches as categories only
-    sc.pp.highly_variable_genes(adata, n_top_genes=n_top_genes, batch_key=batch_col)
-    adata.obs[batch_col] = own
-
-
-def _harmony(adata: ad.AnnData, column: str, seed: int) -> np.ndarray:
-    try:
-        import harmonypy
-    except ImportError:
-        raise ConfigError("preprocess.harmony_col needs the package harmonypy: pip install harmonypy") from None
-    components = np.asarray(adata.obsm["X_pca"], dtype=np.float64)
-    table = adata.obs[[column]].astype(str)
-    corrected = np.asarray(harmonypy.run_harmony(components, table, [column], random_state=seed).Z_corr)
-    return corrected if corrected.shape == components.shape else corrected.T

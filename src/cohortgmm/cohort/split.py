@@ -2,13 +2,14 @@
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from cohortgmm.cohort.cells import MIN_CELLS_PER_COMPONENT, PatientCells, choose_train_cells, write_positions
+from cohortgmm.cohort.filter_notes import read_summary
 from cohortgmm.cohort.h5ad import open_h5ad, unknown_name
 from cohortgmm.cohort.patients import read_patients
 from cohortgmm.cohort.reading import Embedding, read_embedding, read_noise
@@ -81,6 +82,7 @@ def split_patients(
     labels: Mapping[str, str] | None = None,
     wanted: Sequence[str] | None = None,
     empty: np.ndarray | None = None,
+    without_cells: Iterable[str] = (),
 ) -> Split:
     """Sort cells by patient and by name, and choose which are fitted.
 
@@ -108,6 +110,8 @@ def split_patients(
         Use only these patients.
     empty
         (n,) bool: cells without any feature, which count as none where patients are judged; None for no such cells.
+    without_cells
+        Patients of whom the preprocessing left no cell: they are too small.
 
     Returns
     -------
@@ -121,6 +125,8 @@ def split_patients(
     if len(ids) == 0:
         raise DataError("the data has no cells")
     groups = _rows_by_patient(ids)
+    lost = {patient: np.empty(0, dtype=np.int64) for patient in without_cells if patient not in groups}
+    groups = dict(sorted({**groups, **lost}.items()))
     if wanted is not None:
         wanted = dict.fromkeys(wanted)
         for patient in wanted:
@@ -133,12 +139,13 @@ def split_patients(
         if names is None:
             own = [str(i) for i in range(len(group))]
         else:
-            group = np.array(sorted(group.tolist(), key=names.__getitem__))
+            group = np.array(sorted(group.tolist(), key=names.__getitem__), dtype=np.int64)
             own = names[group].tolist()
-        mask = choose_train_cells(own, train_size, seed=seed, patient=patient)
+        mask = choose_train_cells(own, train_size, seed=seed, patient=patient) if own else np.empty(0, dtype=bool)
         row: Row = {"patient": patient, "file": escape_id(patient), "label": (labels or {}).get(patient, "")}
         row |= {"n_cells": len(group), "n_train": int(mask.sum()), "status": "ok", "reason": ""}
         reason = _too_small(np.ones(len(group), bool) if empty is None else ~empty[group], mask, min_cells, smallest_k)
+        reason = "no cell passed the filters of preprocess" if patient in lost else reason
         if reason:
             row |= {"status": "dropped", "reason": reason}
         else:
@@ -227,6 +234,7 @@ def split_file(
     missing: bool = False,
     on_mixed_label: str = "error",
     sheet: str | None = None,
+    summary: str | None = None,
     **options,
 ) -> None:
     """Write the array file of every patient of an ``.h5ad``, where its cells come from, and the table of patients.
@@ -247,6 +255,8 @@ def split_file(
         As in the configuration.
     sheet
         Sample sheet; every patient in it gets a file, an empty one if it is left out.
+    summary
+        What the preprocessing wrote about itself, which names patients of whom it left no cell; None without.
     **options
         Of :func:`split_patients`.
     """
@@ -260,6 +270,7 @@ def split_file(
     empty = embedding.empty_cells() if missing or noise is not None else None
     ids, labels = cells.patients, cells.labels
     values = labels.values if labels else None
+    options["without_cells"] = read_summary(summary).get("patients_without_cells", []) if summary else ()
     split = split_patients(ids, names=cells.names, labels=values, wanted=wanted, empty=empty, **options)
     notes = labels.notes() if labels else {}
     for row in split.rows:

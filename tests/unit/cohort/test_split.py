@@ -154,6 +154,26 @@ def test_small_patients_are_left_out_where_asked():
     )
 
 
+def test_patients_of_whom_the_preprocessing_left_no_cell():
+    ids = ids_of(P1=30, P3=40)
+    assert refusal(ids, without_cells=["P0", "P2"]).startswith(
+        "2 of 4 patients have too few cells: 'P0' (no cell passed the filters of preprocess); 'P2' (no cell passed"
+    )
+    result = split(ids, on_small_patient="drop", without_cells=["P2", "P3"])  # P3 is there after all
+    assert result.patients == ["P1", "P3"]
+    assert [(row["patient"], row["n_cells"], row["n_train"], row["status"]) for row in result.rows] == [
+        ("P1", 30, 15, "ok"),
+        ("P2", 0, 0, "dropped"),
+        ("P3", 40, 20, "ok"),
+    ]
+    named = np.array([f"c{i}" for i in range(70)], dtype=object)
+    for names in (None, named):
+        options = {"names": names, "on_small_patient": "drop", "without_cells": ["P2"]}
+        assert split(ids, wanted=["P2", "P1"], **options).patients == ["P1"]
+    with pytest.raises(DataError, match="sample sheet: patient 'P2' is not in the data"):
+        split(ids, wanted=["P2", "P1"])
+
+
 def test_cells_without_features_are_no_cells_where_patients_are_judged():
     ids = ids_of(P1=30, P2=30)
     empty = (ids == "P2") & (np.arange(60) % 3 > 0)  # 20 of 30

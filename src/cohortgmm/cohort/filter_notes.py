@@ -1,0 +1,137 @@
+"""What preprocessing left out, kept aside or renamed, as lines for the end of a run; needs the standard library only.
+
+The preprocessing writes ``results/preprocessed/summary.json``, an object with these entries:
+
+========================== ====================================================================================
+``counts``                 where the raw counts were: ``X``, ``raw`` or ``layer:NAME``
+``n_cells_input``          cells of the input
+``n_cells``                cells that passed the filters
+``n_genes_input``          genes of the counts
+``n_genes``                genes that passed ``min_cells_per_gene``
+``n_top_genes``            highly variable genes in the PCA, as they were chosen
+``filters``                list of ``{key, limit, n_failed}``: a filter of cells that was asked for, its limit, and
+                           the number of cells that failed it (a cell may fail several); ``key`` is ``no counts``
+                           for cells without any count, which has no limit
+``patients_without_cells`` sorted ids of the patients of whom no cell passed
+``batches_left_out``       batches of ``hvg_batch_col`` that had no part in the choice of genes, as they have one cell
+                           or equal cells only
+``kept``                   list of ``{entry, kept_as}``: entries of the input that were in the way
+``unread``                 entries of the input that anndata cannot read, which are not in the result
+``renamed_genes``          number of genes that got a number because another gene has the same name
+========================== ====================================================================================
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cohortgmm.errors import DataError
+
+#: Share of the cells from which the run says at its end that they were left out.
+_MANY = 0.5
+
+#: Most names in a line.
+_SHOWN = 5
+
+
+def read_summary(path: str | os.PathLike) -> dict[str, Any]:
+    """The summary that the preprocessing wrote.
+
+    Raises
+    ------
+    DataError
+        If the file is missing, damaged, or holds something else.
+    """
+    try:
+        summary = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({os.strerror(error.errno or 0)})") from None
+    except ValueError:
+        summary = None
+    if not isinstance(summary, dict) or not isinstance(summary.get("n_cells"), int):
+        raise DataError(f"{path}: damaged, or no summary of the preprocessing: remove it and run again")
+    return summary
+
+
+def filter_notes(summary: Mapping[str, Any]) -> list[str]:
+    """What a user should know of the preprocessing; empty if all is as it was asked for.
+
+    Parameters
+    ----------
+    summary
+        The content of ``results/preprocessed/summary.json``; entries that are missing say nothing.
+
+    Returns
+    -------
+    list of str
+        Complete sentences without a full stop, one line each.
+    """
+    return [
+        *_left_out(summary),
+        *_without_effect(summary.get("filters", [])),
+        *_lost_patients(summary.get("patients_without_cells", [])),
+        *_left_out_batches(summary.get("batches_left_out", [])),
+        *_kept(summary.get("kept", [])),
+        *_unread(summary.get("unread", [])),
+        *_renamed(summary.get("renamed_genes", 0)),
+    ]
+
+
+def _left_out(summary: Mapping[str, Any]) -> list[str]:
+    n_input = summary.get("n_cells_input", 0)
+    n_dropped = n_input - summary.get("n_cells", n_input)
+    if not n_dropped or n_dropped < _MANY * n_input:
+        return []
+    failed = sorted((row for row in summary.get("filters", []) if row["n_failed"]), key=lambda row: -row["n_failed"])
+    causes = ", ".join(f"{row['n_failed']:,} by {_name(row)}" for row in failed)
+    several = " (a cell may fail several filters)" if sum(row["n_failed"] for row in failed) > n_dropped else ""
+    # Rounded towards zero: not all cells were left out where some are there.
+    share = int(100 * n_dropped / n_input)
+    return [f"preprocessing left out {share} % of the cells ({n_dropped:,} of {n_input:,}): {causes}{several}"]
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    return row["key"] if row.get("limit") is None else f"{row['key']} ({row['limit']:g})"
+
+
+def _without_effect(filters: list[Mapping[str, Any]]) -> list[str]:
+    idle = [_name(row) for row in filters if not row["n_failed"] and row.get("limit") is not None]
+    return [f"no cell was left out by preprocess.{' or '.join(idle)}"] if idle else []
+
+
+def _lost_patients(patients: list[str]) -> list[str]:
+    if not patients:
+        return []
+    return [f"preprocessing left no cell of {_number(len(patients), 'patient')}: {_shown(patients)}"]
+
+
+def _left_out_batches(batches: list[str]) -> list[str]:
+    if not batches:
+        return []
+    number = _number(len(batches), "batch", "batches")
+    return [f"{number} of one cell or of equal cells had no part in the choice of genes: {_shown(batches)}"]
+
+
+def _kept(kept: list[Mapping[str, str]]) -> list[str]:
+    pairs = ", ".join(f"{row['entry']} as {row['kept_as']}" for row in kept)
+    return [f"preprocessing kept entries of the input that were in its way: {pairs}"] if kept else []
+
+
+def _unread(entries: list[str]) -> list[str]:
+    return [f"what anndata cannot read of the input is not in the result: {', '.join(entries)}"] if entries else []
+
+
+def _renamed(n_genes: int) -> list[str]:
+    if not n_genes:
+        return []
+    return [f"{_number(n_genes, 'gene')} got a number, as other genes have the same names"]
+
+
+def _number(count: int, one: str, several: str = "") -> str:
+    return f"{count:,} {one if count == 1 else several or f'{one}s'}"
+
+
+def _shown(names: list[str]) -> str:
+    return ", ".join(map(repr, names[:_SHOWN])) + (", ..." if len(names) > _SHOWN else "")

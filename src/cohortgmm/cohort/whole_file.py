@@ -1,0 +1,229 @@
+"""Reading the whole of a cohort's file and writing it again, with what anndata can read but not write, or cannot read."""
+
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import h5py
+import numpy as np
+import pandas as pd
+from anndata.io import read_elem
+from scipy import sparse
+
+from cohortgmm.cohort.entries import SUFFIX
+from cohortgmm.cohort.h5ad import load_filters, open_h5ad
+from cohortgmm.errors import CohortgmmError, DataError, one_line
+
+#: Name of a column that anndata keeps for itself.
+_RESERVED = "_index"
+
+_MAPPINGS = ("obsm", "varm", "layers", "obsp", "varp", "uns")
+
+
+@dataclass
+class Cohort:
+    """The content of a file.
+
+    Attributes
+    ----------
+    adata
+        What can be read; None once it was released.
+    renamed
+        Entries that have another name here, as anndata could not write them: ``{"entry": ..., "kept_as": ...}``.
+    unread
+        Paths in the file of what cannot be read, and why.
+    """
+
+    adata: ad.AnnData | None
+    renamed: list[dict[str, str]] = field(default_factory=list)
+    unread: dict[str, str] = field(default_factory=dict)
+
+    def release(self) -> ad.AnnData:
+        """What can be read, for a caller that frees it while this object stays."""
+        adata, self.adata = self.adata, None
+        return adata
+
+    @property
+    def left_out(self) -> list[str]:
+        """Names of the entries that :func:`write_cohort` cannot write either."""
+        return [_entry(path) for path in self.unread if not path.startswith("uns/")]
+
+
+def read_cohort(source: str | os.PathLike, needed: str) -> Cohort:
+    """Read a file whole; what cannot be read is left out where it is not needed.
+
+    Parameters
+    ----------
+    source
+        An ``.h5ad``.
+    needed
+        Path in it of what must be read besides ``obs`` and ``var``.
+
+    Raises
+    ------
+    DataError
+        If the file is no AnnData, or if what is needed cannot be read.
+    """
+    with open_h5ad(source) as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about names that are not unique, which are looked at later
+        load_filters(file)
+        try:
+            cohort = Cohort(ad.read_h5ad(source))
+        except MemoryError:
+            raise
+        except Exception:
+            cohort = _read_by_elements(file)
+    for path, reason in cohort.unread.items():
+        if path == needed or path.startswith(f"{needed}/"):
+            raise DataError(f"{source}: anndata {ad.__version__} cannot read {_entry(path)} ({reason})")
+    for entry, table in list(_tables(cohort.adata)):
+        if _RESERVED in table.columns:
+            name = f"{_RESERVED}{SUFFIX}"
+            table.columns = [name if column == _RESERVED else column for column in table.columns]
+            cohort.renamed.append({"entry": f"{entry}[{_RESERVED!r}]", "kept_as": f"{entry}[{name!r}]"})
+    return cohort
+
+
+def write_cohort(adata: ad.AnnData, target: Path, source: str | os.PathLike, unread: Mapping[str, str]) -> None:
+    """Write a cohort, with the entries of ``uns`` that could not be read copied as they are.
+
+    Parameters
+    ----------
+    adata
+        The cohort.
+    target
+        Where to write.
+    source, unread
+        The file it came from, and what could not be read of it.
+
+    Raises
+    ------
+    DataError
+        If anndata cannot write an entry.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            adata.write_h5ad(target, compression="gzip")
+    except (CohortgmmError, MemoryError, OSError):
+        raise
+    except Exception as error:
+        raise DataError(
+            f"{source}: anndata {ad.__version__} cannot write what it read of it ({one_line(error)}): remove or rename "
+            "this entry"
+        ) from error
+    paths = [path for path in unread if path.startswith("uns/")]
+    if paths:
+        with h5py.File(source, "r") as old, h5py.File(target, "a") as new:
+            for path in paths:
+                old.copy(old[path], new, name=f"{path}{SUFFIX}" if path in new else path)
+
+
+def _entry(path: str) -> str:
+    """How users name what is at a path of the file."""
+    place, _, key = path.partition("/")
+    return f"{place}[{key!r}]" if key else place
+
+
+def _read_by_elements(file: h5py.File) -> Cohort:
+    """Read every entry by itself."""
+    unread: dict[str, str] = {}
+    renamed: list[dict[str, str]] = []
+    tables = {name: _read_table(file, name, unread) for name in ("obs", "var")}
+    mappings = {place: _read_mapping(file, place, unread, renamed) for place in _MAPPINGS}
+    x = _read_or_note(file, "X", unread)
+    raw = None
+    if "raw" in file:
+        raw = {"X": _read_or_note(file, "raw/X", unread), "var": _read_table(file, "raw/var", unread)}
+        raw = None if raw["X"] is None else raw
+    try:
+        return Cohort(ad.AnnData(X=x, raw=raw, **tables, **mappings), renamed, unread)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{file.filename}: its entries do not fit together ({one_line(error)})") from error
+
+
+def _read_or_note(file: h5py.File, path: str, unread: dict[str, str]) -> Any:
+    if path not in file:
+        return None
+    try:
+        return _read_half_precision(file[path]) if _is_half_precision(file[path]) else read_elem(file[path])
+    except MemoryError:
+        raise
+    except Exception as error:
+        unread[path] = one_line(error)
+        return None
+
+
+def _is_half_precision(item: h5py.Group | h5py.Dataset) -> bool:
+    """Whether this is a sparse matrix in half precision, of which scipy has none."""
+    names = {"data", "indices", "indptr"}
+    return isinstance(item, h5py.Group) and names <= set(item) and item["data"].dtype == np.float16
+
+
+def _read_half_precision(group: h5py.Group) -> Any:
+    form = sparse.csc_matrix if group.attrs.get("encoding-type") == "csc_matrix" else sparse.csr_matrix
+    data = group["data"][:].astype(np.float32)
+    return form((data, group["indices"][:], group["indptr"][:]), shape=tuple(map(int, group.attrs["shape"])))
+
+
+def _read_table(file: h5py.File, path: str, unread: dict[str, str]) -> pd.DataFrame:
+    """A table without the columns that cannot be read.
+
+    Raises
+    ------
+    DataError
+        If its names cannot be read.
+    """
+    group = file[path]
+    try:
+        return read_elem(group)
+    except MemoryError:
+        raise
+    except Exception as error:
+        if not isinstance(group, h5py.Group) or "_index" not in group.attrs:
+            raise DataError(f"{file.filename}: anndata cannot read {path} ({one_line(error)})") from error
+    index = _read_or_note(file, f"{path}/{group.attrs['_index']}", unread)
+    if index is None:
+        raise DataError(f"{file.filename}: the names in {path} cannot be read")
+    names = [str(name) for name in group.attrs.get("column-order", ())]
+    columns = {name: _read_or_note(file, f"{path}/{name}", unread) for name in names}
+    return pd.DataFrame({name: values for name, values in columns.items() if values is not None}, index=index)
+
+
+def _read_mapping(file: h5py.File, place: str, unread: dict[str, str], renamed: list[dict[str, str]]) -> dict[str, Any]:
+    """The entries of a mapping. A ``/`` in a key leads to nested groups; here it is a ``_``."""
+    found: dict[str, Any] = {}
+    for key, item in file.get(place, {}).items():
+        nested = place != "uns" and isinstance(item, h5py.Group) and item.attrs.get("encoding-type", "dict") == "dict"
+        paths = [f"{key}/{inner}" for inner in item] if nested else [key]
+        for name in paths:
+            value = _read_or_note(file, f"{place}/{name}", unread)
+            if value is None:
+                continue
+            new = name.replace("/", "_")
+            found[new] = value
+            if new != name:
+                renamed.append({"entry": f"{place}[{name!r}]", "kept_as": f"{place}[{new!r}]"})
+    return found
+
+
+def _tables(adata: ad.AnnData) -> Iterator[tuple[str, pd.DataFrame]]:
+    """All tables of a cohort, with their names."""
+    yield "obs", adata.obs
+    yield "var", adata.var
+    if adata.raw is not None:
+        yield "raw.var", adata.raw.var
+    for place in ("obsm", "varm", "uns"):
+        yield from _tables_within(place, getattr(adata, place))
+
+
+def _tables_within(name: str, mapping: Mapping[str, Any]) -> Iterator[tuple[str, pd.DataFrame]]:
+    for key, value in mapping.items():
+        if isinstance(value, pd.DataFrame):
+            yield f"{name}[{key!r}]", value
+        elif isinstance(value, Mapping):
+            yield from _tables_within(f"{name}[{key!r}]", value)
