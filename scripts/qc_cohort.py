@@ -6,7 +6,7 @@ from cohortgmm.plots.overview import plot_overview
 from cohortgmm.plots.style import save_figure
 
 with job_log(snakemake):
-    tables = {name: read_frame(path) for name, path in snakemake.input.items()}
+    tables = {name: read_frame(path, name) for name, path in snakemake.input.items()}
     figure = {
         "criteria": lambda: plot_cohort_criteria(tables["scores"], tables["selection"], metric=snakemake.params.metric),
         "overview": lambda: plot_overview(tables["diagnostics"], tables["weights"]),

@@ -15,7 +15,7 @@ with job_log(snakemake):
         x=cells.x,
         components=members_of(cells, model),
         model=model,
-        scores=read_frame(snakemake.input.scores),
+        scores=read_frame(snakemake.input.scores, "scores"),
         metric=params.metric,
         best_k=model.n_components,
         feature_names=list(cells.feature_names),

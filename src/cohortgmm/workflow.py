@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cohortgmm.cohort.selection import select_k
-from cohortgmm.cohort.tables import read_rows, read_scores
+from cohortgmm.cohort.tables import read_patients, read_scores
 from cohortgmm.config import Config, read_config
 from cohortgmm.errors import CohortgmmError, ConfigError
 from cohortgmm.files import COHORT, escape_id
@@ -237,7 +237,7 @@ def part_names(component_sharing: str, table: str | os.PathLike) -> dict[str, No
 @functools.lru_cache(maxsize=1)
 def _part_names(component_sharing: str, table: str, *version: int) -> dict[str, None]:
     # Cached for as long as the table stays the same: every job's input function asks.
-    kept = [row["file"] for row in read_rows(table) if row["status"] == "ok"]
+    kept = [row["file"] for row in read_patients(table) if row["status"] == "ok"]
     names = [COHORT] if component_sharing == "global" else kept
     folder = Path(table).with_suffix("")
     there = {path.stem for path in folder.glob("*.npz")} if folder.is_dir() else set()
@@ -253,7 +253,7 @@ def sheet_part_names(component_sharing: str, patients: Iterable[str], table: str
     """As :func:`part_names`, from the patients of a sample sheet, but those the table, if there, says were left out."""
     if component_sharing == "global":
         return {COHORT: None}
-    rows = read_rows(table) if table and os.path.exists(table) else []
+    rows = read_patients(table) if table and os.path.exists(table) else []
     dropped = {row["patient"] for row in rows if row["status"] == "dropped"}
     return dict.fromkeys(escape_id(patient) for patient in patients if patient not in dropped)
 

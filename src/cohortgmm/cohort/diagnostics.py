@@ -1,12 +1,14 @@
 """Tables from which the quality of the mixtures is judged."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
 from cohortgmm.cohort.cells import PatientCells
+from cohortgmm.cohort.tables import RUN_AGAIN, SCORE_COLUMNS, SELECTION_COLUMNS, read_rows, table_heading
+from cohortgmm.errors import DataError
 from cohortgmm.files import atomic_path
 from cohortgmm.mixture.model import GaussianMixture
 from cohortgmm.mixture.result import MixtureFit
@@ -17,13 +19,44 @@ _TEXT_COLUMNS = ["patient", "file", "label", "metric", "status", "reason", "cell
 COMPOSITION_COLUMNS = ["patient", "component", "cell_type", "n_cells"]
 
 
-def read_frame(path: str | os.PathLike) -> pd.DataFrame:
-    """A table of the pipeline for a figure: texts stay texts (a patient may be called NA), the rest are numbers."""
-    frame = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
+#: Columns of the tables that figures are drawn from.
+FRAME_COLUMNS: dict[str, list[str]] = {
+    "scores": list(SCORE_COLUMNS),
+    "selection": list(SELECTION_COLUMNS),
+    "diagnostics": [
+        *("patient", "label", "n_cells", "n_fit", "k", "n_iter", "converged", "log_likelihood_per_cell", "train_nll"),
+        *("heldout_nll", "nll_gap", "max_condition", "min_weight", "max_weight", "n_floored", "completeness"),
+        *("n_unobserved", "n_empty", "background"),
+    ],
+    "weights": ["patient", "component", "weight"],
+    "composition": COMPOSITION_COLUMNS,
+}
+
+
+def read_frame(path: str | os.PathLike, content: str = "table") -> pd.DataFrame:
+    """A table of the pipeline for a figure: texts stay texts (a patient may be called NA), the rest are numbers.
+
+    Parameters
+    ----------
+    path
+        The table.
+    content
+        Which table it is, a key of :data:`FRAME_COLUMNS`; by default any that names patients.
+
+    Raises
+    ------
+    DataError
+        If the table is damaged or of another kind.
+    """
+    rows = read_rows(path, FRAME_COLUMNS.get(content, ["patient"]), content)
+    frame = pd.DataFrame(rows, columns=table_heading(path), dtype=str)
     for name in frame.columns.difference(_TEXT_COLUMNS):
         flags = frame[name].isin(["True", "False"]).all() and len(frame) > 0
         missing = frame[name].isin(["", "nan"])  # texts that pandas takes for no number
-        frame[name] = frame[name] == "True" if flags else pd.to_numeric(frame[name].mask(missing))
+        try:
+            frame[name] = frame[name] == "True" if flags else pd.to_numeric(frame[name].mask(missing))
+        except (ValueError, TypeError):
+            raise DataError(f"{path} holds no {content}: {name} is not a number in every line; {RUN_AGAIN}") from None
     return frame
 
 
@@ -34,7 +67,7 @@ def write_frame(frame: pd.DataFrame, path: str | os.PathLike) -> None:
 
 
 def diagnostics_table(
-    parts: Iterable[PatientCells],
+    parts: Sequence[PatientCells],
     fits: Mapping[str, MixtureFit],
     scores: pd.DataFrame,
     selection: pd.DataFrame,
@@ -60,6 +93,11 @@ def diagnostics_table(
         Likelihoods are nats per cell; those of train and held-out cells belong to the selection fit.
     """
     chosen = scores.merge(selection[["patient", "k"]], on=["patient", "k"]).set_index("patient")
+    if lost := [part.patient for part in parts if part.patient not in chosen.index]:
+        raise DataError(
+            f"the tables of scores and of the chosen k lack {len(lost)} patients, the first is {lost[0]!r}: remove "
+            "results/scores.tsv and results/selection.tsv, and run again"
+        )
     rows = []
     for part in parts:
         fit, score = fits[part.patient], chosen.loc[part.patient]

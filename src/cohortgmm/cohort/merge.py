@@ -20,7 +20,7 @@ from cohortgmm.cohort.links import copy_linked
 from cohortgmm.cohort.patients import patient_ids
 from cohortgmm.cohort.schema import CellAssignment, assign_components, build_uns
 from cohortgmm.cohort.selection import select_k
-from cohortgmm.cohort.tables import by_patient, read_rows, read_scores
+from cohortgmm.cohort.tables import read_patients, scores_of
 from cohortgmm.cohort.texts import column_list
 from cohortgmm.config_gmm import GmmConfig, unit_column
 from cohortgmm.files import atomic_path
@@ -68,8 +68,9 @@ def merge_models(
     options = GmmConfig(**gmm)
     parts = [PatientCells.load(path) for path in cells]
     fits = load_fits(parts, models)
-    n_cells = {row["patient"]: int(row["n_cells"]) for row in read_rows(table) if row["status"] == "ok"}
-    rows = by_patient(read_scores(scores))
+    kept = [row for row in read_patients(table, {"n_cells": int}) if row["status"] == "ok"]
+    n_cells = {row["patient"]: row["n_cells"] for row in kept}
+    rows = scores_of(scores, [part.patient for part in parts])
     units = {}
     with open_h5ad(cohort) as file:
         n_total = n_rows(file, "obs")

@@ -1,10 +1,11 @@
 """The tables that pass between the stages: their columns, reading and writing. Needs the standard library only."""
 
 import csv
+import io
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,42 +55,162 @@ SELECTION_COLUMNS = (
 )
 
 
+#: Columns of a patient's table of scores: those of all patients, and which candidate was chosen.
+SELECTED_COLUMNS: dict[str, type] = SCORE_COLUMNS | {"selected": bool}
+
+#: Key of a fit's scores for what stands for the configuration it was made with.
+MADE_WITH = "made_with"
+
+#: What to do about a damaged file, in messages.
+RUN_AGAIN = "remove it and run again"
+
+
 def write_table(path: str | os.PathLike, columns: Iterable[str], rows: Iterable[Row]) -> None:
     """Write rows as tab-separated values; floats keep all their digits."""
     rows = list(rows)
     # Before Python 3.13 a carriage return by itself does not make the writer quote a text.
     returns = any("\r" in value for row in rows for value in row.values() if isinstance(value, str))
     quoting = csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL
-    with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(columns), delimiter="\t", lineterminator="\n", quoting=quoting)
         writer.writeheader()
         writer.writerows(rows)
 
 
-def read_rows(path: str | os.PathLike) -> list[dict[str, str]]:
-    """Rows of a table as text."""
-    return _read_table(path)[1]
+def read_rows(
+    path: str | os.PathLike,
+    columns: Iterable[str] | Mapping[str, type] | None = None,
+    content: str = "table",
+    remedy: str = RUN_AGAIN,
+) -> list[Row]:
+    """Rows of a table, as text.
+
+    Parameters
+    ----------
+    path
+        The file.
+    columns
+        Columns that one of our own tables must have, and their types where they are not to stay texts. The table is
+        then refused if any of it is missing or damaged. None reads a table of the user, which is taken as it is.
+    content
+        What one of our own tables holds, for messages.
+    remedy
+        What to do about a table that is damaged, for messages.
+
+    Raises
+    ------
+    DataError
+        If one of our own tables is damaged or of another kind.
+    """
+    if columns is None:
+        with Path(path).open(newline="", encoding="utf-8-sig") as file:  # spreadsheets put a mark before the text
+            return list(csv.DictReader(file, delimiter="\t"))
+    kinds = columns if isinstance(columns, Mapping) else dict.fromkeys(columns, str)
+    try:
+        return _checked_rows(_text(path), kinds)
+    except (UnicodeDecodeError, csv.Error):
+        reason = "not a tab-separated text"
+    except ValueError as error:
+        reason = str(error)
+    raise DataError(f"{path} holds no {content}: {reason}; {remedy}") from None
 
 
-def _read_table(path: str | os.PathLike) -> tuple[list[str], list[dict[str, str]]]:
-    """The columns of a table, and its rows as text."""
-    with Path(path).open(newline="", encoding="utf-8-sig") as file:  # spreadsheets put a mark before the text
-        reader = csv.DictReader(file, delimiter="\t")
-        rows = list(reader)
-        return list(reader.fieldnames or ()), rows
+def _text(path: str | os.PathLike) -> str:
+    with Path(path).open(newline="", encoding="utf-8") as file:
+        return file.read()
 
 
-def write_score(path: str | os.PathLike, row: Row) -> None:
-    """Write one row of scores as JSON; what is not a number becomes null."""
+def _checked_rows(text: str, kinds: Mapping[str, type]) -> list[Row]:
+    """Rows of one of our tables; a ValueError says what is wrong with it."""
+    if not text.strip():
+        raise ValueError("it is empty")
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t")
+    missing = [name for name in kinds if name not in (reader.fieldnames or ())]
+    if missing:
+        raise ValueError(f"column{'s' if len(missing) > 1 else ''} {', '.join(missing)} missing")
+    rows = []
+    for row in reader:
+        if None in row or None in row.values():
+            raise ValueError(f"line {reader.line_num} has another number of fields than the heading")
+        for name, kind in kinds.items():
+            if kind is not str:
+                row[name] = _value(row[name], name, kind, reader.line_num)
+        rows.append(row)
+    if not text.endswith("\n"):
+        raise ValueError("its last line is cut")
+    return rows
+
+
+#: How texts become values, and what they should have been where they do not.
+_KINDS: dict[type, tuple[Callable[[str], Any], str]] = {
+    int: (int, "a whole number"),
+    float: (float, "a number"),
+    bool: ({"True": True, "False": False}.__getitem__, "True or False"),
+}
+
+
+def _value(text: str, name: str, kind: type, line: int) -> Any:
+    parse, what = _KINDS[kind]
+    try:
+        return parse(text)
+    except (ValueError, KeyError):
+        raise ValueError(f"{name} in line {line} is {text[:40]!r}, not {what}") from None
+
+
+def read_patients(path: str | os.PathLike, columns: Mapping[str, type] | None = None) -> list[Row]:
+    """Rows of the table of patients.
+
+    Parameters
+    ----------
+    path
+        ``results/patients.tsv``.
+    columns
+        Types of columns that are not to stay texts, such as ``{"n_cells": int}``.
+
+    Raises
+    ------
+    DataError
+        If the table is damaged or names no patient.
+    """
+    rows = read_rows(path, dict.fromkeys(PATIENT_COLUMNS, str) | dict(columns or {}), "patients")
+    for row in rows:
+        if row["status"] not in ("ok", "dropped") or not row["file"]:
+            raise DataError(f"{path} holds no patients: status or file of {row['patient']!r} missing; {RUN_AGAIN}")
+    if not rows:
+        raise DataError(f"{path} holds no patients: it has no rows; {RUN_AGAIN}")
+    return rows
+
+
+def write_score(path: str | os.PathLike, row: Row, made_with: str = "") -> None:
+    """Write one row of scores as JSON; what is not a number becomes null.
+
+    Parameters
+    ----------
+    path
+        The file.
+    row
+        The columns of :data:`SCORE_COLUMNS`.
+    made_with
+        What stands for the configuration that the fit was made with; empty for none.
+    """
     clean = {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}
+    clean |= {MADE_WITH: made_with} if made_with else {}
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(clean, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        temporary.write_text(json.dumps(clean, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def read_scores(path: str | os.PathLike) -> list[Row]:
     """Rows of a score table in their types (:data:`SCORE_COLUMNS`)."""
-    parse = {bool: lambda text: text == "True"}
-    return [{name: parse.get(kind, kind)(row[name]) for name, kind in SCORE_COLUMNS.items()} for row in read_rows(path)]
+    rows = read_rows(path, SCORE_COLUMNS, "scores")
+    if not rows:
+        raise DataError(f"{path} holds no scores: it has no rows; {RUN_AGAIN}")
+    return [{name: row[name] for name in SCORE_COLUMNS} for row in rows]
+
+
+def table_heading(path: str | os.PathLike) -> list[str]:
+    """Names of the columns of a table."""
+    with Path(path).open(newline="", encoding="utf-8-sig") as file:
+        return next(csv.reader(file, delimiter="\t"), [])
 
 
 def by_patient(rows: Iterable[Row]) -> dict[str, list[Row]]:
@@ -100,10 +221,53 @@ def by_patient(rows: Iterable[Row]) -> dict[str, list[Row]]:
     return groups
 
 
+def scores_of(path: str | os.PathLike, patients: Iterable[str]) -> dict[str, list[Row]]:
+    """Rows of the score table by patient.
+
+    Raises
+    ------
+    DataError
+        If one of these patients has none.
+    """
+    rows = by_patient(read_scores(path))
+    if lost := [patient for patient in patients if patient not in rows]:
+        raise DataError(f"{path} holds no scores of {len(lost)} patients, the first is {lost[0]!r}; {RUN_AGAIN}")
+    return rows
+
+
 def read_score(path: str | os.PathLike) -> Row:
-    """Read what :func:`write_score` wrote."""
-    row = json.loads(Path(path).read_text())
-    return {key: math.nan if value is None else value for key, value in row.items()}
+    """Read what :func:`write_score` wrote, without what the fit was made with.
+
+    Raises
+    ------
+    DataError
+        If the file is damaged or of another kind.
+    """
+    return read_marked_score(path)[0]
+
+
+def read_marked_score(path: str | os.PathLike) -> tuple[Row, str]:
+    """As :func:`read_score`, with what the fit was made with; empty where that is not known."""
+    try:
+        row = json.loads(_text(path))
+    except (UnicodeDecodeError, ValueError, RecursionError):
+        raise DataError(f"{path} holds no scores: not a readable JSON file; {RUN_AGAIN}") from None
+    if not isinstance(row, dict):
+        raise DataError(f"{path} holds no scores: not the scores of one fit; {RUN_AGAIN}")
+    missing = [name for name in SCORE_COLUMNS if name not in row]
+    wrong = [name for name, kind in SCORE_COLUMNS.items() if name in row and not _is_of_kind(row[name], kind)]
+    if missing or wrong:
+        reason = f"{', '.join(missing)} missing" if missing else f"{wrong[0]} is {row[wrong[0]]!r:.40}"
+        raise DataError(f"{path} holds no scores: {reason}; {RUN_AGAIN}")
+    scores = {name: math.nan if row[name] is None else row[name] for name in SCORE_COLUMNS}
+    return scores, str(row.get(MADE_WITH, ""))
+
+
+def _is_of_kind(value: Any, kind: type) -> bool:
+    """Whether a value of a JSON file can be one of a column: numbers may be null there."""
+    if kind is float:
+        return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
 def read_sheet(path: str | os.PathLike) -> list[str]:
@@ -118,7 +282,7 @@ def read_sheet(path: str | os.PathLike) -> list[str]:
     if not path.is_file():
         raise DataError(f"patients: no such file: {path}")
     try:
-        columns, rows = _read_table(path)
+        columns, rows = table_heading(path), read_rows(path)
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"patients: {path} is no tab-separated text: {error}") from None
     if columns.count("patient") > 1:

@@ -207,7 +207,9 @@ def write_failures(results: str, failures: Iterable[Failure]) -> None:
 
 def read_failures(results: str) -> list[Failure]:
     """What failed in the last run."""
+    names = [field.name for field in fields(Failure)]
     try:
-        return [Failure(**row) for row in read_rows(Path(results) / FAILED_TABLE)]
+        rows = read_rows(Path(results) / FAILED_TABLE, names, "failures", "remove it")
+        return [Failure(**{name: row[name] for name in names}) for row in rows]
     except FileNotFoundError:
         return []

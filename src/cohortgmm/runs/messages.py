@@ -86,7 +86,11 @@ def way_message(executor: str, n_fits: int, scores: str | os.PathLike) -> str:
     """
     if executor != "slurm" or n_fits < _MANY_FITS or not os.path.exists(scores):
         return ""
-    seconds = [float(row["seconds"]) for row in read_rows(scores) if row.get("seconds")]
+    try:
+        texts = [row["seconds"] for row in read_rows(scores, ["seconds"], "scores")]
+        seconds = [float(text) for text in texts if text not in ("", "nan")]  # what was skipped took none
+    except ValueError:  # of a damaged table the job that reads it will tell
+        return ""
     if not seconds or median(seconds) >= _SHORT_FIT:
         return ""
     return (

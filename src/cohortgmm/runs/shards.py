@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cohortgmm.cohort.tables import read_rows
+from cohortgmm.cohort.tables import read_patients
 from cohortgmm.errors import CohortgmmError
 from cohortgmm.files import COHORT, atomic_path
 from cohortgmm.runs import requests, watch
@@ -124,7 +124,7 @@ def shard_targets(shard: Shard, component_sharing: str, table: str | os.PathLike
     """
     if not Path(table).is_file():
         raise CohortgmmError(f"{table} is not there: run snakemake {table} first, as `submit` does")
-    rows = [(row["file"], int(row["n_cells"])) for row in read_rows(table) if row["status"] == "ok"]
+    rows = [(row["file"], row["n_cells"]) for row in read_patients(table, {"n_cells": int}) if row["status"] == "ok"]
     if component_sharing == "global":
         rows = [(COHORT, 1)]
     return [f"results/models/{name}.npz" for name in shard_of_patients(rows, shard)]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cohortgmm.cohort.tables import read_rows
+from cohortgmm.cohort.tables import read_patients
 from cohortgmm.errors import CohortgmmError
 from cohortgmm.files import COHORT, patient_name
 from cohortgmm.runs.failures import FAILED_TABLE, Failure, last_error, read_failures
@@ -194,7 +194,7 @@ def read_status(results: str | os.PathLike, candidates: Iterable[int], component
             f"{table} is not there: the run has not come to the division of the patients yet"
             + (f", because of an error: {error}" if error else "")
         )
-    kept = [row["file"] for row in read_rows(table) if row["status"] == "ok"]
+    kept = [row["file"] for row in read_patients(table) if row["status"] == "ok"]
     names = [COHORT] if component_sharing == "global" else kept
     scores, logs = _ks(results / "fits", names, "json"), _ks(results / "logs" / "fit", names, "log")
     fits: dict[str, list[str]] = {}
