@@ -79,6 +79,11 @@ def patient_name(name: str) -> str:
     return ALL_PATIENTS if name == COHORT else unescape_id(name)
 
 
+def shown_path(path: str | os.PathLike) -> str:
+    """A path as messages show it: UTF-8, as configurations and tables are, whatever the locale."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
 def describe(wildcards: Any) -> str:
     """What a job is about, for messages: patient and k."""
     words = []

@@ -13,9 +13,10 @@ from typing import Any
 from cohortgmm.cohort.selection import select_k
 from cohortgmm.cohort.tables import read_patients, read_scores
 from cohortgmm.config import Config, read_config
-from cohortgmm.errors import CohortgmmError, ConfigError
+from cohortgmm.errors import CohortgmmError
 from cohortgmm.files import COHORT, escape_id
 from cohortgmm.log import ATTEMPT_VARIABLE, LEVEL_VARIABLE
+from cohortgmm.runs.inputs import find_files
 
 PREFIX = "cohortgmm."
 
@@ -24,9 +25,7 @@ _WITHOUT_RESULTS = {"cohortgmm.archive", "cohortgmm.errors", "cohortgmm.files", 
 
 
 def load_config(config: Mapping[str, Any], source: str, workflow_dir: str | os.PathLike) -> Config:
-    """Check the configuration and find its files.
-
-    Relative paths are taken from the working directory or, where nothing is there, from the workflow's own folder.
+    """Check the configuration and find its files, see :func:`cohortgmm.runs.inputs.find_files`.
 
     Raises
     ------
@@ -34,21 +33,9 @@ def load_config(config: Mapping[str, Any], source: str, workflow_dir: str | os.P
         All problems at once, one line each.
     """
     checked = read_config(config, source)
-    found, problems = {}, []
-    named = {"input": checked.input, "patients": checked.patients, **checked.gmm.files}
-    for key, name in named.items():
-        if name is None:
-            continue
-        places = [Path(name), Path(workflow_dir) / name]
-        existing = [place for place in places if place.is_file()]
-        if existing:
-            found[key] = str(existing[0])
-        elif any(place.is_dir() for place in places):
-            problems.append(f"{source}: {key}: {name} is a folder, not a file{_way_out_of_folder(name)}")
-        else:
-            problems.append(f"{source}: {key}: no such file: {name} (looked in {Path.cwd()})")
-    if problems:
-        raise ConfigError("\n".join(problems))
+    found = find_files(
+        {"input": checked.input, "patients": checked.patients, **checked.gmm.files}, source, workflow_dir
+    )
     gmm = checked.gmm.with_files({key: path for key, path in found.items() if key.startswith("gmm.")})
     if gmm.reference is not None:
         from cohortgmm.mixture.model import GaussianMixture  # numpy, which the Snakefile can do without
