@@ -2,6 +2,7 @@ from cohortgmm.cohort.cells import PatientCells
 from cohortgmm.cohort.fitting import fit_candidate, write_fit
 from cohortgmm.cohort.tables import write_score
 from cohortgmm.log import job_log
+from cohortgmm.runs.made_with import fit_mark
 
 with job_log(snakemake):
     row, fit = fit_candidate(
@@ -13,4 +14,5 @@ with job_log(snakemake):
         n_threads=snakemake.threads,
     )
     write_fit(snakemake.output.model, fit)
-    write_score(snakemake.output.score, row)
+    options = {name: snakemake.params[name] for name in ("options", "seed", "default_range")}
+    write_score(snakemake.output.score, row, fit_mark(snakemake.input.cells, snakemake.input.described, **options))

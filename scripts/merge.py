@@ -1,5 +1,6 @@
 from cohortgmm.cohort.merge import merge_models
 from cohortgmm.log import job_log
+from cohortgmm.runs.made_with import mark_of_archive, merge_values, write_values
 
 with job_log(snakemake):
     merge_models(
@@ -13,3 +14,5 @@ with job_log(snakemake):
         source=snakemake.input.source,
         **{key: value for key, value in snakemake.params.items() if key != "code"},
     )
+    marks = map(mark_of_archive, snakemake.input.models)
+    write_values("results", "merge", merge_values(snakemake.params.config, marks))

@@ -1,6 +1,7 @@
 from cohortgmm.cohort.preprocess import preprocess_file
 from cohortgmm.config import PreprocessConfig
 from cohortgmm.log import job_log
+from cohortgmm.runs.made_with import preprocess_values, write_values
 
 with job_log(snakemake):
     options = PreprocessConfig(**snakemake.params.options)
@@ -12,3 +13,5 @@ with job_log(snakemake):
         summary=snakemake.output.summary,
         patient_col=snakemake.params.patient_col,
     )
+    values = preprocess_values(snakemake.input.cohort, snakemake.params.options, snakemake.params.seed)
+    write_values("results", "preprocess", values)

@@ -1,13 +1,16 @@
 from cohortgmm.cohort.split import split_file
 from cohortgmm.log import job_log
+from cohortgmm.runs.made_with import split_values, write_values
 
 with job_log(snakemake):
+    sheet = snakemake.input.get("sheet") or None
     split_file(
         snakemake.input.cohort,
         snakemake.params.folder,
         snakemake.output.table,
         snakemake.output.positions,
-        sheet=snakemake.input.get("sheet") or None,
+        sheet=sheet,
         summary=snakemake.input.get("summary") or None,
         **snakemake.params.options,
     )
+    write_values("results", "split", split_values(snakemake.input.cohort, sheet, snakemake.params.options))

@@ -115,11 +115,12 @@ def _config(configfile: Path, workflow_dir: Path):
 
 
 def _status(options: argparse.Namespace, others: Sequence[str]) -> int:
+    from cohortgmm.runs.made_with import Expected
     from cohortgmm.runs.status import read_status
 
     workflow_dir, configfile = _place(options)
     config = _config(configfile, workflow_dir)
-    print(read_status("results", config.gmm.candidates, config.component_sharing))
+    print(read_status("results", config.gmm.candidates, config.component_sharing, Expected(config)))
     return 0
 
 

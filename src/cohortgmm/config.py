@@ -172,6 +172,10 @@ class Config(Section):
         batches = {f"preprocess.{key}": getattr(self.preprocess, key) for key in ("hvg_batch_col", "harmony_col")}
         return {"celltype_col": self.celltype_col, **(batches if self.preprocess.enabled else {})}
 
+    def provenance_json(self) -> str:
+        """What the merged file depends on, as JSON: everything but what concerns figures and logs."""
+        return self.model_dump_json(exclude={"qc": True, "gmm": {"verbose"}})
+
     def split_options(self) -> dict[str, Any]:
         """What the division into patients depends on."""
         return {

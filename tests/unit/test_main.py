@@ -14,11 +14,17 @@ from projects import REPOSITORY, make_cohort
 
 import cohortgmm
 from cohortgmm.__main__ import main
-from cohortgmm.cohort.tables import PATIENT_COLUMNS, write_table
+from cohortgmm.cohort.tables import PATIENT_COLUMNS, SCORE_COLUMNS, write_score, write_table
+from cohortgmm.config import read_config
 from cohortgmm.runs import lock, orphans, requests, shards
+from cohortgmm.runs.made_with import Expected
 
 BASH = shutil.which("bash")
 CONFIG = {"input": "cohort.h5ad", "patient_col": "patient", "gmm": {"k_comps": [2, 3]}}
+
+
+#: The scores of a fit.
+SCORES = {name: kind(1) for name, kind in SCORE_COLUMNS.items()} | {"patient": "P1", "k": 2, "status": "ok"}
 
 
 def configure(folder, name="config/config.yaml", **changes):
@@ -44,8 +50,8 @@ def project(tmp_path, monkeypatch):
     divide(folder, "P1", "P2")
     fits = folder / "results" / "fits" / "P1"
     fits.mkdir(parents=True)
-    (fits / "k2.json").touch()
     monkeypatch.chdir(folder)
+    write_score(fits / "k2.json", SCORES, Expected(read_config(CONFIG)).fit("P1"))
     monkeypatch.delenv("PYTHONPATH", raising=False)
     monkeypatch.setenv("PATH", "/nowhere")  # whatever a test comes to, it does not submit to a real SLURM
     return folder

@@ -30,7 +30,7 @@ rule merge:
         use_rep=CONFIG.use_rep,
         gmm_key=CONFIG.gmm_key,
         seed=CONFIG.seed,
-        config=CONFIG.model_dump_json(exclude={"qc": True, "gmm": {"verbose"}}),
+        config=CONFIG.provenance_json(),
         code=code_of("scripts/merge.py"),
     message:
         "Writing all mixtures to {output}"

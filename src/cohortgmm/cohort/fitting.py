@@ -22,6 +22,7 @@ from cohortgmm.mixture.em import fit_mixture
 from cohortgmm.mixture.model import GaussianMixture
 from cohortgmm.mixture.result import MixtureFit
 from cohortgmm.mixture.tiles import one_blas_thread
+from cohortgmm.runs.made_with import mark_archive
 
 logger = logging.getLogger(__name__)
 
@@ -188,10 +189,12 @@ def _n_parameters(model: GaussianMixture, arguments: Mapping[str, Any]) -> int:
     )
 
 
-def write_fit(path: str | os.PathLike, fit: MixtureFit | None) -> None:
-    """Write a fit; for a candidate that was skipped, a file that holds no mixture."""
+def write_fit(path: str | os.PathLike, fit: MixtureFit | None, mark: str = "") -> None:
+    """Write a fit, with what it was made with; for a candidate that was skipped, a file that holds no mixture."""
     with atomic_path(path) as temporary:
         np.savez(temporary, **({"skipped": np.array(True)} if fit is None else fit.arrays()))
+        if mark:
+            mark_archive(temporary, mark)
 
 
 def load_fits(parts: Sequence[PatientCells], paths: Sequence[str | os.PathLike]) -> dict[str, MixtureFit]:

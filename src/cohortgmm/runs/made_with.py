@@ -131,9 +131,7 @@ class Expected:
 
     def is_merged(self, models: Iterable[str]) -> bool:
         """Whether the merged file is that of this configuration and of these models, as far as is known."""
-        return not differing(
-            read_values(self.results, "merge"), merge_values(self.config.provenance_json(), models)
-        )
+        return not differing(read_values(self.results, "merge"), merge_values(self.config.provenance_json(), models))
 
     def _cells(self, name: str) -> Path:
         return self.results / "patients" / f"{name}.npz"

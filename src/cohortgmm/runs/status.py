@@ -2,18 +2,34 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cohortgmm.cohort.tables import read_patients
-from cohortgmm.errors import CohortgmmError
+from cohortgmm.cohort.selection import select_k
+from cohortgmm.cohort.tables import Row, read_marked_score, read_patients
+from cohortgmm.errors import CohortgmmError, DataError
 from cohortgmm.files import COHORT, patient_name
 from cohortgmm.runs.failures import FAILED_TABLE, Failure, last_error, read_failures
 from cohortgmm.runs.lock import held_since, lock_holders
+from cohortgmm.runs.made_with import Expected, mark_of_archive
 
 #: States of a fit and how they are drawn.
-SIGNS = {"done": "+", "failed": "!", "running": "r", "stopped": "x", "to do": "."}
+SIGNS = {
+    "done": "+",
+    "of another configuration": "~",
+    "damaged": "?",
+    "failed": "!",
+    "running": "r",
+    "stopped": "x",
+    "to do": ".",
+}
+
+#: States that are explained only where they occur.
+_RARE = ("of another configuration", "damaged")
+
+#: The file with all mixtures.
+MERGED = "cohort_gmm.h5ad"
 
 #: Up to so many patients are all drawn; of more, those that are not finished.
 _MOST_ROWS = 50
@@ -55,13 +71,18 @@ class Status:
     fits
         By patient: the state of every fit, a key of :data:`SIGNS`.
     models
-        Patients whose final mixture is there.
+        Patients whose final mixture is there, and is that of the configuration.
     holders
         Runs at work on it.
     errors
         What went wrong with every failed fit, by patient and k.
     merged
-        Whether there is a merged file.
+        Whether there is a merged file of this configuration.
+    stale
+        What is there, but was made with another configuration: patients by the names of their final mixtures, and
+        "cohort_gmm.h5ad".
+    changed
+        Keys of the configuration that have changed since the cohort was divided.
     other_errors
         What went wrong with other jobs in the last run that ended, as far as it is not known to be done since.
     """
@@ -72,6 +93,8 @@ class Status:
     holders: list[str] = field(default_factory=list)
     errors: dict[tuple[str, int], str] = field(default_factory=dict)
     merged: bool = False
+    stale: Collection[str] = ()
+    changed: Sequence[str] = ()
     other_errors: Sequence[str] = ()
 
     def __str__(self) -> str:
@@ -81,11 +104,27 @@ class Status:
         lines = [
             f"{len(self.fits):,} patients × {len(self.candidates)} k: {counts['done']:,} of {total:,} fits done"
             + "".join(f", {part}" for part in parts),
-            f"{len(self.models):,} of {len(self.fits):,} final mixtures; cohort_gmm.h5ad is "
-            + ("there" if self.merged else "not there yet"),
+            f"{len(self.models):,} of {len(self.fits):,} final mixtures{self._stale_models()}; cohort_gmm.h5ad is "
+            + ("there" if self.merged else "of another configuration" if MERGED in self.stale else "not there yet"),
             *(f"at work: {holder}" for holder in self.holders or ["nobody"]),
+            *self._advice(counts),
         ]
         return "\n".join([*lines, *self._grid(), *self._errors()])
+
+    def _stale_models(self) -> str:
+        n_stale = len(set(self.stale) - {MERGED})
+        return f" ({n_stale:,} more are of another configuration)" if n_stale else ""
+
+    def _advice(self, counts: Mapping[str, int]) -> list[str]:
+        """What has changed since the results were made, and what becomes of them."""
+        if not (self.stale or self.changed or counts["of another configuration"]):
+            return []
+        keys = f" ({', '.join(self.changed)})" if self.changed else ""
+        return [f"the configuration has changed since{keys}: the next run makes anew what it concerns"]
+
+    def _model_sign(self, name: str) -> str:
+        state = "done" if name in self.models else "of another configuration" if name in self.stale else "to do"
+        return SIGNS[state]
 
     def _grid(self) -> list[str]:
         rows = list(self.fits)
@@ -102,9 +141,12 @@ class Status:
         lines = ["", f"{'patient':<{width}}  {head}  model"]
         for row in rows:
             signs = "  ".join(f"{SIGNS[s]:>{size}}" for s, size in zip(self.fits[row], cells, strict=True))
-            lines.append(f"{names[row]:<{width}}  {signs}  {SIGNS['done'] if row in self.models else SIGNS['to do']}")
+            lines.append(f"{names[row]:<{width}}  {signs}  {self._model_sign(row)}")
         lines += [f"... and {hidden:,} more that are not finished"] if hidden else []
-        return [*lines, "", ", ".join(f"{sign} {state}" for state, sign in SIGNS.items())]
+        seen = {state for row in rows for state in self.fits[row]}
+        seen |= {"of another configuration"} if self.stale else set()
+        signs = [f"{sign} {state}" for state, sign in SIGNS.items() if state in seen or state not in _RARE]
+        return [*lines, "", ", ".join(signs)]
 
     def _errors(self) -> list[str]:
         # Failed fits can be seen in the grid as well, so what cannot comes first.
@@ -169,7 +211,9 @@ class _Jobs:
         return _time(self.results / output.format(patient=job.patient)) <= self.told
 
 
-def read_status(results: str | os.PathLike, candidates: Iterable[int], component_sharing: str) -> Status:
+def read_status(
+    results: str | os.PathLike, candidates: Iterable[int], component_sharing: str, expected: Expected | None = None
+) -> Status:
     """Look at the files of a run.
 
     Parameters
@@ -180,11 +224,14 @@ def read_status(results: str | os.PathLike, candidates: Iterable[int], component
         The k of the configuration.
     component_sharing
         Of the configuration, resolved.
+    expected
+        What results of the configuration are made with; None takes what is there as made with it.
 
     Raises
     ------
     CohortgmmError
-        If the cohort has not been split yet, with the error that kept it from that, where it is known.
+        If a table is damaged, or the cohort has not been split yet, with the error that kept it from that, where it
+        is known.
     """
     results, candidates = Path(results), list(candidates)
     jobs, table = _Jobs(results), results / "patients.tsv"
@@ -197,18 +244,86 @@ def read_status(results: str | os.PathLike, candidates: Iterable[int], component
     kept = [row["file"] for row in read_patients(table) if row["status"] == "ok"]
     names = [COHORT] if component_sharing == "global" else kept
     scores, logs = _ks(results / "fits", names, "json"), _ks(results / "logs" / "fit", names, "log")
+    made = _Made(results, expected)
     fits: dict[str, list[str]] = {}
     errors = {}
     for name in names:
         fits[name] = []
         for k in candidates:
-            state, error = ("done", "") if k in scores[name] else jobs.fit(name, k, k in logs[name])
+            state, error = made.fit(name, k) if k in scores[name] else ("to do", "")
+            if state != "done":
+                now, told = jobs.fit(name, k, k in logs[name])
+                state, error = (now, told) if state == "to do" or now == "running" else (state, error)
             fits[name].append(state)
             if error:
                 errors[name, k] = error
-    models = {path.stem for path in (results / "models").glob("*.npz")}.intersection(names)
-    merged = (results / "cohort_gmm.h5ad").is_file()
-    return Status(candidates, fits, models, jobs.holders, errors, merged, jobs.others(names))
+    there = {path.stem for path in (results / "models").glob("*.npz")}.intersection(names)
+    models = {name for name in there if made.model(name, fits[name])}
+    is_there, merged = (results / MERGED).is_file(), False
+    if is_there:
+        merged = expected is None or (models == set(names) and expected.is_merged(map(made.mark, names)))
+    stale = (there - models) | ({MERGED} if is_there and not merged else set())
+    return Status(
+        candidates,
+        fits,
+        models,
+        jobs.holders,
+        errors,
+        merged,
+        stale,
+        [] if expected is None else sorted({key for keys in expected.changed.values() for key in keys}),
+        jobs.others(names),
+    )
+
+
+class _Made:
+    """Whether results are those of a configuration.
+
+    Parameters
+    ----------
+    results
+        The results folder.
+    expected
+        What they are made with then; None for all that are there.
+    """
+
+    def __init__(self, results: Path, expected: Expected | None) -> None:
+        self._results, self._expected = results, expected
+        self._rows: dict[str, list[Row]] = {}
+        self._marks: dict[str, str] = {}
+
+    def fit(self, name: str, k: int) -> tuple[str, str]:
+        """State of a fit that has scores, and what is wrong with them."""
+        if self._expected is None:
+            return "done", ""
+        if self._expected.moves_cells:
+            return "of another configuration", ""
+        try:
+            row, mark = read_marked_score(self._results / "fits" / name / f"k{k}.json")
+        except (DataError, OSError) as error:
+            return "damaged", str(error)
+        if name not in self._marks:
+            self._marks[name] = self._expected.fit(name)
+        if mark != self._marks[name]:
+            return "of another configuration", ""
+        self._rows.setdefault(name, []).append(row)
+        return "done", ""
+
+    def model(self, name: str, states: Sequence[str]) -> bool:
+        """Whether the final mixture of a patient, whose fits are in these states, is that of the configuration."""
+        if self._expected is None:
+            return True
+        if set(states) != {"done"}:
+            return False
+        try:
+            k = select_k(self._rows[name], self._expected.config.gmm.k_selection_metric)["k"]
+        except DataError:
+            return False
+        return self.mark(name) == self._expected.model(name, k)
+
+    def mark(self, name: str) -> str:
+        """What the final mixture of a patient was made with."""
+        return mark_of_archive(self._results / "models" / f"{name}.npz")
 
 
 def _ks(folder: Path, names: Iterable[str], suffix: str) -> dict[str, set[int]]:
