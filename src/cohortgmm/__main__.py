@@ -167,9 +167,9 @@ def _clear_up() -> None:
     """End what a killed run has left behind: a shard does not look for it, and would work beside it."""
     from cohortgmm.runs.lock import lock_results
     from cohortgmm.runs.orphans import clear_up, remove_unrecorded
-    from cohortgmm.workflow import check_results_folder
+    from cohortgmm.workflow import check_writable
 
-    check_results_folder("results")
+    check_writable("results")
     lock = lock_results("results")
     try:
         told = clear_up("results")

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import json
 import os
+import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,10 +14,10 @@ from typing import Any
 from cohortgmm.cohort.selection import select_k
 from cohortgmm.cohort.tables import read_patients, read_scores
 from cohortgmm.config import Config, read_config
-from cohortgmm.errors import CohortgmmError
-from cohortgmm.files import COHORT, escape_id
+from cohortgmm.errors import CohortgmmError, ConfigError
+from cohortgmm.files import COHORT, escape_id, shown_path
 from cohortgmm.log import ATTEMPT_VARIABLE, LEVEL_VARIABLE
-from cohortgmm.runs.inputs import find_files
+from cohortgmm.runs.inputs import find_files, result_of_run
 
 PREFIX = "cohortgmm."
 
@@ -24,8 +25,21 @@ PREFIX = "cohortgmm."
 _WITHOUT_RESULTS = {"cohortgmm.archive", "cohortgmm.errors", "cohortgmm.files", "cohortgmm.log", "cohortgmm.runs.lock"}
 
 
-def load_config(config: Mapping[str, Any], source: str, workflow_dir: str | os.PathLike) -> Config:
+def load_config(
+    config: Mapping[str, Any], source: str, workflow_dir: str | os.PathLike, *, refuse_results: bool = True
+) -> Config:
     """Check the configuration and find its files, see :func:`cohortgmm.runs.inputs.find_files`.
+
+    Parameters
+    ----------
+    config
+        The parsed YAML.
+    source
+        The configuration file, for messages.
+    workflow_dir
+        The workflow's own folder.
+    refuse_results
+        Whether files are refused that are results of the run in the working directory.
 
     Raises
     ------
@@ -257,16 +271,62 @@ def chosen_k(table: str | os.PathLike, metric: str) -> int | str:
         return "not chosen yet"
 
 
+def check_configfiles(configfiles: Sequence[str | os.PathLike]) -> None:
+    """Refuse targets that Snakemake has taken for configurations.
+
+    Raises
+    ------
+    ConfigError
+        If what follows ``--configfile FILE`` are results.
+    """
+    first, *others = configfiles or [""]
+    for path in others:
+        result = result_of_run(path)
+        if result or Path(path).suffix not in (".yaml", ".yml", ".json"):
+            target = f"results/{result}" if result else shown_path(path)
+            raise ConfigError(
+                f"{target} was taken for a configuration: --configfile takes all that follows it, so put -- before "
+                f"targets: snakemake --configfile {shlex.quote(shown_path(first))} -- {shlex.quote(target)}"
+            )
+
+
 def check_results_folder(folder: str | os.PathLike) -> None:
-    """Refuse a results folder that cannot be written to.
+    """Refuse a results folder that is something else.
 
     Raises
     ------
     CohortgmmError
-        If it is no folder or not writable.
+        If it is no folder, or a link to one that is not there.
     """
     path = Path(folder)
+    if path.exists() and not path.is_dir():
+        raise _cannot_write(path, "is not a folder")
+    if path.is_symlink() and not path.exists():
+        target = shown_path(os.readlink(path))
+        raise CohortgmmError(
+            f"results cannot be written: {shown_path(path.absolute())} is a link to {target}, which is not there: make "
+            "that folder, or remove the link"
+        )
+
+
+def check_writable(folder: str | os.PathLike) -> None:
+    """Refuse a results folder that cannot be written to, or not be made.
+
+    Raises
+    ------
+    CohortgmmError
+        If it, or where it is to be, is not writable.
+    """
+    check_results_folder(folder)
+    path = Path(folder)
     place = path if path.exists() else path.absolute().parent
-    reason = "is not a folder" if not place.is_dir() else "" if os.access(place, os.W_OK) else "is not writable"
-    if reason:
-        raise CohortgmmError(f"results cannot be written: {place.absolute()} {reason}; choose another with --directory")
+    if not place.is_dir():
+        raise _cannot_write(place, "is not a folder")
+    if not os.access(place, os.W_OK):
+        raise _cannot_write(place, "is not writable")
+
+
+def _cannot_write(place: Path, reason: str) -> CohortgmmError:
+    return CohortgmmError(
+        f"results cannot be written: {shown_path(place.absolute())} {reason}; choose another with --directory"
+    )

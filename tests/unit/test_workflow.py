@@ -287,7 +287,7 @@ def test_a_results_folder_that_cannot_be_used(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: not (Path(path) == tmp_path and mode == os.W_OK))
     for folder in (tmp_path, tmp_path / "new"):
         with pytest.raises(CohortgmmError, match=f"results cannot be written: {tmp_path} is not writable"):
-            helpers.check_results_folder(folder)
+            helpers.check_writable(folder)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ sys.path.insert(0, os.path.join(workflow.basedir, "src"))
 import cohortgmm.workflow as helpers
 from cohortgmm.cohort.tables import read_sheet
 from cohortgmm.errors import CohortgmmError
-from cohortgmm.files import patient_name
+from cohortgmm.files import patient_name, shown_path
 from cohortgmm.runs import failures, messages, orphans, records, requests, watch
 from cohortgmm.runs.lock import Shard, lock_holders, lock_results
 from cohortgmm.runs.shards import SHARD_VARIABLE
@@ -24,9 +24,12 @@ gc.set_threshold(50_000, 20, 100)
 
 try:
     helpers.check_results_folder("results")
+    helpers.check_configfiles(workflow.overwrite_configfiles)
     if workflow.is_main_process:
         helpers.check_config_files(workflow.configfiles)
-    CONFIG = helpers.load_config(config, ", ".join(map(str, workflow.configfiles)) or "config", workflow.basedir)
+    source = ", ".join(map(shown_path, workflow.configfiles)) or "config"
+    # A job reads what its run has looked at.
+    CONFIG = helpers.load_config(config, source, workflow.basedir, refuse_results=workflow.is_main_process)
     SHEET = read_sheet(CONFIG.patients) if CONFIG.patients else None
     SHARD = Shard.read(os.environ[SHARD_VARIABLE]) if SHARD_VARIABLE in os.environ else None
 except CohortgmmError as error:
@@ -69,6 +72,14 @@ def foreseen():
     return helpers.sheet_part_names(CONFIG.component_sharing, SHEET, TABLE) if SHEET and workflow.dryrun else {}
 
 
+def stop(message):
+    """End the call with one line: of an error in an input function, Snakemake shows a traceback."""
+    if ERRORS in logger.handlers:  # a run is at work, which Snakemake must bring to its end
+        raise WorkflowError(message)
+    say(f"error: {message}")
+    sys.exit(1)
+
+
 def parts():
     """File names of what is fitted: those foreseen, or once the cohort has been split those that are there."""
     if foreseen():
@@ -79,9 +90,10 @@ def parts():
     try:
         return helpers.part_names(CONFIG.component_sharing, TABLE if found else checkpoints.split.get().output.table)
     except FileNotFoundError:
-        raise WorkflowError(f"{TABLE} is not there yet: split the cohort first, snakemake {TABLE}") from None
+        options = messages.run_options(workflow.overwrite_configfiles, workflow.basedir)
+        stop(f"{TABLE} is not there yet: split the cohort first, snakemake {TABLE} --cores all{options}")
     except CohortgmmError as error:
-        raise WorkflowError(str(error)) from None
+        stop(str(error))
 
 
 @functools.cache
@@ -96,7 +108,7 @@ def forget_unrecorded():
 def cells_of(wildcards):
     """The array file of one patient, which is there once the cohort has been split."""
     if wildcards.patient not in parts():
-        raise WorkflowError(f"no patient {patient_name(wildcards.patient)!r}; results/patients.tsv lists them")
+        stop(f"no patient {patient_name(wildcards.patient)!r}; results/patients.tsv lists them")
     return cells_file(wildcards.patient)
 
 
@@ -131,6 +143,26 @@ def qc_outputs(wildcards):
     ]
 
 
+def in_report(category):
+    """Category of a file in the report, which is refused unless everything in it is of this configuration."""
+
+    def of_file(wildcards):
+        check_report()
+        return category
+
+    return of_file
+
+
+@functools.cache
+def check_report():
+    """Once, before the report is written: refuse what a run with this configuration would make anew."""
+    problem = messages.report_problem(
+        list(workflow.dag.needrun_jobs()), workflow.overwrite_configfiles, workflow.basedir
+    )
+    if problem:
+        stop(problem)
+
+
 def say(message):
     print(f"\n{message}\n", file=sys.stderr)
 
@@ -154,6 +186,7 @@ def begin():
     """Lock the results, end what a killed run has left behind, and say what will run."""
     executor = workflow.executor_plugin.name
     try:
+        helpers.check_writable("results")
         lock = lock_results("results", SHARD)
         told = "" if SHARD else orphans.clear_up("results")
     except CohortgmmError as error:

@@ -46,7 +46,7 @@ rule qc_tables:
     output:
         diagnostics=report(
             "results/qc/diagnostics.tsv",
-            category="Tables",
+            category=in_report("Tables"),
             caption="../report/diagnostics.rst",
             labels={"table": "diagnostics of every mixture"},
         ),
@@ -84,7 +84,7 @@ for figure in FIGURES:
         output:
             report(
                 f"results/qc/{figure}.svg",
-                category="Cohort",
+                category=in_report("Cohort"),
                 caption=f"../report/{figure}.rst",
                 labels={"figure": figure},
             ),
@@ -118,7 +118,7 @@ rule qc_patient:
     output:
         report(
             "results/qc/patients/{patient}.svg",
-            category="Patients",
+            category=in_report("Patients"),
             caption="../report/patient.rst",
             labels=lambda wildcards: {"patient": patient_name(wildcards.patient)},
         ),
@@ -153,7 +153,7 @@ if CONFIG.gmm.is_corrected:
         output:
             report(
                 "results/qc/corrections/{patient}.svg",
-                category="Corrections",
+                category=in_report("Corrections"),
                 caption="../report/correction.rst",
                 labels=lambda wildcards: {"patient": patient_name(wildcards.patient)},
             ),
@@ -186,7 +186,7 @@ rule efficiency:
     output:
         report(
             "results/qc/efficiency.tsv",
-            category="Tables",
+            category=in_report("Tables"),
             caption="../report/efficiency.rst",
             labels={"table": "memory and time, asked for and used"},
         ),

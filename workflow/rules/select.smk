@@ -30,8 +30,8 @@ rule select_cohort:
     input:
         tables=per_part("results/selection/{patient}.tsv"),
     output:
-        scores=report(SCORES, category="Tables", caption="../report/scores.rst"),
-        selection=report("results/selection.tsv", category="Tables", caption="../report/selection.rst"),
+        scores=report(SCORES, category=in_report("Tables"), caption="../report/scores.rst"),
+        selection=report("results/selection.tsv", category=in_report("Tables"), caption="../report/selection.rst"),
     log:
         "results/logs/select_cohort.log",
     benchmark:

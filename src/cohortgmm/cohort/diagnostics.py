@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from cohortgmm.cohort.cells import PatientCells
-from cohortgmm.cohort.tables import RUN_AGAIN, SCORE_COLUMNS, SELECTION_COLUMNS, read_rows, table_heading
+from cohortgmm.cohort.tables import FRAME_COLUMNS, RUN_AGAIN, read_rows, table_heading
 from cohortgmm.errors import DataError
 from cohortgmm.files import atomic_path
 from cohortgmm.mixture.model import GaussianMixture
@@ -16,21 +16,7 @@ from cohortgmm.mixture.result import MixtureFit
 _TEXT_COLUMNS = ["patient", "file", "label", "metric", "status", "reason", "cell_type", "best_by"]
 
 #: Columns of the composition table.
-COMPOSITION_COLUMNS = ["patient", "component", "cell_type", "n_cells"]
-
-
-#: Columns of the tables that figures are drawn from.
-FRAME_COLUMNS: dict[str, list[str]] = {
-    "scores": list(SCORE_COLUMNS),
-    "selection": list(SELECTION_COLUMNS),
-    "diagnostics": [
-        *("patient", "label", "n_cells", "n_fit", "k", "n_iter", "converged", "log_likelihood_per_cell", "train_nll"),
-        *("heldout_nll", "nll_gap", "max_condition", "min_weight", "max_weight", "n_floored", "completeness"),
-        *("n_unobserved", "n_empty", "background"),
-    ],
-    "weights": ["patient", "component", "weight"],
-    "composition": COMPOSITION_COLUMNS,
-}
+COMPOSITION_COLUMNS = FRAME_COLUMNS["composition"]
 
 
 def read_frame(path: str | os.PathLike, content: str = "table") -> pd.DataFrame:

@@ -58,6 +58,19 @@ SELECTION_COLUMNS = (
 #: Columns of a patient's table of scores: those of all patients, and which candidate was chosen.
 SELECTED_COLUMNS: dict[str, type] = SCORE_COLUMNS | {"selected": bool}
 
+#: Columns of the tables that figures are drawn from.
+FRAME_COLUMNS: dict[str, list[str]] = {
+    "scores": list(SCORE_COLUMNS),
+    "selection": list(SELECTION_COLUMNS),
+    "diagnostics": [
+        *("patient", "label", "n_cells", "n_fit", "k", "n_iter", "converged", "log_likelihood_per_cell", "train_nll"),
+        *("heldout_nll", "nll_gap", "max_condition", "min_weight", "max_weight", "n_floored", "completeness"),
+        *("n_unobserved", "n_empty", "background"),
+    ],
+    "weights": ["patient", "component", "weight"],
+    "composition": ["patient", "component", "cell_type", "n_cells"],
+}
+
 #: Key of a fit's scores for what stands for the configuration it was made with.
 MADE_WITH = "made_with"
 

@@ -14,7 +14,9 @@ KEPT = ("models/*.npz", "patients.tsv", "selection.tsv", "scores.tsv")
 _MOST_LINKS = 40
 
 
-def find_files(named: Mapping[str, str | None], source: str, workflow_dir: str | os.PathLike) -> dict[str, str]:
+def find_files(
+    named: Mapping[str, str | None], source: str, workflow_dir: str | os.PathLike, *, refuse_results: bool = True
+) -> dict[str, str]:
     """Paths of the files that a configuration names.
 
     A relative path is taken from the working directory or, where nothing is there, from the workflow's own folder. ``~``
@@ -28,6 +30,8 @@ def find_files(named: Mapping[str, str | None], source: str, workflow_dir: str |
         The configuration, for messages.
     workflow_dir
         The workflow's own folder.
+    refuse_results
+        Whether files are refused that are results of the run in the working directory.
 
     Raises
     ------
@@ -41,7 +45,7 @@ def find_files(named: Mapping[str, str | None], source: str, workflow_dir: str |
         paths = [encoded(name), os.path.expandvars(os.path.expanduser(encoded(name)))]
         places = [place / path for path in dict.fromkeys(paths) for place in (Path(), Path(workflow_dir))]
         existing = [place for place in places if place.is_file()]
-        result = next(filter(None, map(result_of_run, [*paths, *existing[:1]])), "")
+        result = next(filter(None, map(result_of_run, [*paths, *existing[:1]])), "") if refuse_results else ""
         if result:
             problems.append(f"{source}: {key}: {name} {_refusal(result)}")
         elif existing:

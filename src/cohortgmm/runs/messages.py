@@ -10,8 +10,10 @@ from statistics import median
 from typing import Any
 
 from cohortgmm import __version__
-from cohortgmm.cohort.tables import read_rows
+from cohortgmm.cohort.tables import FRAME_COLUMNS, read_rows
+from cohortgmm.errors import DataError
 from cohortgmm.files import COHORT
+from cohortgmm.runs.efficiency import COLUMNS
 from cohortgmm.runs.failures import event_of
 from cohortgmm.runs.shards import PATIENT_RULES
 
@@ -99,9 +101,51 @@ def way_message(executor: str, n_fits: int, scores: str | os.PathLike) -> str:
     )
 
 
+def report_problem(
+    jobs: Sequence[Any], configfiles: Iterable[str | os.PathLike], workflow_dir: str | os.PathLike
+) -> str:
+    """Why there can be no report yet: results that a run with this configuration would make anew; empty if there is none.
+
+    Parameters
+    ----------
+    jobs
+        Snakemake's jobs that would run.
+    configfiles, workflow_dir
+        As of :func:`finish_message`.
+    """
+    try:
+        _check_tables()
+    except DataError as error:
+        return f"no report: {error}"
+    planned = Counter(job.rule.name for job in jobs if job.rule.name != "all")
+    if not planned:
+        return ""
+    what = ", ".join(f"{count:,} {rule}" for rule, count in sorted(planned.items()))
+    return (
+        f"no report: the results are not, or not all, those of this configuration and input; jobs that would run: {what}. "
+        f"Run first: snakemake{run_options(configfiles, workflow_dir)} --cores all"
+    )
+
+
+def _check_tables() -> None:
+    """Refuse damaged ones among the tables that the report shows."""
+    tables = {"results/qc/efficiency.tsv": ("efficiency", COLUMNS)}
+    for content, columns in FRAME_COLUMNS.items():
+        folder = "results" if content in ("scores", "selection") else "results/qc"
+        tables[f"{folder}/{content}.tsv"] = (content, columns)
+    for path, (content, columns) in tables.items():
+        if os.path.exists(path):
+            read_rows(path, columns, content)
+
+
 def finish_message(configfiles: Iterable[str | os.PathLike], workflow_dir: str | os.PathLike) -> str:
     """What a run says when it has succeeded: how to make the report, with the options that name the same run."""
+    return f"Finished. For the report: snakemake{run_options(configfiles, workflow_dir)} --report results/report.html"
+
+
+def run_options(configfiles: Iterable[str | os.PathLike], workflow_dir: str | os.PathLike) -> str:
+    """Options of Snakemake that name this run."""
     options = "".join(f" --configfile {shlex.quote(str(path))}" for path in configfiles)
     if Path.cwd() != Path(workflow_dir).resolve():
         options = f" --directory {shlex.quote(str(Path.cwd()))}{options}"
-    return f"Finished. For the report: snakemake{options} --report results/report.html"
+    return options
