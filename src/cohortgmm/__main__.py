@@ -1,10 +1,12 @@
-"""The commands beside Snakemake: how far a run is, and a run divided among SLURM jobs.
+"""The commands beside Snakemake: how far a run is, copies of its models, and a run divided among SLURM jobs.
 
 python -m cohortgmm status
+python -m cohortgmm keep DIR
 python -m cohortgmm submit --shards 20
 """
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -17,6 +19,9 @@ from cohortgmm.errors import CohortgmmError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; its exit status."""
     own, others = _at_dashes(list(sys.argv[1:] if arguments is None else arguments))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show a name shows it with escapes
+            stream.reconfigure(errors="backslashreplace")
     options = _parser().parse_args(own)
     try:
         return options.run(options, others)
@@ -44,6 +49,12 @@ def _parser() -> argparse.ArgumentParser:
 
     status = commands.add_parser("status", parents=[common], help="patients × k: done, running, failed; from the files")
     status.set_defaults(run=_status)
+
+    keep = commands.add_parser(
+        "keep", parents=[common], help="copy the models of a finished run out of results/, for later runs to name"
+    )
+    keep.add_argument("target", type=Path, metavar="DIR", help="the new folder")
+    keep.set_defaults(run=_keep)
 
     submit = commands.add_parser(
         "submit",
@@ -121,6 +132,17 @@ def _status(options: argparse.Namespace, others: Sequence[str]) -> int:
     workflow_dir, configfile = _place(options)
     config = _config(configfile, workflow_dir)
     print(read_status("results", config.gmm.candidates, config.component_sharing, Expected(config)))
+    return 0
+
+
+def _keep(options: argparse.Namespace, others: Sequence[str]) -> int:
+    from cohortgmm.runs.keep import keep, keep_message
+
+    target = options.target.absolute()  # before the working directory changes
+    workflow_dir, configfile = _place(options)
+    config = _config(configfile, workflow_dir)
+    names = keep("results", target, config, configfile, workflow_dir)
+    print(keep_message(target, names))
     return 0
 
 
