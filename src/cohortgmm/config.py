@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from cohortgmm.config_base import Conflict, Number, Section, section_of
 from cohortgmm.config_gmm import GmmConfig, default_gmm_key, unit_column
 from cohortgmm.errors import ConfigError
+from cohortgmm.files import shown_path
 
 
 class PreprocessConfig(Section):
@@ -174,7 +175,10 @@ class Config(Section):
 
     def provenance_json(self) -> str:
         """What the merged file depends on, as JSON: everything but what concerns figures and logs."""
-        return self.model_dump_json(exclude={"qc": True, "gmm": {"verbose"}})
+        files = {key: shown_path(path) for key, path in self.gmm.files.items()}
+        named = {key: path and shown_path(path) for key, path in (("input", self.input), ("patients", self.patients))}
+        plain = self.model_copy(update=named | {"gmm": self.gmm.with_files(files)})
+        return plain.model_dump_json(exclude={"qc": True, "gmm": {"verbose"}})
 
     def split_options(self) -> dict[str, Any]:
         """What the division into patients depends on."""

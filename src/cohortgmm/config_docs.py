@@ -113,7 +113,7 @@ def _default(field: FieldInfo) -> str:
 def main() -> None:
     """Write the pages."""
     for name, page in PAGES.items():
-        Path(name).write_text(page())
+        Path(name).write_text(page(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -88,7 +88,12 @@ def job_log(job: Any) -> Iterator[None]:
     """
     path, terminal = Path(job.log[0]), sys.stderr
     path.parent.mkdir(parents=True, exist_ok=True)
-    with job_at_work("results"), open(path, "w") as file, redirect_stdout(file), redirect_stderr(file):
+    with (
+        job_at_work("results"),
+        open(path, "w", encoding="utf-8", errors="backslashreplace") as file,
+        redirect_stdout(file),
+        redirect_stderr(file),
+    ):
         root = logging.getLogger()
         handler = logging.StreamHandler(file)
         handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
@@ -113,7 +118,10 @@ def _usage(asked: Any) -> Usage:
     memory, seconds = 0, 0.0
     with suppress(OSError, TypeError, IndexError, ValueError):  # systems differ in what they tell
         # Not getrusage: its peak counts what Snakemake used before it started us.
-        status, stat = Path("/proc/self/status").read_text(), Path("/proc/self/stat").read_text()
+        status, stat = (
+            Path("/proc/self/status").read_text(encoding="utf-8"),
+            Path("/proc/self/stat").read_text(encoding="utf-8"),
+        )
         memory = int(re.search(r"^VmHWM:\s+(\d+)", status, re.MULTILINE)[1]) >> 10
         started = int(stat.rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
         seconds = time.clock_gettime(time.CLOCK_BOOTTIME) - started

@@ -126,6 +126,8 @@ def prepare_jobs(source: str, *, verbose: bool) -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
     os.environ[LEVEL_VARIABLE] = "INFO" if verbose else "WARNING"
     os.environ[ATTEMPT_VARIABLE] = _attempt(sys.argv)
+    if sys.getfilesystemencoding() in ("utf-8", "ascii"):  # in others the names of files would read differently
+        os.environ["PYTHONUTF8"] = "1"
 
 
 def _attempt(arguments: Sequence[str]) -> str:

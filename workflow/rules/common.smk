@@ -15,12 +15,14 @@ import cohortgmm.workflow as helpers
 from cohortgmm.cohort.tables import read_sheet
 from cohortgmm.errors import CohortgmmError
 from cohortgmm.files import patient_name, shown_path
-from cohortgmm.runs import failures, messages, orphans, records, requests, watch
+from cohortgmm.runs import failures, messages, orphans, readonly, records, requests, watch
 from cohortgmm.runs.lock import Shard, lock_holders, lock_results
 from cohortgmm.runs.shards import SHARD_VARIABLE
 
 # The jobs of 1,000 patients are all kept: to look among them for garbage after every 700 objects took a tenth of a dry run.
 gc.set_threshold(50_000, 20, 100)
+
+messages.show_everything(logger)
 
 try:
     helpers.check_results_folder("results")
@@ -36,7 +38,9 @@ except CohortgmmError as error:
     raise WorkflowError(str(error)) from None
 
 helpers.prepare_jobs(sys.path[0], verbose=CONFIG.gmm.verbose)
-if not workflow.is_main_process:
+if workflow.is_main_process:
+    readonly.let_look("results")
+else:
     records.leave_records_to_run()
 records.record_parameters_at_the_end("refit")
 

@@ -23,7 +23,7 @@ from cohortgmm.cohort.selection import select_k
 from cohortgmm.cohort.tables import read_patients, scores_of
 from cohortgmm.cohort.texts import column_list
 from cohortgmm.config_gmm import GmmConfig, unit_column
-from cohortgmm.files import atomic_path
+from cohortgmm.files import atomic_path, shown_path
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ def merge_models(
             "anndata": version("anndata"),
             "seed": seed,
             "config": config,
-            "source": str(source),
+            "source": shown_path(source),
             "source_sha256": _sha256(source),
         },
     )

@@ -179,7 +179,7 @@ def _disk_is_full(log: str) -> bool:
 def _ran_out_of_memory(slurm_log: str) -> bool:
     """Whether SLURM's own words say so: where only a step did, the job is just FAILED."""
     try:
-        text = Path(slurm_log).read_text(errors="replace")
+        text = Path(slurm_log).read_text(encoding="utf-8", errors="replace")
     except OSError:
         return False
     return re.search(r"oom.kill|Out Of Memory|exceeded (job )?memory limit", text, re.IGNORECASE) is not None
@@ -190,7 +190,7 @@ def last_error(log: str, since: float = 0.0) -> str:
     try:
         if os.stat(log).st_mtime < since:
             return ""
-        last = Path(log).read_text(errors="replace").rstrip().rsplit("\n", 1)[-1]
+        last = Path(log).read_text(encoding="utf-8", errors="replace").rstrip().rsplit("\n", 1)[-1]
     except OSError:
         return ""
     return last.removeprefix(ERROR_PREFIX) if last.startswith(ERROR_PREFIX) else ""

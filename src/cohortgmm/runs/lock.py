@@ -158,7 +158,9 @@ def _processes_of_lock(path: Path) -> list[str]:
     """Processes of this machine that hold a lock, as far as the system tells."""
     with suppress(OSError):
         inode = path.stat().st_ino
-        return re.findall(rf"FLOCK\s+ADVISORY\s+\w+\s+(\d+)\s+\w+:\w+:{inode}\s", Path("/proc/locks").read_text())
+        return re.findall(
+            rf"FLOCK\s+ADVISORY\s+\w+\s+(\d+)\s+\w+:\w+:{inode}\s", Path("/proc/locks").read_text(encoding="utf-8")
+        )
     return []
 
 
@@ -211,7 +213,7 @@ def _holder(path: Path, kind: int = fcntl.LOCK_SH) -> str:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(errors="replace").strip() or "shards of it"
+        return path.read_text(encoding="utf-8", errors="replace").strip() or "shards of it"
     except OSError:
         return "another process"
 

@@ -1,5 +1,6 @@
 """What a run says when it begins and when it has succeeded."""
 
+import io
 import logging
 import os
 import shlex
@@ -72,6 +73,14 @@ class AfterSplit(logging.Handler):
         if event_of(record) == "JOB_INFO" and self._tell and getattr(record, "rule_name", "") in PATIENT_RULES:
             tell, self._tell = self._tell, None
             tell()
+
+
+def show_everything(logger: logging.Logger) -> None:
+    """Let Snakemake's log files, which are in the encoding of the locale, show what that lacks with escapes."""
+    for handler in logger.handlers:
+        stream = getattr(handler, "stream", None)
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def way_message(executor: str, n_fits: int, scores: str | os.PathLike) -> str:

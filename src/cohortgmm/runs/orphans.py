@@ -68,7 +68,7 @@ def cancel_orphans(results: str) -> int:
         If SLURM does not answer, or a job does not end.
     """
     path = Path(results) / RUN_FILE
-    name = path.read_text().strip() if path.is_file() else ""
+    name = path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else ""
     if not name:
         return 0
     jobs = _live(name)
@@ -87,7 +87,7 @@ def cancel_orphans(results: str) -> int:
 
 def remember_run(results: str, name: str) -> None:
     """Keep the name that all jobs of this run have in SLURM, for :func:`cancel_orphans` of the next one."""
-    (Path(results) / RUN_FILE).write_text(f"{name}\n")
+    (Path(results) / RUN_FILE).write_text(f"{name}\n", encoding="utf-8")
 
 
 def forget_run(results: str) -> None:
@@ -117,7 +117,9 @@ def _live(name: str) -> list[str]:
 
 def _call(*command: str) -> str:
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+        return subprocess.run(
+            command, capture_output=True, text=True, encoding="utf-8", errors="replace", timeout=60, check=True
+        ).stdout
     except FileNotFoundError:
         raise CohortgmmError(
             f"jobs of a run that was killed may still be in SLURM's queue, but there is no {command[0]} here: run again on "

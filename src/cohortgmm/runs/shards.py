@@ -241,7 +241,7 @@ def submit(batch: dict[str, str]) -> dict[str, str]:
     paths, numbers = {name: Path(LOG_FOLDER) / f"{name}.sh" for name in batch}, {}
     for name, path in paths.items():
         with atomic_path(path) as temporary:
-            temporary.write_text(batch[name])
+            temporary.write_text(batch[name], encoding="utf-8", errors="surrogateescape")  # names of any bytes
     for name, path in paths.items():
         after = [f"afterok:{numbers['split']}"] if "split" in numbers else []
         after += [f"afterany:{numbers['shards']}"] if "shards" in numbers else []
@@ -265,7 +265,9 @@ def _sbatch(path: Path, options: Sequence[str]) -> str:
     """Submit one script; the number of its SLURM job."""
     command = ["sbatch", "--parsable", *options, str(path)]
     try:
-        said = subprocess.run(command, capture_output=True, text=True, errors="replace", check=True).stdout
+        said = subprocess.run(
+            command, capture_output=True, text=True, encoding="utf-8", errors="replace", check=True
+        ).stdout
     except (OSError, subprocess.CalledProcessError) as error:
         lines = (getattr(error, "stderr", "") or str(error)).strip().splitlines()
         raise CohortgmmError(f"SLURM refused {path}: {lines[-1] if lines else error}") from None

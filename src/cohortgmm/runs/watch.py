@@ -200,6 +200,8 @@ def age_message(age: int | None, pause: int) -> str:
 def _said(*command: str) -> str | None:
     """What a command of SLURM's says; None where it fails."""
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+        return subprocess.run(
+            command, capture_output=True, text=True, encoding="utf-8", errors="replace", timeout=30, check=True
+        ).stdout
     except (OSError, subprocess.SubprocessError):
         return None
