@@ -290,6 +290,58 @@ def test_a_results_folder_that_cannot_be_used(tmp_path, monkeypatch):
             helpers.check_writable(folder)
 
 
+def test_results_that_are_a_link(tmp_path, monkeypatch):
+    """To another disk: taken. To nowhere, or to a file: told in one line."""
+    (tmp_path / "disk").mkdir()
+    link = tmp_path / "results"
+    link.symlink_to(tmp_path / "disk")
+    helpers.check_writable(link)
+    link.unlink()
+    link.symlink_to("/nowhere/disk")
+    for check in (helpers.check_results_folder, helpers.check_writable):
+        with pytest.raises(CohortgmmError) as caught:
+            check(link)
+        assert str(caught.value) == (
+            f"results cannot be written: {link} is a link to /nowhere/disk, which is not there: make that folder, or "
+            "remove the link"
+        )
+    link.unlink()
+    (tmp_path / "file").touch()
+    link.symlink_to(tmp_path / "file")
+    with pytest.raises(CohortgmmError, match="is not a folder; choose another with --directory"):
+        helpers.check_results_folder(link)
+
+
+def test_a_dry_run_does_not_ask_to_write(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    helpers.check_results_folder(tmp_path)
+    with pytest.raises(CohortgmmError, match="is not writable"):
+        helpers.check_writable(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("target", "shown"),
+    [
+        ("results/models/P1.npz", "results/models/P1.npz"),
+        ("results/fits/P1/k1.json", "results/fits/P1/k1.json"),
+        ("results/scores.tsv", "results/scores.tsv"),
+        ("other.npz", "other.npz"),
+        ("results", "results/."),
+    ],
+)
+def test_a_target_among_the_configurations_is_told(tmp_path, monkeypatch, target, shown):
+    monkeypatch.chdir(tmp_path)
+    for path in (target, tmp_path / target):
+        with pytest.raises(ConfigError) as caught:
+            helpers.check_configfiles([tmp_path / "my config.yaml", path])
+        assert str(caught.value).startswith(f"{shown if target != 'other.npz' else path} was taken for a configuration: ")
+        assert str(caught.value).endswith(
+            f"snakemake --configfile '{tmp_path}/my config.yaml' -- {shown if target != 'other.npz' else path}"
+        )
+    helpers.check_configfiles([])
+    helpers.check_configfiles(["a.yaml", tmp_path / "b.yml", "c.json"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "attempt"), [(["snakemake", "--cores", "1", "--attempt", "3", "-n"], "3"), (["snakemake"], "1")]
 )

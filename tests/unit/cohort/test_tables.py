@@ -129,3 +129,146 @@ def test_a_sheet_that_is_not_there(tmp_path):
     with pytest.raises(DataError) as caught:
         tables.read_sheet(tmp_path / "none.tsv")
     assert str(caught.value) == f"patients: no such file: {tmp_path / 'none.tsv'}"
+
+
+# Damaged tables
+
+
+def scores_table(tmp_path):
+    path = tmp_path / "scores.tsv"
+    tables.write_table(path, tables.SCORE_COLUMNS, [ROW, ROW | {"patient": "P2"}])
+    return path
+
+
+def change_of(old, new):
+    return lambda content: content.replace(old.encode(), new.encode(), 1)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda content: b"", "it is empty"),
+        (lambda content: b"\n\n", "it is empty"),
+        (lambda content: content[: len(content) // 2], "another number of fields than the heading"),
+        (lambda content: content[:-1], "its last line is cut"),
+        (lambda content: content[:-8], "another number of fields than the heading"),
+        (lambda content: content[:20], "missing"),
+        (lambda content: content.split(b"\n")[0] + b"\n", "it has no rows"),
+        (lambda content: b"\x89HDF\r\n\x1a\n\xff\xfe", "not a tab-separated text"),
+        (lambda content: content.replace(b"P1", b"P\xe9"), "not a tab-separated text"),
+        (change_of("patient\tk\t", "patient\tn\t"), "column k missing"),
+        (change_of("\taic\tbic\t", "\tAIC\tBIC\t"), "columns aic, bic missing"),
+        (change_of("P1\t3\t", "P1\tthree\t"), "k in line 2 is 'three', not a whole number"),
+        (change_of("P1\t3\t", "P1\t3.5\t"), "k in line 2 is '3.5', not a whole number"),
+        (change_of("-123.456", "-123,456"), "log_likelihood in line 2 is '-123,456"),
+        (change_of("True", "yes"), "converged in line 2 is 'yes', not True or False"),
+        (change_of("P1\t", "P1\t\t"), "line 2 has another number of fields than the heading"),
+    ],
+)
+def test_a_damaged_table_is_refused_with_one_line(tmp_path, damage, reason):
+    path = scores_table(tmp_path)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(DataError) as caught:
+        tables.read_scores(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path} holds no scores: ")
+    assert reason in message
+    assert message.endswith("; remove it and run again")
+    assert "\n" not in message
+
+
+def test_a_cut_at_any_place_is_seen_but_between_lines(tmp_path):
+    """A table that ends with a line of its own might be whole."""
+    path = scores_table(tmp_path)
+    content = path.read_bytes()
+    ends = {i + 1 for i, byte in enumerate(content) if byte == ord("\n")}
+    for size in set(range(len(content))) - ends:
+        path.write_bytes(content[:size])
+        with pytest.raises(DataError, match="holds no scores"):
+            tables.read_scores(path)
+
+
+def test_patients_without_scores_are_named(tmp_path):
+    path = scores_table(tmp_path)
+    assert list(tables.scores_of(path, ["P2", "P1"])) == ["P1", "P2"]
+    with pytest.raises(DataError, match=r"holds no scores of 2 patients, the first is 'P0'; remove it and run again$"):
+        tables.scores_of(path, ["P0", "P1", "P3"])
+
+
+def patients_table(tmp_path, **changes):
+    row = {"patient": "P1", "file": "P1", "label": "", "n_cells": 9, "n_train": 4, "status": "ok", "reason": ""}
+    tables.write_table(tmp_path / "patients.tsv", tables.PATIENT_COLUMNS, [row | changes])
+    return tmp_path / "patients.tsv"
+
+
+def test_the_table_of_patients(tmp_path):
+    (row,) = tables.read_patients(patients_table(tmp_path), {"n_cells": int})
+    assert (row["patient"], row["n_cells"], row["n_train"]) == ("P1", 9, "4")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"status": ""}, "status or file of 'P1' missing"),
+        ({"status": "maybe"}, "status or file of 'P1' missing"),
+        ({"file": ""}, "status or file of 'P1' missing"),
+        ({"n_cells": "many"}, "n_cells in line 2 is 'many', not a whole number"),
+    ],
+)
+def test_a_damaged_table_of_patients(tmp_path, changes, reason):
+    with pytest.raises(DataError) as caught:
+        tables.read_patients(patients_table(tmp_path, **changes), {"n_cells": int})
+    assert str(caught.value) == f"{tmp_path / 'patients.tsv'} holds no patients: {reason}; remove it and run again"
+
+
+def test_no_patients_are_a_damaged_table(tmp_path):
+    tables.write_table(tmp_path / "patients.tsv", tables.PATIENT_COLUMNS, [])
+    with pytest.raises(DataError, match="holds no patients: it has no rows"):
+        tables.read_patients(tmp_path / "patients.tsv")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "not a readable JSON file"),
+        (b'{"patient": "P1", ', "not a readable JSON file"),
+        (b"\xff\xfe\x00", "not a readable JSON file"),
+        (b"[" * 100_000, "not a readable JSON file"),
+        (b"[1, 2]", "not the scores of one fit"),
+        (b"null", "not the scores of one fit"),
+        (b'{"patient": "P1"}', "k, n_train, n_val, log_likelihood, "),
+    ],
+)
+def test_damaged_scores_of_a_fit(tmp_path, content, reason):
+    path = tmp_path / "k3.json"
+    path.write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        tables.read_score(path)
+    assert str(caught.value).startswith(f"{path} holds no scores: {reason}")
+    assert str(caught.value).endswith("; remove it and run again")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("k", 2.5), ("k", True), ("k", None), ("k", "3"), ("aic", "low"), ("converged", 1), ("patient", 7), ("aic", True)],
+)
+def test_scores_of_another_type_are_refused(tmp_path, name, value):
+    tables.write_score(tmp_path / "k3.json", ROW)
+    row = json.loads((tmp_path / "k3.json").read_text()) | {name: value}
+    (tmp_path / "k3.json").write_text(json.dumps(row))
+    with pytest.raises(DataError) as caught:
+        tables.read_score(tmp_path / "k3.json")
+    assert f"holds no scores: {name} is {value!r}; remove it and run again" in str(caught.value)
+
+
+def test_what_a_fit_was_made_with_stays_beside_its_scores(tmp_path):
+    tables.write_score(tmp_path / "k3.json", ROW, "0123")
+    row, mark = tables.read_marked_score(tmp_path / "k3.json")
+    assert mark == "0123"
+    assert list(row) == list(tables.SCORE_COLUMNS)
+    assert list(tables.read_score(tmp_path / "k3.json")) == list(tables.SCORE_COLUMNS)
+
+
+def test_a_sheet_with_two_columns_of_patients_is_refused(tmp_path):
+    with pytest.raises(DataError, match="several columns `patient`: leave one"):
+        tables.read_sheet(sheet(tmp_path, "patient\tpatient\nP1\tP2\n"))
