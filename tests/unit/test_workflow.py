@@ -334,7 +334,9 @@ def test_a_target_among_the_configurations_is_told(tmp_path, monkeypatch, target
     for path in (target, tmp_path / target):
         with pytest.raises(ConfigError) as caught:
             helpers.check_configfiles([tmp_path / "my config.yaml", path])
-        assert str(caught.value).startswith(f"{shown if target != 'other.npz' else path} was taken for a configuration: ")
+        assert str(caught.value).startswith(
+            f"{shown if target != 'other.npz' else path} was taken for a configuration: "
+        )
         assert str(caught.value).endswith(
             f"snakemake --configfile '{tmp_path}/my config.yaml' -- {shown if target != 'other.npz' else path}"
         )

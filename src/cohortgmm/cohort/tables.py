@@ -55,9 +55,6 @@ SELECTION_COLUMNS = (
 )
 
 
-#: Columns of a patient's table of scores: those of all patients, and which candidate was chosen.
-SELECTED_COLUMNS: dict[str, type] = SCORE_COLUMNS | {"selected": bool}
-
 #: Columns of the tables that figures are drawn from.
 FRAME_COLUMNS: dict[str, list[str]] = {
     "scores": list(SCORE_COLUMNS),
