@@ -16,6 +16,7 @@ from cohortgmm.cohort.tables import read_sheet
 from cohortgmm.errors import CohortgmmError
 from cohortgmm.files import patient_name, shown_path
 from cohortgmm.runs import failures, messages, orphans, readonly, records, requests, watch
+from cohortgmm.runs.header import check_header
 from cohortgmm.runs.lock import Shard, lock_holders, lock_results
 from cohortgmm.runs.shards import SHARD_VARIABLE
 
@@ -84,8 +85,26 @@ def stop(message):
     sys.exit(1)
 
 
+@functools.cache
+def look_at_input():
+    """Once, in a dry run: end with what the jobs would say of an input without the columns and keys that are wanted."""
+    # Of a run, the first job says so; jobs on a cluster would wait for that, see begin().
+    if workflow.is_main_process and workflow.dryrun and not SHARD:
+        try:
+            check_header(CONFIG)
+        except CohortgmmError as error:
+            stop(str(error).replace("\n", "\nerror: "))
+
+
+def cohort_to_split(wildcards):
+    """The file that is divided into patients."""
+    look_at_input()
+    return COHORT_FILE
+
+
 def parts():
     """File names of what is fitted: those foreseen, or once the cohort has been split those that are there."""
+    look_at_input()
     if foreseen():
         return foreseen()
     forget_unrecorded()
@@ -191,6 +210,8 @@ def begin():
     executor = workflow.executor_plugin.name
     try:
         helpers.check_writable("results")
+        if executor != "local" and not SHARD:
+            check_header(CONFIG)
         lock = lock_results("results", SHARD)
         told = "" if SHARD else orphans.clear_up("results")
     except CohortgmmError as error:

@@ -61,7 +61,7 @@ rule preprocess:
 
 checkpoint split:
     input:
-        cohort=COHORT_FILE,
+        cohort=cohort_to_split,
         sheet=CONFIG.patients or [],
         checked="results/preprocessed/input.checked" if CONFIG.preprocess.enabled else [],
         summary="results/preprocessed/summary.json" if CONFIG.preprocess.enabled else [],

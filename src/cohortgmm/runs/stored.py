@@ -1,4 +1,4 @@
-"""How much data the parts of an AnnData file hold, by themselves: ``python -m cohortgmm.runs.stored cohort.h5ad``.
+"""What an AnnData file holds and how much, from its header, by itself: ``python -m cohortgmm.runs.stored cohort.h5ad``.
 
 A process of its own: h5py and numpy would stay in the memory of Snakemake, which needs neither.
 """
@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from typing import Any
 
 
 def megabytes(path: str | os.PathLike, parts: tuple[str, ...] = ()) -> float:
@@ -20,36 +21,92 @@ def megabytes(path: str | os.PathLike, parts: tuple[str, ...] = ()) -> float:
     parts
         Names in its root, as ``"obsm"``; all of them by default.
     """
-    stat = os.stat(path)
-    found = _sizes(os.fspath(path), stat.st_mtime_ns, stat.st_size)
+    found = contents(path)
     if found is None:
-        return stat.st_size / 1e6
-    return sum(found.get(part, 0) for part in parts or found) / 1e6
+        return os.stat(path).st_size / 1e6
+    sizes = found["sizes"]
+    return sum(sizes.get(part, 0) for part in parts or sizes) / 1e6
+
+
+def contents(path: str | os.PathLike) -> dict[str, Any] | None:
+    """What a file holds, read once for each version of it; None for a file of another kind.
+
+    Parameters
+    ----------
+    path
+        The file.
+
+    Returns
+    -------
+    dict
+        ``root``: names in the root; ``sizes``: bytes of the arrays by name in the root; ``columns``: those of ``obs`` and
+        ``var``, or None where they cannot be told; ``shapes``: shape of every element of ``obsm`` and ``layers`` and of
+        X, by path, null where it cannot be told.
+    """
+    stat = os.stat(path)
+    return _contents(os.fspath(path), stat.st_mtime_ns, stat.st_size)
 
 
 @functools.lru_cache
-def _sizes(path: str, *version: int) -> dict[str, int] | None:
-    """Bytes of every part; None for a file of another kind, of which its own job will tell."""
+def _contents(path: str, *version: int) -> dict[str, Any] | None:
     source = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     command = [sys.executable, "-m", "cohortgmm.runs.stored", os.path.abspath(path)]
     result = subprocess.run(command, cwd=source, capture_output=True, check=False)
     return json.loads(result.stdout) if result.returncode == 0 else None
 
 
-def _measure(path: str) -> dict[str, int]:
+def _read(path: str) -> dict[str, Any]:
     import h5py
 
     sizes: dict[str, int] = {}
 
-    def add(name: str, item) -> None:
+    def add(name: str, item: Any) -> None:
         if isinstance(item, h5py.Dataset):
             part = name.split("/", 1)[0]
             sizes[part] = sizes.get(part, 0) + item.size * item.dtype.itemsize
 
     with h5py.File(path) as file:
         file.visititems(add)
-    return sizes
+        return {
+            "root": list(file),
+            "sizes": sizes,
+            "columns": {name: _columns(file.get(name)) for name in ("obs", "var")},
+            "shapes": _shapes(file),
+        }
+
+
+def _columns(table: Any) -> list[str] | None:
+    """Names of the columns of a table in anndata's layout; None for another one."""
+    names = getattr(table, "attrs", {}).get("column-order")
+    return None if names is None else [_text(name) for name in names]
+
+
+def _text(name: Any) -> str:
+    return name.decode(errors="replace") if isinstance(name, bytes) else str(name)
+
+
+def _shapes(file: Any) -> dict[str, list[int] | None]:
+    found = {"X": _shape(file["X"])} if "X" in file else {}
+    for group in ("obsm", "layers"):
+        elements = file.get(group)
+        if hasattr(elements, "keys"):
+            for name in elements:
+                # A link to another file that is not there: the job that reads it will tell.
+                found[f"{group}/{name}"] = _shape(elements.get(name))
+    return found
+
+
+def _shape(element: Any) -> list[int] | None:
+    """Shape of an array, a sparse matrix or a table; None where it cannot be told."""
+    if element is None:
+        return None
+    attributes = element.attrs
+    if "column-order" in attributes:
+        index = element.get(_text(attributes.get("_index", "")))
+        return None if index is None else [int(index.shape[0]), len(attributes["column-order"])]
+    shape = attributes.get("shape", getattr(element, "shape", None))
+    return None if shape is None else [int(size) for size in shape]
 
 
 if __name__ == "__main__":
-    print(json.dumps(_measure(sys.argv[1])))
+    print(json.dumps(_read(sys.argv[1])))

@@ -1,0 +1,190 @@
+"""The header of the input is compared with the configuration, in the words of the jobs."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import anndata as ad
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+from projects import make_cohort
+from scipy import sparse
+
+from cohortgmm.cohort.reading import as_noise, check_input, open_h5ad, read_embedding, read_noise
+from cohortgmm.config import read_config
+from cohortgmm.errors import CohortgmmError, DataError
+from cohortgmm.runs import header
+from cohortgmm.runs.header import check_header
+from cohortgmm.runs.stored import contents
+
+
+@pytest.fixture
+def cohort(tmp_path, monkeypatch):
+    """A cohort with elements of every kind, in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    adata = make_cohort()
+    n = adata.n_obs
+    adata.obsm["sparse"] = sparse.csr_matrix(np.eye(n, 4))
+    adata.obsm["table"] = pd.DataFrame(np.ones((n, 2)), index=adata.obs_names, columns=["a", "b"])
+    adata.obsm["v"] = np.ones((n, 3))
+    adata.obsm["full"] = np.ones((n, 9))
+    adata.layers["counts"] = np.ones((n, 1))
+    adata.var["symbol"] = ["A"]
+    adata.write_h5ad(tmp_path / "cohort.h5ad")
+    return tmp_path / "cohort.h5ad"
+
+
+def config(**changes):
+    values = {"input": "cohort.h5ad", "patient_col": "patient", "preprocess": {"enabled": False}}
+    return read_config(values | changes)
+
+
+def refusal(**changes):
+    with pytest.raises(DataError) as caught:
+        check_header(config(**changes))
+    return str(caught.value)
+
+
+COUNTS = {"enabled": True}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"label_col": "condition", "celltype_col": "cell_type"},
+        {"use_rep": "sparse"},
+        {"use_rep": "table"},
+        {"use_rep": None},
+        {"gmm": {"noise": {"obsm": "v"}}},
+        {"gmm": {"noise": {"obsm": "full"}}},
+        {"use_rep": None, "gmm": {"noise": {"layer": "counts"}}},
+        {"preprocess": COUNTS},
+        {"preprocess": COUNTS | {"hvg_batch_col": "condition"}},
+        {"preprocess": COUNTS | {"harmony_col": "condition"}, "use_rep": "X_pca_harmony"},
+    ],
+)
+def test_what_is_there_is_taken_without_a_second_look(cohort, monkeypatch, changes):
+    contents("cohort.h5ad")
+    monkeypatch.setattr(header.sys, "executable", "/nowhere/python")  # a second process would fail
+    assert not header.seems_wrong("cohort.h5ad", header.wanted_of(config(**changes)))
+    check_header(config(**changes))
+
+
+def said_by(function, *arguments):
+    with pytest.raises(CohortgmmError) as caught:
+        function(*arguments)
+    return " ".join(str(caught.value).split())
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "column"),
+    [
+        ({"patient_col": "patients"}, "patient_col", "patients"),
+        ({"label_col": "Condition"}, "label_col", "Condition"),
+        ({"celltype_col": "type"}, "celltype_col", "type"),
+        ({"preprocess": COUNTS | {"hvg_batch_col": "batch"}}, "preprocess.hvg_batch_col", "batch"),
+        (
+            {"preprocess": COUNTS | {"harmony_col": "site"}, "use_rep": "X_pca_harmony"},
+            "preprocess.harmony_col",
+            "site",
+        ),
+    ],
+)
+def test_columns_are_refused_as_the_jobs_do(cohort, changes, key, column):
+    said = refusal(**changes)
+    assert said.startswith(f"{key}: obs column {column!r} is not in the data; ")
+    assert said.endswith("known: cell_type, condition, patient")
+
+
+def test_keys_are_refused_as_the_jobs_do(cohort):
+    with open_h5ad("cohort.h5ad") as file:
+        assert refusal(use_rep="X_pc") == said_by(read_embedding, file, "X_pc")
+        for noise in ({"obsm": "w", "layer": None}, {"obsm": None, "layer": "w"}):
+            assert refusal(gmm={"noise": noise}) == said_by(read_noise, file, noise, (180, 3))
+
+
+def test_noise_of_another_shape_is_refused_as_the_jobs_do(cohort):
+    said = said_by(as_noise, np.ones((180, 2), dtype=np.float32), "obsm['table']", (180, 3))
+    assert refusal(gmm={"noise": {"obsm": "table"}}) == said
+
+
+def test_all_problems_are_told_at_once(cohort):
+    lines = refusal(patient_col="donor", label_col="group", use_rep="X_pc", gmm={"noise": {"obsm": "w"}}).splitlines()
+    assert [line.split(":")[0] for line in lines] == ["patient_col", "label_col", "use_rep", "noise.obsm"]
+
+
+def test_without_counts(cohort):
+    adata = ad.read_h5ad(cohort)
+    adata.X = None
+    adata.write_h5ad(cohort)
+    assert refusal(preprocess=COUNTS) == "preprocessing needs raw counts in X; the input has 180 cells and no X"
+    assert refusal(use_rep=None) == "use_rep is null, but the file has no X"
+    check_header(config())
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: path.write_text("patient\tcell\n"),
+        lambda path: path.write_bytes(b""),
+        lambda path: h5py.File(path, "w").close(),
+        lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100)),
+    ],
+)
+def test_a_file_of_another_kind_is_refused_as_the_jobs_do(cohort, write):
+    cohort.unlink()
+    write(cohort)
+    assert refusal() == said_by(check_input, "cohort.h5ad", {})
+
+
+def test_what_the_header_does_not_tell_is_left_to_the_jobs(cohort):
+    """Here a table without the list of its columns, which anndata may read all the same."""
+    with h5py.File(cohort, "r+") as file:
+        del file["var"].attrs["column-order"]
+    check_header(config())
+
+
+def test_the_look_is_taken_once_for_each_version_of_the_file(cohort, monkeypatch):
+    calls = []
+    run = subprocess.run
+    monkeypatch.setattr(subprocess, "run", lambda *args, **options: calls.append(args) or run(*args, **options))
+    for _ in range(3):
+        check_header(config())
+    assert len(calls) == 1
+    make_cohort(("P1",)).write_h5ad(cohort)
+    check_header(config())
+    assert len(calls) == 2
+
+
+def test_what_is_in_the_file(cohort):
+    found = contents(cohort)
+    assert found["columns"] == {"obs": ["patient", "condition", "cell_type"], "var": ["symbol"]}
+    assert found["shapes"] == {
+        "X": [180, 1],
+        "obsm/X_pca": [180, 3],
+        "obsm/full": [180, 9],
+        "obsm/sparse": [180, 4],
+        "obsm/table": [180, 2],
+        "obsm/v": [180, 3],
+        "layers/counts": [180, 1],
+    }
+
+
+def test_neither_the_look_nor_snakemake_itself_loads_anything_heavy():
+    """The main process none of them, the look h5py with numpy only."""
+    for code, forbidden in (
+        ("import cohortgmm.runs.header, cohortgmm.workflow", {"h5py", "numpy", "anndata", "pandas", "scipy"}),
+        (
+            "import runpy, sys; sys.argv = ['stored', sys.argv[1]]; "
+            "runpy.run_module('cohortgmm.runs.stored', run_name='__main__')",
+            {"anndata", "pandas", "scipy"},
+        ),
+    ):
+        path = Path(__file__).parents[3] / "resources" / "demo" / "liu2021_covid_pbmc.h5ad"
+        command = [sys.executable, "-c", f"{code}; import sys; print(); print(*sys.modules)", str(path)]
+        source = str(Path(__file__).parents[3] / "src")
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=source)
+        assert not forbidden & set(done.stdout.splitlines()[-1].split())
