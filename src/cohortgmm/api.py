@@ -89,8 +89,8 @@ def fit_gmm(
         the first for AnnData, the second for a mapping.
     k_comps
         int, or a sequence of one: fixed, fitted on all cells. Longer sequence: candidates to select from. None: 1 to
-        10, each patient up to what its cells can carry. A candidate that a patient has too few cells for is left out
-        for that patient.
+        10, each patient up to what its cells can carry. A candidate of several that a patient has too few cells for is
+        left out for that patient; a fixed k never is: see ``on_small_patient``.
     k_selection_metric
         ``"aic"``, ``"bic"`` (both in-sample on the training cells) or ``"heldout_nll"`` (nats per held-out cell).
     refit

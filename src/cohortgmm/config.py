@@ -78,7 +78,8 @@ class Config(Section):
     input: str = Field(
         min_length=1,
         description="The cohort: an `.h5ad` file. A relative path is taken from the working directory or, where nothing "
-        "is there, from the workflow's folder.",
+        "is there, from the workflow's folder; `~` and variables such as `$HOME` are replaced. It must not be one of this "
+        "run's own results. (The same holds for all files of the configuration.)",
     )
     patient_col: str | list[str] = Field(
         description="Column of `obs` that names the patient (sample, donor) of every cell, or several whose texts are "

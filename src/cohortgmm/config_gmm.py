@@ -155,7 +155,10 @@ class GmmConfig(Section):
     k_comps: int | list[int] | None = Field(
         None,
         description="Number of components: an integer fixes it (fitted on all cells, no selection); a list gives the "
-        "candidates to select from (a list of one fixes it); null is 1 to 10, each patient up to what its cells can carry.",
+        "candidates to select from (a list of one fixes it); null is 1 to 10, each patient up to what its cells can carry "
+        "(ten cells a component, or features + 1 where that is more and covariances are full). Of a list, a patient goes "
+        "without the candidates for which it has fewer than two training cells a component; a k that is fixed, or the "
+        "smallest of a list, is never left out: a patient with fewer cells is too small, see `on_small_patient`.",
     )
     k_selection_metric: Literal["aic", "bic", "heldout_nll"] = Field(
         "aic", description="Criterion that chooses k. All three are tabulated whatever is chosen here."
@@ -228,7 +231,8 @@ class GmmConfig(Section):
     reference: str | None = Field(
         None,
         min_length=1,
-        description="A mixture (`.npz`, as in `results/models`) that all fits start from, and whose number of "
+        description="A mixture (`.npz`, not one of this run's own results: `python -m cohortgmm keep DIR` copies those of "
+        "an earlier run to `DIR/models`) that all fits start from, and whose number of "
         "components they have. Without `frozen`, its means and covariances stay: patients are mapped onto it, and "
         "only their weights (and background) are fitted.",
     )
