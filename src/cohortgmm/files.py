@@ -166,6 +166,9 @@ def _output_errors(path: Path, temporary: Path) -> Iterator[None]:
         if isinstance(error, CohortgmmError) or (about and not about & ours):
             raise
         reason = os.strerror(error.errno) if error.errno else str(error).splitlines()[0]
+        remedy = "free space"
+        if "unable to lock file" in str(error):  # HDF5 says so where a file system knows no locks
+            reason, remedy = "it cannot be locked here", "set the environment variable HDF5_USE_FILE_LOCKING=FALSE"
         raise OutputError(
-            f"cannot write {path}: {reason}; free space, or choose another folder with --directory"
+            f"cannot write {path}: {reason}; {remedy}, or choose another folder with --directory"
         ) from error

@@ -277,3 +277,15 @@ def test_temporary_files_of_killed_processes_are_removed(tmp_path):
     with atomic_path(tmp_path / "x.npz") as temporary:
         temporary.write_text("new")
     assert sorted(tmp_path.iterdir()) == sorted([*others, tmp_path / "x.npz"])
+
+
+def test_a_file_system_without_locks_is_told(tmp_path):
+    """As h5py says it, with and without a number."""
+    said = "Unable to synchronously create file (unable to lock file, errno = 37, error message = 'No locks available')"
+    for error in (OSError(37, said), OSError(said), BlockingIOError(11, said)):
+        with pytest.raises(OutputError) as caught, atomic_path(tmp_path / "x.h5ad"):
+            raise error
+        assert str(caught.value) == (
+            f"cannot write {tmp_path / 'x.h5ad'}: it cannot be locked here; set the environment variable "
+            "HDF5_USE_FILE_LOCKING=FALSE, or choose another folder with --directory"
+        )
