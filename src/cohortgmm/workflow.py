@@ -273,6 +273,13 @@ def chosen_k(table: str | os.PathLike, metric: str) -> int | str:
         return "not chosen yet"
 
 
+def has_lost_patients(results: str | os.PathLike) -> bool:
+    """Whether the table of patients is gone, and results that follow from it are there."""
+    folder = Path(results)
+    behind = ("positions.npz", "scores.tsv", "selection.tsv", "cohort_gmm.h5ad", "models", "fits")
+    return not (folder / "patients.tsv").exists() and any((folder / name).exists() for name in behind)
+
+
 def check_configfiles(configfiles: Sequence[str | os.PathLike]) -> None:
     """Refuse targets that Snakemake has taken for configurations.
 

@@ -319,6 +319,20 @@ def test_a_dry_run_does_not_ask_to_write(tmp_path, monkeypatch):
         helpers.check_writable(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["scores.tsv", "models/P1.npz", "fits/P1/k1.json", "cohort_gmm.h5ad", "positions.npz"])
+def test_results_without_the_table_of_patients(tmp_path, name):
+    results = tmp_path / "results"
+    assert not helpers.has_lost_patients(results)
+    (results / "logs").mkdir(parents=True)
+    (results / "preprocessed").mkdir()
+    assert not helpers.has_lost_patients(results)
+    (results / name).parent.mkdir(parents=True, exist_ok=True)
+    (results / name).touch()
+    assert helpers.has_lost_patients(results)
+    (results / "patients.tsv").touch()
+    assert not helpers.has_lost_patients(results)
+
+
 @pytest.mark.parametrize(
     ("target", "shown"),
     [

@@ -1,6 +1,7 @@
 """What surrounds a run: inputs that are its own results, other configurations, damaged results, places and locales."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -134,6 +135,18 @@ def test_damaged_results_are_named_and_made_anew_once_removed(finished, name, li
     assert path.is_file()
 
 
+def test_without_the_table_of_patients_nothing_counts_as_up_to_date(finished):
+    table = finished.directory / "results" / "patients.tsv"
+    content = table.read_bytes()
+    table.unlink()
+    assert set(finished.run("results/cohort_gmm.h5ad")) == {"split"}
+    assert table.read_bytes() == content
+    table.unlink()
+    finished.configure(gmm={"tol": 0.01})
+    jobs = finished.run("results/cohort_gmm.h5ad")
+    assert {f"fit/P{i}/k{k}" for i in (1, 2, 3) for k in (1, 2)} | {"split", "merge"} <= set(jobs)
+
+
 # A target that is taken for a configuration
 
 
@@ -177,7 +190,7 @@ def test_a_dry_run_needs_to_write_nothing(finished, place):
         subprocess.run(["mount", "-o", "remount,bind,ro", path], check=True)
         done = finished.call("-n")
         assert done.returncode == 0, done.stderr
-        assert "fit                 6" in done.stdout + done.stderr
+        assert re.search(r"^fit +6$", done.stdout + done.stderr, re.MULTILINE)
         output = refused(finished, *TARGETS)
         assert "results cannot be written: " in output
         assert "is not writable; choose another with --directory" in output

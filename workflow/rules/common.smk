@@ -99,6 +99,9 @@ def look_at_input():
 def cohort_to_split(wildcards):
     """The file that is divided into patients."""
     look_at_input()
+    if workflow.is_main_process and helpers.has_lost_patients("results"):
+        # Else Snakemake, which does not know what the merged file follows from, would take it for up to date.
+        records.force_rule(workflow, "split")
     return COHORT_FILE
 
 

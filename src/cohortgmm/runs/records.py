@@ -39,3 +39,8 @@ def record_parameters_at_the_end(rule: str) -> None:
         return planned.__wrapped__(self, job)
 
     PersistenceBase._params = _params
+
+
+def force_rule(workflow: Any, rule: str) -> None:
+    """Let a rule run as with ``-R``; to be called while Snakemake looks for the inputs of that rule."""
+    workflow.dag.forcerules.add(workflow.get_rule(rule))
