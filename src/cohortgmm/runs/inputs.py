@@ -10,6 +10,12 @@ from cohortgmm.files import shown_path
 #: Results that `python -m cohortgmm keep DIR` copies, which keep their names there.
 KEPT = ("models/*.npz", "patients.tsv", "selection.tsv", "scores.tsv")
 
+#: Folders of the results that no input is looked for in.
+_LOGS = ("logs", "benchmarks")
+
+#: So deep the folders of the results are nested, at most.
+_DEEPEST = 10
+
 #: So many links may lead from one to the next; the system follows no more either.
 _MOST_LINKS = 40
 
@@ -126,7 +132,8 @@ def _linked_result(path: str | os.PathLike, results: str | os.PathLike) -> str:
         stat = os.stat(real)
     except OSError:
         return ""
-    for entry in _entries(results):
+    # Tens of thousands of fits are looked at only where one may be a second name of the file.
+    for entry in _entries(results, _DEEPEST if stat.st_nlink > 1 else 1):
         within = os.path.relpath(entry.path, results)
         if entry.is_symlink():
             target = os.path.realpath(entry.path)
@@ -139,14 +146,16 @@ def _linked_result(path: str | os.PathLike, results: str | os.PathLike) -> str:
     return ""
 
 
-def _entries(folder: str | os.PathLike) -> Iterator[os.DirEntry]:
-    """Everything in a folder and those in it, without following links."""
-    waiting = [os.fspath(folder)]
+def _entries(folder: str | os.PathLike, depth: int) -> Iterator[os.DirEntry]:
+    """What is in the results and, to this depth, in their folders, but for logs; links are not followed."""
+    waiting = [(os.fspath(folder), depth)]
     while waiting:
+        path, depth = waiting.pop()
         try:
-            with os.scandir(waiting.pop()) as entries:
-                found = list(entries)
+            with os.scandir(path) as entries:
+                found = [entry for entry in entries if entry.name not in _LOGS]
         except OSError:
             continue
         yield from found
-        waiting += [entry.path for entry in found if entry.is_dir(follow_symlinks=False)]
+        if depth:
+            waiting += [(entry.path, depth - 1) for entry in found if entry.is_dir(follow_symlinks=False)]
