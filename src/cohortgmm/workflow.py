@@ -59,11 +59,6 @@ def load_config(
     return checked.model_copy(update={**tops, "gmm": gmm})
 
 
-def _way_out_of_folder(name: str) -> str:
-    is_zarr = Path(name).suffix == ".zarr" or any((Path(name) / part).exists() for part in (".zgroup", "zarr.json"))
-    return f": write it as .h5ad, anndata.read_zarr({name!r}).write_h5ad('cohort.h5ad')" if is_zarr else ""
-
-
 def check_config_files(files: Iterable[str | os.PathLike]) -> None:
     """Refuse files of the configuration that give a key twice, of which every reader would take the last.
 
@@ -280,7 +275,7 @@ def has_lost_patients(results: str | os.PathLike) -> bool:
     return not (folder / "patients.tsv").exists() and any((folder / name).exists() for name in behind)
 
 
-def check_configfiles(configfiles: Sequence[str | os.PathLike]) -> None:
+def check_targets(configfiles: Sequence[str | os.PathLike]) -> None:
     """Refuse targets that Snakemake has taken for configurations.
 
     Raises

@@ -347,15 +347,15 @@ def test_a_target_among_the_configurations_is_told(tmp_path, monkeypatch, target
     monkeypatch.chdir(tmp_path)
     for path in (target, tmp_path / target):
         with pytest.raises(ConfigError) as caught:
-            helpers.check_configfiles([tmp_path / "my config.yaml", path])
+            helpers.check_targets([tmp_path / "my config.yaml", path])
         assert str(caught.value).startswith(
             f"{shown if target != 'other.npz' else path} was taken for a configuration: "
         )
         assert str(caught.value).endswith(
             f"snakemake --configfile '{tmp_path}/my config.yaml' -- {shown if target != 'other.npz' else path}"
         )
-    helpers.check_configfiles([])
-    helpers.check_configfiles(["a.yaml", tmp_path / "b.yml", "c.json"])
+    helpers.check_targets([])
+    helpers.check_targets(["a.yaml", tmp_path / "b.yml", "c.json"])
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ messages.show_everything(logger)
 
 try:
     helpers.check_results_folder("results")
-    helpers.check_configfiles(workflow.overwrite_configfiles)
+    helpers.check_targets(workflow.overwrite_configfiles)
     if workflow.is_main_process:
         helpers.check_config_files(workflow.configfiles)
     source = ", ".join(map(shown_path, workflow.configfiles)) or "config"

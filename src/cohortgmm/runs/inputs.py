@@ -56,11 +56,18 @@ def find_files(
             problems.append(f"{source}: {key}: {name} {_refusal(result)}")
         elif existing:
             found[key] = str(existing[0])
+        elif any(place.is_dir() for place in places):
+            problems.append(f"{source}: {key}: {name} is a folder, not a file{_way_out_of_folder(name)}")
         else:
             problems.append(f"{source}: {key}: no such file: {name} (looked in {shown_path(Path.cwd())}){_hint(paths)}")
     if problems:
         raise ConfigError("\n".join(problems))
     return found
+
+
+def _way_out_of_folder(name: str) -> str:
+    is_zarr = Path(name).suffix == ".zarr" or any((Path(name) / part).exists() for part in (".zgroup", "zarr.json"))
+    return f": write it as .h5ad, anndata.read_zarr({name!r}).write_h5ad('cohort.h5ad')" if is_zarr else ""
 
 
 def encoded(name: str) -> str:

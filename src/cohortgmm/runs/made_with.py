@@ -16,7 +16,7 @@ from cohortgmm.files import atomic_path
 FOLDER = ".made_with"
 
 #: Options of the split that change the table of patients, but not the cells of a patient.
-_OF_TABLE = ("label_col", "min_cells", "on_small_patient", "smallest_k")
+_OF_TABLE = ("label_col", "on_mixed_label", "min_cells", "on_small_patient", "smallest_k")
 
 
 def fit_mark(cells: str | os.PathLike, described: Iterable[str], **options: Any) -> str:
