@@ -39,7 +39,9 @@ def is_text_without_encoding(call: ast.Call) -> bool:
     if mode is None and len(call.args) > place:
         mode = call.args[place]
     default = "w+b" if name == "NamedTemporaryFile" else "r"
-    text = mode.value if isinstance(mode, ast.Constant) else default if mode is None else "r"
+    text = (
+        mode.value if isinstance(mode, ast.Constant) else default if mode is None else "b"
+    )  # a mode that is handed on
     return "b" not in str(text)
 
 

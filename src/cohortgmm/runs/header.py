@@ -85,7 +85,8 @@ def seems_wrong(path: str | os.PathLike, wanted: Mapping[str, Any]) -> bool:
         return True
     if wanted["symbols"] is not None and wanted["symbols"] not in (columns["var"] or ()):
         return True
-    return any(_is_missing(place, found["root"], shapes, wanted) for place in _places(wanted))
+    n_cells = found["n_cells"]
+    return any(_is_missing(place, found["root"], shapes, wanted, n_cells) for place in _places(wanted))
 
 
 def _places(wanted: Mapping[str, Any]) -> Iterator[str]:
@@ -110,12 +111,14 @@ def _noise_path(noise: Mapping[str, str | None]) -> str:
     return f"obsm/{noise['obsm']}" if noise["obsm"] else f"layers/{noise['layer']}"
 
 
-def _is_missing(path: str, root: list[str], shapes: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+def _is_missing(
+    path: str, root: list[str], shapes: Mapping[str, Any], wanted: Mapping[str, Any], n_cells: int | None
+) -> bool:
     """Whether an element is not there, or of a shape that does not fit, as far as its header tells."""
     if path == "raw":
         return not {"raw", "raw.X"} & set(root)
     shape, x = shapes.get(path), shapes.get(_embedding_path(wanted["use_rep"]))
-    if shape is None:
+    if shape is None or not shape or shape[0] != n_cells:
         return True
     if wanted["noise"] is None or path != _noise_path(wanted["noise"]) or not wanted["embedding"] or x is None:
         return False
@@ -127,7 +130,8 @@ def _is_missing(path: str, root: list[str], shapes: Mapping[str, Any], wanted: M
 
 def explain(path: str, wanted: Mapping[str, Any]) -> list[str]:
     """What the functions of the jobs say of a file that seems to be wrong; empty if it is all right to them."""
-    from cohortgmm.cohort.reading import check_column, open_h5ad, read_obs
+    from cohortgmm.cohort.h5ad import open_h5ad
+    from cohortgmm.cohort.patients import check_columns
 
     lines: dict[str, None] = {}
 
@@ -139,9 +143,8 @@ def explain(path: str, wanted: Mapping[str, Any]) -> list[str]:
 
     def look() -> None:
         with open_h5ad(path) as file:
-            obs = ask(read_obs, file)
-            for key, column in wanted["columns"] if obs is not None else ():
-                ask(check_column, obs, column, key)
+            for pair in wanted["columns"]:
+                ask(check_columns, file, [pair])
             for check in (_explain_embedding, _explain_noise, _explain_counts, _explain_symbols):
                 ask(check, file, wanted)
 
@@ -181,7 +184,7 @@ def _shape_in(file: Any, path: str) -> list[int] | None:
 
 
 def _explain_counts(file: Any, wanted: Mapping[str, Any]) -> None:
-    from cohortgmm.cohort.reading import read_obs, unknown_name
+    from cohortgmm.cohort.h5ad import n_rows, unknown_name
 
     place = wanted["counts"]
     if place is None or _counts_path(place) in file or f"{place}.X" in file:
@@ -190,11 +193,11 @@ def _explain_counts(file: Any, wanted: Mapping[str, Any]) -> None:
         raise unknown_name("preprocess.counts: layer", place.removeprefix(_LAYER), file.get("layers", {}))
     if place == "raw":
         raise DataError("preprocess.counts is raw, but the input has no raw; set it to X or layer:NAME")
-    raise DataError(f"preprocessing needs raw counts in X; the input has {len(read_obs(file))} cells and no X")
+    raise DataError(f"preprocessing needs raw counts in X; the input has {n_rows(file, 'obs')} cells and no X")
 
 
 def _explain_symbols(file: Any, wanted: Mapping[str, Any]) -> None:
-    from cohortgmm.cohort.reading import unknown_name
+    from cohortgmm.cohort.h5ad import unknown_name
 
     columns = [str(name) for name in file["var"].attrs.get("column-order", ())]
     if wanted["symbols"] is not None and wanted["symbols"] not in columns:

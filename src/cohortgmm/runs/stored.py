@@ -40,8 +40,8 @@ def contents(path: str | os.PathLike) -> dict[str, Any] | None:
     -------
     dict
         ``root``: names in the root; ``sizes``: bytes of the arrays by name in the root; ``columns``: those of ``obs`` and
-        ``var``, or None where they cannot be told; ``shapes``: shape of every element of ``obsm`` and ``layers`` and of
-        X, by path, null where it cannot be told.
+        ``var``, or None where they cannot be told; ``n_cells``: rows of ``obs``; ``shapes``: shape of every element of
+        ``obsm`` and ``layers`` and of X, by path, None where it cannot be told.
     """
     stat = os.stat(path)
     return _contents(os.fspath(path), stat.st_mtime_ns, stat.st_size)
@@ -71,6 +71,7 @@ def _read(path: str) -> dict[str, Any]:
             "root": list(file),
             "sizes": sizes,
             "columns": {name: _columns(file.get(name)) for name in ("obs", "var")},
+            "n_cells": (_shape(file.get("obs")) or [None])[0],
             "shapes": _shapes(file),
         }
 

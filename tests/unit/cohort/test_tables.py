@@ -270,5 +270,5 @@ def test_what_a_fit_was_made_with_stays_beside_its_scores(tmp_path):
 
 
 def test_a_sheet_with_two_columns_of_patients_is_refused(tmp_path):
-    with pytest.raises(DataError, match="several columns `patient`: leave one"):
+    with pytest.raises(DataError, match="has 2 columns `patient`: remove all but one"):
         tables.read_sheet(sheet(tmp_path, "patient\tpatient\nP1\tP2\n"))

@@ -111,6 +111,16 @@ def test_noise_of_another_shape_is_refused_as_the_jobs_do(cohort):
     assert refusal(gmm={"noise": {"obsm": "table"}}) == said
 
 
+def test_rows_that_do_not_fit_are_refused_as_the_jobs_do(cohort):
+    with h5py.File(cohort, "r+") as file:
+        values = file["obsm/X_pca"][:-1]
+        del file["obsm/X_pca"]
+        file["obsm/X_pca"] = values
+    with open_h5ad("cohort.h5ad") as file:
+        assert refusal() == said_by(read_embedding, file, "X_pca")
+    check_header(config(use_rep="table"))
+
+
 def test_all_problems_are_told_at_once(cohort):
     lines = refusal(patient_col="donor", label_col="group", use_rep="X_pc", gmm={"noise": {"obsm": "w"}}).splitlines()
     assert [line.split(":")[0] for line in lines] == ["patient_col", "label_col", "use_rep", "noise.obsm"]
