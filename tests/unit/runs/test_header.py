@@ -12,6 +12,8 @@ import pytest
 from projects import make_cohort
 from scipy import sparse
 
+from cohortgmm.cohort.counts import raw_counts
+from cohortgmm.cohort.filters import gene_symbols
 from cohortgmm.cohort.reading import as_noise, check_input, open_h5ad, read_embedding, read_noise
 from cohortgmm.config import read_config
 from cohortgmm.errors import CohortgmmError, DataError
@@ -119,6 +121,19 @@ def test_rows_that_do_not_fit_are_refused_as_the_jobs_do(cohort):
     with open_h5ad("cohort.h5ad") as file:
         assert refusal() == said_by(read_embedding, file, "X_pca")
     check_header(config(use_rep="table"))
+
+
+@pytest.mark.parametrize("place", ["layer:spliced", "raw"])
+def test_places_of_counts_are_refused_as_the_jobs_do(cohort, place):
+    said = said_by(raw_counts, ad.read_h5ad(cohort), place)
+    told = refusal(preprocess=COUNTS | {"counts": place})
+    assert told.split(";")[0] == said.split(";")[0]
+    check_header(config(preprocess=COUNTS | {"counts": "layer:counts", "symbols": "symbol"}))
+
+
+def test_symbols_are_refused_as_the_jobs_do(cohort):
+    told = refusal(preprocess=COUNTS | {"symbols": "gene_name"})
+    assert told == said_by(gene_symbols, ad.read_h5ad(cohort).var, "gene_name")
 
 
 def test_all_problems_are_told_at_once(cohort):
