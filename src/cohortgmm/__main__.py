@@ -24,7 +24,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     options = _parser().parse_args(own)
     try:
-        return options.run(options, others)
+        status = options.run(options, others)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # who reads it, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except CohortgmmError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -207,6 +207,21 @@ def test_a_run_that_has_not_begun(project, fails):
     assert not (project / "results").exists()
 
 
+def test_a_reader_that_has_seen_enough_is_no_error(project):
+    """As in `python -m cohortgmm status | head -1`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as closed:
+        done = subprocess.run(
+            [sys.executable, "-m", "cohortgmm", "status"],
+            env=os.environ | {"PYTHONPATH": str(REPOSITORY / "src")},
+            stdout=closed,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_status_as_it_is_called(project):
     """In a process of its own, with the package of this workflow."""
     log = project / "results" / "logs" / "fit" / "P2" / "k3.log"
