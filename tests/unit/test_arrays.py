@@ -1,5 +1,6 @@
 """Real numbers from whatever a user's data holds."""
 
+import dask.array
 import h5py
 import numpy as np
 import pandas as pd
@@ -120,8 +121,7 @@ def test_a_dataset_of_a_file_is_read(tmp_path):
 
 
 def test_a_matrix_that_is_computed_later_is_computed():
-    dask_array = pytest.importorskip("dask.array")
-    assert np.array_equal(real_array(dask_array.from_array(VALUES, chunks=1), "x"), VALUES)
+    assert np.array_equal(real_array(dask.array.from_array(VALUES, chunks=1), "x"), VALUES)
 
 
 @pytest.mark.parametrize(
