@@ -16,6 +16,7 @@ from cohortgmm.plots.style import (
     MUTED,
     PLAIN,
     SMALL,
+    colormap,
     component_colors,
     dress,
     inch_axes,
@@ -23,6 +24,7 @@ from cohortgmm.plots.style import (
     label_width,
     natural_key,
     new_figure,
+    our_style,
     short_label,
     short_labels,
 )
@@ -35,6 +37,7 @@ _TOP = 2.75  # inches from the upper edge to the first row
 _STRIP = 1.85  # inches
 
 
+@our_style()
 def plot_composition(table: pd.DataFrame) -> Figure:
     """Cell types of all components of the cohort.
 
@@ -129,7 +132,7 @@ def _row_labels(shares: pd.DataFrame, sizes: pd.Series, *, several: bool) -> tup
 def _draw_heat(ax: Axes, shares: pd.DataFrame, sizes: pd.Series, *, several: bool):
     n_rows, n_types = shares.shape
     dress(ax)
-    mesh = ax.pcolormesh(shares.to_numpy(), cmap="Blues", vmin=0, vmax=1, rasterized=True)
+    mesh = ax.pcolormesh(shares.to_numpy(), cmap=colormap("Blues"), vmin=0, vmax=1, rasterized=True)
     ax.set(xlim=(0, n_types), ylim=(n_rows, 0), yticks=[])
     ax.spines[:].set(visible=True)
     ax.set_xticks(np.arange(n_types) + 0.5, short_labels(shares.columns), rotation=90, fontsize=SMALL)

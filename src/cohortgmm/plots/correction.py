@@ -21,11 +21,13 @@ from cohortgmm.plots.style import (
     PLAIN,
     SMALL,
     UNASSIGNED,
+    colormap,
     component_colors,
     dress,
     fix_limits,
     freeze_layout,
     new_figure,
+    our_style,
     point_size,
     short_label,
 )
@@ -39,6 +41,7 @@ _MOST_BINS = 80
 _MOST_WIDENED = 0.5
 
 
+@our_style()
 def plot_correction(*, patient: str, x: np.ndarray, correction: Correction, feature_names: list[str]) -> Figure:
     """A patient's mixture beside one that disregards what is wrong with the cells.
 
@@ -69,8 +72,9 @@ def plot_correction(*, patient: str, x: np.ndarray, correction: Correction, feat
     columns = 2 if len(panels) == 4 else len(panels)
     rows = -(-len(panels) // columns)
     figure = new_figure(columns * _PANEL[0] + 0.4, rows * _PANEL[1] + 0.7, constrained=True)
-    title = f"{short_label(patient, 60)}: {_summary(correction)}"
-    lines = wrap(title, int(figure.get_figwidth() * _LETTERS_PER_INCH))
+    letters = int(figure.get_figwidth() * _LETTERS_PER_INCH)
+    title = f"{short_label(patient, min(60, letters - 1))}: {_summary(correction)}"
+    lines = wrap(title, letters, break_long_words=False)  # a break within \$ would make a formula
     figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=LARGE, color=INK)
     axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
     names = [short_label(name) for name in feature_names]
@@ -165,8 +169,8 @@ def _draw_background(ax: Axes, x: np.ndarray, correction: Correction, names: lis
     order = np.argsort(correction.background, kind="stable")
     y = x[:, 1] if plane else correction.background
     points = ax.scatter(
-        x[order, 0], y[order], c=correction.background[order], s=point_size(len(x)), cmap="viridis_r", vmin=0, vmax=1,
-        linewidths=0, rasterized=True, gid="background",
+        x[order, 0], y[order], c=correction.background[order], s=point_size(len(x)), cmap=colormap("viridis_r"),
+        vmin=0, vmax=1, linewidths=0, rasterized=True, gid="background",
     )  # fmt: skip
     fix_limits(ax)
     box = correction.fit.model.background

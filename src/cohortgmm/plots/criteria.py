@@ -20,6 +20,7 @@ from cohortgmm.plots.style import (
     NORMAL,
     PLAIN,
     SMALL,
+    colormap,
     dress,
     freeze_layout,
     inch_axes,
@@ -27,6 +28,7 @@ from cohortgmm.plots.style import (
     label_width,
     natural_key,
     new_figure,
+    our_style,
     say_empty,
     short_label,
     short_labels,
@@ -60,6 +62,7 @@ def criterion_name(metric: str) -> str:
     return CRITERIA[metric].name if metric in CRITERIA else short_label(metric)
 
 
+@our_style()
 def plot_criteria(scores: pd.DataFrame, *, patient: str, metric: str, best_k: int) -> Figure:
     """AIC, BIC and held-out NLL of one patient against k.
 
@@ -159,6 +162,7 @@ def _draw_criterion(ax: Axes, scores: pd.DataFrame, column: str, *, best_k: int,
         ax.yaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:,.10g}"))
 
 
+@our_style()
 def plot_cohort_criteria(scores: pd.DataFrame, selection: pd.DataFrame, *, metric: str) -> Figure:
     """Every patient's scores against k as a heat map, one block of columns per criterion.
 
@@ -227,7 +231,7 @@ def _draw_block(ax: Axes, table: pd.DataFrame, chosen: pd.DataFrame, limit: floa
     n_rows, n_ks = table.shape
     ax.patch.set(facecolor=MISSING, hatch="//////", edgecolor="white", linewidth=0)
     mesh = ax.pcolormesh(
-        np.ma.masked_invalid(table.to_numpy()), cmap="Blues_r", vmin=0, vmax=limit, edgecolors="white",
+        np.ma.masked_invalid(table.to_numpy()), cmap=colormap("Blues_r"), vmin=0, vmax=limit, edgecolors="white",
         linewidth=0.3 if n_rows <= 200 else 0, rasterized=True,
     )  # fmt: skip
     ax.set(xlim=(0, n_ks), ylim=(n_rows, 0))

@@ -21,6 +21,7 @@ from cohortgmm.plots.style import (
     label_points,
     natural_key,
     new_figure,
+    our_style,
     say_empty,
     short_labels,
 )
@@ -29,6 +30,7 @@ _MAX_NAMED = 60  # patients whose names fit under the weights
 _N_OUTLIERS = 6
 
 
+@our_style()
 def plot_overview(diagnostics: pd.DataFrame, weights: pd.DataFrame) -> Figure:
     """Small multiples over all patients.
 

@@ -21,6 +21,7 @@ from cohortgmm.plots.style import (
     freeze_layout,
     label_points,
     new_figure,
+    our_style,
     point_size,
     short_label,
 )
@@ -29,6 +30,7 @@ _MIN_LABELLED_WEIGHT = 0.005
 _MAX_NAMED_TYPES = len(CELL_TYPES)
 
 
+@our_style()
 def plot_patient(
     *,
     patient: str,

@@ -3,12 +3,15 @@
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import cache
 from itertools import zip_longest
 from pathlib import Path
 
 import matplotlib
 import matplotlib.colors
+import matplotlib.font_manager
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -46,6 +49,30 @@ CELL_TYPES = (
 )
 UNASSIGNED = "#c4c4c4"
 
+#: What figures set beside matplotlib's own defaults. The salt takes the place of random ids.
+_SETTINGS = {"svg.hashsalt": "cohortgmm", "svg.fonttype": "path"}
+
+#: Settings of windows, which no figure file depends on; to ask for the backend alone would load one.
+_OF_WINDOWS = ("backend", "date.", "interactive", "timezone", "tk.", "toolbar", "webagg.")
+
+
+@contextmanager
+def our_style() -> Iterator[None]:
+    """Draw and write with matplotlib's defaults and our few settings, whatever a matplotlibrc or a notebook has set.
+
+    A context manager and a decorator. A figure is the same everywhere only if it is drawn and written within.
+    """
+    wanted = {key: value for key, value in matplotlib.rcParamsDefault.items() if not key.startswith(_OF_WINDOWS)}
+    wanted |= _SETTINGS
+    changed = {key: value for key, value in wanted.items() if matplotlib.rcParams[key] != value}
+    with matplotlib.rc_context(changed):
+        yield
+
+
+def colormap(name: str) -> matplotlib.colors.Colormap:
+    """One of matplotlib's colour maps with 256 colours: a matplotlibrc decides on another number when it is loaded."""
+    return matplotlib.colormaps[name].resampled(256)
+
 
 def component_colors(components: np.ndarray) -> np.ndarray:
     """RGBA colours of components.
@@ -65,12 +92,40 @@ def component_colors(components: np.ndarray) -> np.ndarray:
     return palette[np.where(components < 0, len(COMPONENTS), components % len(COMPONENTS))]
 
 
+@cache
+def _glyphs() -> frozenset[int]:
+    """Code points that the font of the figures can draw."""
+    with our_style():
+        path = matplotlib.font_manager.findfont("DejaVu Sans")
+    return frozenset(matplotlib.font_manager.get_font(path).get_charmap())
+
+
+def drawable(text: object) -> str:
+    r"""Free text in one line, with white space folded; what the font cannot draw is written as its code.
+
+    So control characters, marks of direction, emoji and scripts that the font lacks stay apart, and no file of a figure
+    holds a character that is not allowed in it.
+
+    Examples
+    --------
+    >>> drawable("P\t1 \x07 \U0001f9ec é")
+    'P 1 \\x07 \\U0001f9ec é'
+    """
+    text = " ".join(str(text).split())
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() and ord(char) in _glyphs() else char.encode("unicode_escape").decode()
+        for char in text
+    )
+
+
 def short_label(text: object, width: int = 24) -> str:
-    """Free text as a one-line label: white space folded, the middle cut out beyond ``width``, ``$`` kept literal.
+    """Free text as a one-line label: :func:`drawable`, the middle cut out beyond ``width``, ``$`` kept literal.
 
     The middle goes because both ends tell patients of one cohort apart: a site in front, a number behind.
     """
-    text = " ".join(str(text).split())
+    text = drawable(text)
     if len(text) > width:
         tail = (width - 1) // 2
         text = text[: width - 1 - tail].rstrip() + "…" + text[len(text) - tail :].lstrip()
@@ -79,7 +134,7 @@ def short_label(text: object, width: int = 24) -> str:
 
 def short_labels(texts: Iterable[object], width: int = 24) -> list[str]:
     """:func:`short_label` of every text; those that would read alike are cut so that what tells them apart stays."""
-    texts = [" ".join(str(text).split()) for text in texts]
+    texts = [drawable(text) for text in texts]
     labels = [short_label(text, width) for text in texts]
     alike = defaultdict(set)
     for text, label in zip(texts, labels, strict=True):
@@ -249,6 +304,7 @@ def freeze_layout(figure: Figure) -> None:
     figure.set_layout_engine("none")
 
 
+@our_style()
 def save_figure(figure: Figure, path: str | os.PathLike) -> None:
     """Write a figure to a ``.svg`` or ``.png`` file, the same bytes every time.
 
@@ -269,6 +325,5 @@ def save_figure(figure: Figure, path: str | os.PathLike) -> None:
     metadata = {".svg": {"Date": None, "Creator": None}, ".png": {"Software": None}}
     if path.suffix.lower() not in metadata:
         raise ConfigError(f"figures are written as .svg or .png, not {path.name!r}: change the suffix")
-    settings = {"svg.hashsalt": "cohortgmm", "svg.fonttype": "path"}
-    with matplotlib.rc_context(settings), atomic_path(path) as temporary:
+    with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=DPI, metadata=metadata[path.suffix.lower()])
