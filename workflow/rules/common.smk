@@ -19,6 +19,7 @@ from cohortgmm.runs import failures, messages, orphans, readonly, records, reque
 from cohortgmm.runs.header import check_header
 from cohortgmm.runs.lock import Shard, lock_holders, lock_results
 from cohortgmm.runs.shards import SHARD_VARIABLE
+from cohortgmm.runs.texts import literal, plain_path, report_labels
 
 # The jobs of 1,000 patients are all kept: to look among them for garbage after every 700 objects took a tenth of a dry run.
 gc.set_threshold(50_000, 20, 100)
@@ -35,6 +36,10 @@ try:
     CONFIG = helpers.load_config(config, source, workflow.basedir, refuse_results=workflow.is_main_process)
     SHEET = read_sheet(CONFIG.patients) if CONFIG.patients else None
     SHARD = Shard.read(os.environ[SHARD_VARIABLE]) if SHARD_VARIABLE in os.environ else None
+    # As inputs of rules; what a user names is a parameter only through `literal`, and a label through `report_labels`.
+    INPUT = plain_path(CONFIG.input)
+    SHEET_FILE = plain_path(CONFIG.patients) if CONFIG.patients else []
+    DESCRIBED = [plain_path(path) for path in CONFIG.gmm.files.values()]
 except CohortgmmError as error:
     raise WorkflowError(str(error)) from None
 
@@ -45,7 +50,7 @@ else:
     records.leave_records_to_run()
 records.record_parameters_at_the_end("refit")
 
-COHORT_FILE = "results/preprocessed/cohort.h5ad" if CONFIG.preprocess.enabled else CONFIG.input
+COHORT_FILE = "results/preprocessed/cohort.h5ad" if CONFIG.preprocess.enabled else INPUT
 ENVIRONMENT = os.path.join(workflow.basedir, "envs", "cohortgmm.yaml")
 TABLE = "results/patients.tsv"
 POSITIONS = "results/positions.npz"

@@ -6,7 +6,7 @@
 rule fit:
     input:
         cells=cells_of,
-        described=list(CONFIG.gmm.files.values()),
+        described=DESCRIBED,
     output:
         model="results/fits/{patient}/k{k}.npz",
         score="results/fits/{patient}/k{k}.json",

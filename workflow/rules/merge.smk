@@ -5,7 +5,7 @@
 
 rule merge:
     input:
-        source=CONFIG.input,
+        source=INPUT,
         cohort=COHORT_FILE,
         table=TABLE,
         scores=SCORES,
@@ -27,10 +27,10 @@ rule merge:
         patient_col=CONFIG.patient_col,
         gmm=CONFIG.gmm.model_dump(exclude={"verbose"}),
         component_sharing=CONFIG.component_sharing,
-        use_rep=CONFIG.use_rep,
-        gmm_key=CONFIG.gmm_key,
+        use_rep=literal(CONFIG.use_rep),
+        gmm_key=literal(CONFIG.gmm_key),
         seed=CONFIG.seed,
-        config=CONFIG.provenance_json(),
+        config=literal(CONFIG.provenance_json()),
         code=code_of("scripts/merge.py"),
     message:
         "Writing all mixtures to {output}"

@@ -8,8 +8,8 @@
 # Snakemake from looking for reasons of its own in those that follow, also where they take its output as `ancient`.
 rule check_input:
     input:
-        cohort=CONFIG.input,
-        sheet=CONFIG.patients or [],
+        cohort=INPUT,
+        sheet=SHEET_FILE,
     output:
         touch("results/preprocessed/input.checked"),
     log:
@@ -34,7 +34,7 @@ rule check_input:
 
 rule preprocess:
     input:
-        cohort=CONFIG.input,
+        cohort=INPUT,
     output:
         summary="results/preprocessed/summary.json",
         cohort="results/preprocessed/cohort.h5ad",
@@ -62,7 +62,7 @@ rule preprocess:
 checkpoint split:
     input:
         cohort=cohort_to_split,
-        sheet=CONFIG.patients or [],
+        sheet=SHEET_FILE,
         checked="results/preprocessed/input.checked" if CONFIG.preprocess.enabled else [],
         summary="results/preprocessed/summary.json" if CONFIG.preprocess.enabled else [],
     output:

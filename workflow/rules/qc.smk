@@ -86,7 +86,7 @@ for figure in FIGURES:
                 f"results/qc/{figure}.svg",
                 category=in_report("Cohort"),
                 caption=f"../report/{figure}.rst",
-                labels={"figure": figure},
+                labels=report_labels(lambda wildcards, figure=figure: {"figure": figure}),
             ),
             f"results/qc/{figure}.png",
         log:
@@ -108,6 +108,11 @@ for figure in FIGURES:
             "../../scripts/qc_cohort.py"
 
 
+def patient_label(wildcards):
+    """What the report calls a patient's figure."""
+    return {"patient": patient_name(wildcards.patient)}
+
+
 rule qc_patient:
     input:
         cells=cells_of,
@@ -120,7 +125,7 @@ rule qc_patient:
             "results/qc/patients/{patient}.svg",
             category=in_report("Patients"),
             caption="../report/patient.rst",
-            labels=lambda wildcards: {"patient": patient_name(wildcards.patient)},
+            labels=report_labels(patient_label),
         ),
         "results/qc/patients/{patient}.png",
     log:
@@ -133,6 +138,7 @@ rule qc_patient:
         mem_mb=requests.memory("qc_patient"),
         runtime=requests.minutes("qc_patient"),
     params:
+        patient=lambda wildcards: patient_name(wildcards.patient),
         metric=CONFIG.gmm.k_selection_metric,
         max_cells=CONFIG.qc.max_cells,
         seed=CONFIG.seed,
@@ -149,13 +155,13 @@ if CONFIG.gmm.is_corrected:
         input:
             cells=cells_of,
             model="results/models/{patient}.npz",
-            described=list(CONFIG.gmm.files.values()),
+            described=DESCRIBED,
         output:
             report(
                 "results/qc/corrections/{patient}.svg",
                 category=in_report("Corrections"),
                 caption="../report/correction.rst",
-                labels=lambda wildcards: {"patient": patient_name(wildcards.patient)},
+                labels=report_labels(patient_label),
             ),
             "results/qc/corrections/{patient}.png",
         log:
@@ -168,6 +174,7 @@ if CONFIG.gmm.is_corrected:
             mem_mb=requests.memory("qc_correction"),
             runtime=requests.minutes("qc_correction"),
         params:
+            patient=lambda wildcards: patient_name(wildcards.patient),
             options=CONFIG.gmm.fit_options(),
             max_cells=CONFIG.qc.max_cells,
             seed=CONFIG.seed,

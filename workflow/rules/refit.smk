@@ -6,7 +6,7 @@
 rule refit:
     input:
         cells=cells_of,
-        described=list(CONFIG.gmm.files.values()),
+        described=DESCRIBED,
         selection="results/selection/{patient}.tsv",
         fits=expand("results/fits/{{patient}}/k{k}.npz", k=CONFIG.gmm.candidates),
     output:

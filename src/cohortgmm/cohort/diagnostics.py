@@ -1,5 +1,6 @@
 """Tables from which the quality of the mixtures is judged."""
 
+import csv
 import os
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -48,8 +49,12 @@ def read_frame(path: str | os.PathLike, content: str = "table") -> pd.DataFrame:
 
 def write_frame(frame: pd.DataFrame, path: str | os.PathLike) -> None:
     """Write a table as tab-separated values."""
+    texts = frame.select_dtypes(include=["object", "string", "category"])
+    # Before Python 3.13 a carriage return by itself does not make the writer quote a text.
+    returns = any("\r" in str(text) for name in texts for text in texts[name].unique())
+    quoting = csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL
     with atomic_path(path) as temporary:
-        frame.to_csv(temporary, sep="\t", index=False)
+        frame.to_csv(temporary, sep="\t", index=False, quoting=quoting, encoding="utf-8")
 
 
 def diagnostics_table(

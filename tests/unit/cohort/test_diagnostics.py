@@ -9,6 +9,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+from hostile import TEXTS
 from corrected import ALL
 from projects import make_cohort
 from scipy import sparse
@@ -17,7 +18,7 @@ from cohortgmm.cohort import annotation as annotation_module
 from cohortgmm.cohort import diagnostics
 from cohortgmm.cohort.cells import PatientCells
 from cohortgmm.cohort.fitting import fit_candidate
-from cohortgmm.cohort.tables import write_table
+from cohortgmm.cohort.tables import read_rows, write_table
 from cohortgmm.config import read_gmm_options
 from cohortgmm.config_gmm import GmmConfig
 from cohortgmm.errors import DataError
@@ -269,3 +270,19 @@ def test_draws_of_cells():
     assert drawn.max() < 1000
     np.testing.assert_array_equal(annotation_module.draw_cells(1000, 100, 0), drawn)
     assert not np.array_equal(annotation_module.draw_cells(1000, 100, 1), drawn)
+
+
+@pytest.mark.parametrize("kind", ["object", "category"])
+def test_every_text_of_a_table_comes_back_as_it_was(kind, tmp_path):
+    frame = pd.DataFrame({"patient": pd.Series(TEXTS, dtype=kind), "n_cells": 3, "weight": 0.5, "converged": True})
+    diagnostics.write_frame(frame, tmp_path / "table.tsv")
+    found = diagnostics.read_frame(tmp_path / "table.tsv")
+    assert found["patient"].tolist() == TEXTS
+    assert found[["n_cells", "weight", "converged"]].to_numpy().tolist() == [[3, 0.5, True]] * len(TEXTS)
+    assert [row["patient"] for row in read_rows(tmp_path / "table.tsv")] == TEXTS
+
+
+def test_every_text_that_the_standard_library_writes_is_read(tmp_path):
+    write_table(tmp_path / "table.tsv", ["patient", "label"], [{"patient": text, "label": text} for text in TEXTS])
+    assert diagnostics.read_frame(tmp_path / "table.tsv")["patient"].tolist() == TEXTS
+    assert [row["label"] for row in read_rows(tmp_path / "table.tsv")] == TEXTS
