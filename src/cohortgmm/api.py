@@ -10,9 +10,11 @@ import numpy as np
 
 from cohortgmm import __version__
 from cohortgmm.cohort.cells import PatientCells
+from cohortgmm.cohort.covariances import check_size
 from cohortgmm.cohort.fitting import final_fit, fit_candidate
 from cohortgmm.cohort.hidden import describe_arguments
 from cohortgmm.cohort.in_memory import cells_of_anndata, cells_of_mapping
+from cohortgmm.cohort.occupied import check_places
 from cohortgmm.cohort.reading import Embedding
 from cohortgmm.cohort.schema import assign_components, build_uns
 from cohortgmm.cohort.selection import select_k
@@ -218,6 +220,10 @@ def fit_gmm(
         on_small_patient=on_small_patient,
         empty=cells.empty_cells() if missing or noise is not None else None,
     )
+    if not is_mapping:
+        check_places(key, data.uns, data.obs.columns, data.obsm)
+        n_mixtures = 1 if sharing == "global" else len(split.patients)
+        check_size(n_mixtures, max(gmm.candidates), cells.matrix.shape[1])
     outcomes = _fit_parts(split, cells, sharing, gmm, options, seed, n_jobs)
     fits = {name: outcome.fit for name, outcome in outcomes.items()}
     assigned, weights = assign_components(
@@ -228,7 +234,7 @@ def fit_gmm(
             return {patient: fit.model for patient, fit in fits.items()}
         (shared,) = fits.values()
         return {patient: _with_weights(shared.model, weights[patient]) for patient in split.patients}
-    data.uns[key] = build_uns(
+    uns = build_uns(
         patients=split.patients,
         fits=fits,
         weights=weights,
@@ -241,6 +247,8 @@ def fit_gmm(
         n_cells={patient: len(rows) for patient, rows in split.positions.items()},
         provenance={"cohortgmm": __version__, "numpy": np.__version__, "seed": seed},
     )
+    uns["model"]["var"] = np.asarray(uns["model"]["var"])
+    data.uns[key] = uns
     data.obs[f"{key}_comp"] = assigned.components
     data.obsm[f"{key}_resp"] = assigned.resp
     if len(column_list(patient_col)) > 1:

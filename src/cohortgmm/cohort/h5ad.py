@@ -173,6 +173,16 @@ def read_element(file: h5py.File, path: str) -> Any:
         raise DataError(f"{file.filename}: {path} cannot be read: {_why_unread(item, error)}") from None
 
 
+def stored_array(file: h5py.File, path: str) -> Any:
+    """An element to be read piece by piece: a dataset where it is a plain array, else what :func:`read_element` gives."""
+    item = find_item(file, path)
+    if not isinstance(item, h5py.Dataset) or item.dtype.kind not in "biuf":
+        return read_element(file, path)
+    _check_filters(file, path, item)
+    _check_sources(file, path, item)
+    return item
+
+
 def _is_rare_sparse(item: h5py.Group | h5py.Dataset) -> bool:
     """Whether this is a sparse matrix in half precision or in another machine's byte order, of which scipy has none."""
     if item.attrs.get("encoding-type") not in ("csr_matrix", "csc_matrix") or "data" not in item:

@@ -4,7 +4,7 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -13,10 +13,12 @@ import numpy as np
 from anndata.io import write_elem
 
 from cohortgmm import __version__
+from cohortgmm.archive import read_arrays
 from cohortgmm.cohort.cells import PatientCells, read_positions
-from cohortgmm.cohort.fitting import load_fits
+from cohortgmm.cohort.covariances import StackedCovariances, StoredFits, write_covariances
 from cohortgmm.cohort.h5ad import n_rows, open_h5ad, read_obs, table_columns
 from cohortgmm.cohort.links import copy_linked
+from cohortgmm.cohort.occupied import check_file
 from cohortgmm.cohort.patients import patient_ids
 from cohortgmm.cohort.schema import CellAssignment, assign_components, build_uns
 from cohortgmm.cohort.selection import select_k
@@ -24,6 +26,7 @@ from cohortgmm.cohort.tables import read_patients, scores_of
 from cohortgmm.cohort.texts import column_list
 from cohortgmm.config_gmm import GmmConfig, unit_column
 from cohortgmm.files import atomic_path, shown_path
+from cohortgmm.mixture.result import MixtureFit
 
 logger = logging.getLogger(__name__)
 
@@ -66,18 +69,20 @@ def merge_models(
         Of the configuration; ``config`` is all of it as JSON.
     """
     options = GmmConfig(**gmm)
-    parts = [PatientCells.load(path) for path in cells]
-    fits = load_fits(parts, models)
+    fits = StoredFits(dict(zip(map(_patient_of, cells), models, strict=True)), MixtureFit.load)
     kept = [row for row in read_patients(table, {"n_cells": int}) if row["status"] == "ok"]
     n_cells = {row["patient"]: row["n_cells"] for row in kept}
-    rows = scores_of(scores, [part.patient for part in parts])
+    rows = scores_of(scores, list(fits))
     units = {}
     with open_h5ad(cohort) as file:
+        check_file(file, gmm_key)
         n_total = n_rows(file, "obs")
         if len(column_list(patient_col)) > 1:
             units[unit_column(patient_col, gmm_key)] = patient_ids(
                 read_obs(file, column_list(patient_col)), patient_col
             )
+    n_fit: dict[str, int] = {}
+    parts = _parts(cells, options.refit, n_fit)
     assigned, weights = assign_components(fits, parts, read_positions(positions), n_total)
     uns = build_uns(
         patients=list(n_cells),
@@ -88,7 +93,7 @@ def merge_models(
         gmm=options,
         component_sharing=component_sharing,
         use_rep=use_rep,
-        n_fit={part.patient: part.n_fit(options.refit) for part in parts},
+        n_fit=n_fit,
         n_cells=n_cells,
         provenance={
             "cohortgmm": __version__,
@@ -101,6 +106,18 @@ def merge_models(
         },
     )
     write_gmm(cohort, target, gmm_key, uns, assigned, units)
+
+
+def _patient_of(path: str) -> str:
+    return str(read_arrays(path, ("patient",), "cells of a patient")["patient"])
+
+
+def _parts(paths: Sequence[str], refit: str, n_fit: dict[str, int]) -> Iterator[PatientCells]:
+    """The cells, patient by patient; fills in how many of them the final mixture was fitted to."""
+    for path in paths:
+        part = PatientCells.load(path)
+        n_fit[part.patient] = part.n_fit(refit)
+        yield part
 
 
 def _sha256(path: str | os.PathLike) -> str:
@@ -123,7 +140,7 @@ def write_gmm(
     source, target
         The files; the target appears only when it is complete.
     gmm_key
-        Key in ``uns``; mixtures that are already there under this key are replaced.
+        Key in ``uns``; what is there under this key is replaced, see :func:`~cohortgmm.cohort.occupied.check_file`.
     uns
         What goes under it.
     assigned
@@ -139,13 +156,24 @@ def write_gmm(
             for group in ("uns", "obsm"):
                 if group not in file:
                     write_elem(file, group, {})
-            write_elem(file["uns"], gmm_key, dict(uns))
+            _write_uns(file["uns"], gmm_key, uns)
             write_elem(file["obsm"], f"{gmm_key}_resp", assigned.resp)
             _write_obs_column(file, f"{gmm_key}_comp", assigned.components)
             _write_obs_column(file, f"{gmm_key}_background", assigned.background)
             for name, values in (columns or {}).items():
                 _write_obs_column(file, name, values)
     logger.info("wrote %s with uns[%r], obs[%r], obsm[%r]", target, gmm_key, f"{gmm_key}_comp", f"{gmm_key}_resp")
+
+
+def _write_uns(group: h5py.Group, gmm_key: str, uns: Mapping[str, Any]) -> None:
+    """Write the mixtures; stacked covariances without holding all of them."""
+    stacked = uns["model"].get("var")
+    if not isinstance(stacked, StackedCovariances):
+        write_elem(group, gmm_key, dict(uns))
+        return
+    model = {name: values for name, values in uns["model"].items() if name != "var"}
+    write_elem(group, gmm_key, {**uns, "model": model})
+    write_covariances(group[gmm_key]["model"], "var", stacked)
 
 
 def _write_obs_column(file: h5py.File, name: str, values: np.ndarray | None) -> None:

@@ -1,17 +1,20 @@
 """The layout of the mixtures in ``adata.uns``: ggml_ot's, with a few keys of our own."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cohortgmm.cohort.covariances import ModelsOf, StackedCovariances
 from cohortgmm.cohort.stored_mixtures import stored_mixtures
 from cohortgmm.cohort.tables import Row
 from cohortgmm.config_gmm import GmmConfig
 from cohortgmm.errors import DataError
+from cohortgmm.mixture.background import Background
 from cohortgmm.mixture.model import GaussianMixture
 from cohortgmm.mixture.result import MixtureFit
 
@@ -80,13 +83,13 @@ def assign_components(
         (K,) weights of every patient where components are shared: those that come with the fit, or the mean
         responsibilities of its cells.
     """
-    k_max = max(fit.model.n_components for fit in fits.values())
-    components, resp = np.full(n_cells, -1), np.zeros((n_cells, k_max))
-    any_background = any(fit.model.background is not None for fit in fits.values())
-    background = np.zeros(n_cells) if any_background else None
+    sizes = [(fit.model.n_components, fit.model.background is not None) for fit in fits.values()]
+    components, resp = np.full(n_cells, -1), np.zeros((n_cells, max(k for k, _ in sizes)))
+    background = np.zeros(n_cells) if any(has_background for _, has_background in sizes) else None
     weights = {}
     for part in parts:
-        model, of_patients = fits[part.patient].model, fits[part.patient].patient_weights
+        fit = fits[part.patient]
+        model, of_patients = fit.model, fit.patient_weights
         own = model.responsibilities(part.x, part.noise_of())
         rows = positions[part.patient]
         if background is not None:
@@ -142,23 +145,28 @@ def build_uns(
     Returns
     -------
     dict
-        Arrays, scalars, texts and dicts only, so that ``.h5ad`` gives it back as it is.
+        Arrays, scalars, texts and dicts only, so that ``.h5ad`` gives it back as it is; the covariances are
+        :class:`~cohortgmm.cohort.covariances.StackedCovariances`, of which :func:`write_covariances` or
+        ``numpy.asarray`` makes an array.
     """
     shared = component_sharing == "global"
     owners = list(fits) if shared else list(patients)
-    models = [fits[owner].model.signal() for owner in owners]
-    k_max = max(model.n_components for model in models)
-    mu = np.stack([_pad(model.means, k_max) for model in models])
-    var = np.stack([_pad(model.full_covariances, k_max) for model in models])
-    pi = np.stack([_pad(model.weights, k_max) for model in models])
+    chosen = [_Chosen.of(fits[owner], n_fit[owner]) for owner in owners]  # a fit may be read at every look-up
+    k_max = max(len(own.weights) for own in chosen)
+    mu = np.stack([_pad(own.means, k_max) for own in chosen])
+    pi = np.stack([_pad(own.weights, k_max) for own in chosen])
+    shape = (*mu.shape, mu.shape[-1])
+    var = StackedCovariances(ModelsOf(fits), owners, shape[1:] if shared else shape)
     shares = np.stack([_shares(own) for own in ([weights[patient] for patient in patients] if shared else pi)])
-    fitted = any(fit.patient_weights is not None for fit in fits.values())
+    fitted = any(own.has_patient_weights for own in chosen)
     uns: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "component_sharing": component_sharing,
         "covariance_type": gmm.covariance_type,
         "n_components": k_max,
-        "distribution_n_components": np.array([k_max] * len(patients) if shared else [m.n_components for m in models]),
+        "distribution_n_components": np.array(
+            [k_max] * len(patients) if shared else [len(own.weights) for own in chosen]
+        ),
         "fit_params": {
             **gmm.settings,
             "eps": float(gmm.eps),
@@ -175,21 +183,21 @@ def build_uns(
             "fit_indices_count": int(sum(n_fit.values())),
             "refit": "full" if gmm.fixed_k is not None else gmm.refit,
         },
-        "model": {"mu": mu[0] if shared else mu, "var": var[0] if shared else var, "pi": pi},
+        "model": {"mu": mu[0] if shared else mu, "var": var, "pi": pi},
         "distribution_weights": shares,
         "weight_inference": {
             "weights_fit_scope": "all_cells" if shared or gmm.refit == "full" or gmm.fixed_k else "selection_cells",
             "weights_source": "mean_responsibilities" if shared and not fitted else "mixture",
             "distribution_ids": np.array(patients, dtype=object),
         },
-        "diagnostics": _diagnostics(owners, fits, n_fit, [n_cells[p] for p in patients], shared),
+        "diagnostics": _diagnostics(chosen, [n_cells[p] for p in patients], shared),
         "provenance": dict(provenance),
     }
     if use_rep is not None:  # None itself cannot be written by anndata < 0.12; ggml_ot reads a missing key as None
         uns["use_rep"] = use_rep
     if gmm.noise is not None:
         uns["noise"] = {key: value for key, value in gmm.noise.model_dump().items() if value is not None}
-    backgrounds = [fits[owner].model.background for owner in owners]
+    backgrounds = [own.background for own in chosen]
     if all(backgrounds):
         uns["background"] = {
             "lower": np.stack([background.lower for background in backgrounds]),
@@ -218,19 +226,38 @@ def _pad(array: np.ndarray, k_max: int) -> np.ndarray:
     return np.concatenate([array, np.zeros((k_max - len(array), *array.shape[1:]))])
 
 
-def _diagnostics(owners, fits, n_fit, n_cells, shared) -> dict[str, Any]:
-    chosen = [fits[owner] for owner in owners]
-    return {
-        "n_cells": np.array([sum(n_cells)] if shared else n_cells),
-        "n_fit": np.array([n_fit[owner] for owner in owners]),
-        "n_iter": np.array([fit.n_iter for fit in chosen]),
-        "converged": np.array([fit.converged for fit in chosen]),
-        "log_likelihood": np.array([fit.log_likelihood for fit in chosen]),
-        "max_condition": np.array([fit.model.condition_numbers.max() for fit in chosen]),
-        "n_floored": np.array([int(fit.floored.sum()) for fit in chosen]),
-        "completeness": np.array([fit.completeness for fit in chosen]),
-        "n_unobserved": np.array([fit.n_unobserved for fit in chosen]),
-        "n_empty": np.array([fit.n_empty for fit in chosen]),
+@dataclass(frozen=True, eq=False)
+class _Chosen:
+    """What is written of a final fit besides its covariances."""
+
+    weights: np.ndarray
+    means: np.ndarray
+    background: Background | None
+    has_patient_weights: bool
+    diagnostics: dict[str, Any]
+
+    @classmethod
+    def of(cls, fit: MixtureFit, n_fit: int) -> "_Chosen":
+        model = fit.model
+        diagnostics = {
+            "n_fit": n_fit,
+            "n_iter": fit.n_iter,
+            "converged": fit.converged,
+            "log_likelihood": fit.log_likelihood,
+            "max_condition": model.condition_numbers.max(),
+            "n_floored": int(fit.floored.sum()),
+            "completeness": fit.completeness,
+            "n_unobserved": fit.n_unobserved,
+            "n_empty": fit.n_empty,
+        }
+        signal = model.signal()
+        return cls(signal.weights, signal.means, model.background, fit.patient_weights is not None, diagnostics)
+
+
+def _diagnostics(chosen: Sequence[_Chosen], n_cells: Sequence[int], shared: bool) -> dict[str, Any]:
+    names = chosen[0].diagnostics
+    return {"n_cells": np.array([sum(n_cells)] if shared else n_cells)} | {
+        name: np.array([own.diagnostics[name] for own in chosen]) for name in names
     }
 
 
@@ -302,21 +329,33 @@ def read_gmm(data, gmm_key: str | None = None) -> dict[str, GaussianMixture]:
     >>> read_gmm(adata)["b"].means.shape
     (2, 2)
     """
-    uns = _read_uns(data)
-    keys = [key for key, value in uns.items() if isinstance(value, Mapping) and "model" in value]
-    if gmm_key is None and len(keys) == 1:
-        gmm_key = keys[0]
-    if gmm_key is None or gmm_key not in keys:
-        asked = "no gmm_key given" if gmm_key is None else f"no mixtures under uns[{gmm_key!r}]"
-        raise DataError(f"{asked}; keys with mixtures: {', '.join(keys) or 'none'}")
-    return stored_mixtures(uns[gmm_key], f"uns[{gmm_key!r}]")
+    with _stored_uns(data) as uns:
+        keys = [key for key, value in uns.items() if isinstance(value, Mapping) and "model" in value]
+        if gmm_key is None and len(keys) == 1:
+            gmm_key = keys[0]
+        if gmm_key is None or gmm_key not in keys:
+            asked = "no gmm_key given" if gmm_key is None else f"no mixtures under uns[{gmm_key!r}]"
+            raise DataError(f"{asked}; keys with mixtures: {', '.join(keys) or 'none'}")
+        return stored_mixtures(uns[gmm_key], f"uns[{gmm_key!r}]")
 
 
-def _read_uns(data) -> Mapping[str, Any]:
+@contextmanager
+def _stored_uns(data) -> Iterator[Mapping[str, Any]]:
+    """``uns`` of an AnnData; of a file only the entries with mixtures, whose covariances stay in it until asked for."""
     if not isinstance(data, (str, os.PathLike)):
-        return data.uns
-    from cohortgmm.cohort.h5ad import member_names, open_h5ad, read_element
+        yield data.uns
+        return
+    from cohortgmm.cohort.h5ad import member_names, open_h5ad, read_element, stored_array
 
     with open_h5ad(Path(data)) as file:
-        keys = [key for key in member_names(file, "uns") if f"uns/{key}/model" in file]
-        return {key: read_element(file, f"uns/{key}") for key in keys}
+        uns: dict[str, dict[str, Any]] = {}
+        for key in member_names(file, "uns"):
+            entry, model = f"uns/{key}", f"uns/{key}/model"
+            if model not in file:
+                continue
+            uns[key] = {name: read_element(file, f"{entry}/{name}") for name in file[entry] if name != "model"}
+            parts = member_names(file, model)
+            uns[key]["model"] = {
+                part: (stored_array if part == "var" else read_element)(file, f"{model}/{part}") for part in parts
+            }
+        yield uns

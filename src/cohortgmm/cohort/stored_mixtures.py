@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from cohortgmm.arrays import dense_array
+from cohortgmm.cohort.covariances import diagonals
 from cohortgmm.errors import ConfigError, DataError
 from cohortgmm.mixture.background import Background
 from cohortgmm.mixture.model import GaussianMixture
@@ -33,14 +34,17 @@ def stored_mixtures(stored: Mapping[str, Any], name: str) -> dict[str, GaussianM
     ids = [str(patient) for patient in _part(stored, name, "weight_inference", "distribution_ids")]
     shared = str(_part(stored, name, "component_sharing")) == "global"
     mu = _numbers(_part(stored, name, "model", "mu"), f"{name}: means")
-    var = _numbers(_part(stored, name, "model", "var"), f"{name}: covariances")
+    var = _part(stored, name, "model", "var")
+    if not hasattr(var, "chunks"):  # a dataset of a file is read mixture by mixture
+        var = _numbers(var, f"{name}: covariances")
     if mu.ndim not in ((2, 3) if shared else (3,)) or (mu.ndim == 3 and len(mu) != (1 if shared else len(ids))):
         one = ", which share one mixture" if shared else ""
         raise DataError(f"{name} has means of shape {mu.shape} for {len(ids)} patients{one}")
     if var.shape not in (mu.shape, (*mu.shape, mu.shape[-1])):
         raise DataError(f"{name} has covariances of shape {var.shape} for means of shape {mu.shape}")
-    if mu.ndim == 2:  # of a shared mixture; ggml_ot writes it with a leading axis
-        mu, var = mu[None], var[None]
+    is_full, is_one = len(var.shape) == mu.ndim + 1, mu.ndim == 2
+    if is_one:  # a shared mixture; ggml_ot writes it with a leading axis
+        mu = mu[None]
     weights = stored.get("distribution_weights")
     weights = _part(stored, name, "model", "pi") if weights is None else weights
     weights = np.atleast_2d(_numbers(weights, f"{name}: weights"))
@@ -48,19 +52,27 @@ def stored_mixtures(stored: Mapping[str, Any], name: str) -> dict[str, GaussianM
         raise DataError(
             f"{name} has weights of shape {weights.shape} for {len(ids)} patients with {mu.shape[1]} components"
         )
-    counts = _counts(stored, name, ids, weights, var)
-    result = {}
+    counts = _counts(stored, name, ids, weights, var, len(mu))
+    is_diagonal = str(_part(stored, name, "covariance_type")) == "diag"
+    result, covariances = {}, np.empty((0, 0))
     for i, (patient, k) in enumerate(zip(ids, counts, strict=True)):
         own, of_weights = (0, min(i, len(weights) - 1)) if shared else (i, i)
-        covariances = var[own, :k]
-        if str(_part(stored, name, "covariance_type")) == "diag" and covariances.ndim == 3:
-            covariances = np.diagonal(covariances, axis1=1, axis2=2)
+        index = () if is_one else (own,)
         try:
+            if not shared or i == 0 or k != len(covariances):
+                covariances = _covariances(var, index, k, as_diagonals=is_diagonal and is_full)
             model = GaussianMixture(_whole(weights[of_weights, :k]), mu[own, :k], covariances)
             result[patient] = _beside_background(model, stored.get("background"), i, own)
         except (ConfigError, DataError) as error:
             raise DataError(f"{name}, patient {patient!r}: {error}") from None
     return result
+
+
+def _covariances(var: Any, index: tuple[int, ...], k: int, *, as_diagonals: bool) -> np.ndarray:
+    """Covariances of the k components of one mixture, of an array or of a dataset in a file."""
+    if as_diagonals:
+        return _numbers([diagonals(var, (*index, j)) for j in range(k)], "covariances")
+    return _numbers(var[(*index, slice(k))], "covariances")
 
 
 def _part(stored: Mapping[str, Any], name: str, *keys: str) -> Any:
@@ -78,13 +90,14 @@ def _numbers(values: Any, name: str) -> np.ndarray:
 
 
 def _counts(
-    stored: Mapping[str, Any], name: str, ids: Sequence[str], weights: np.ndarray, var: np.ndarray
+    stored: Mapping[str, Any], name: str, ids: Sequence[str], weights: np.ndarray, var: Any, n_mixtures: int
 ) -> list[int]:
     """Number of components of every patient; where that is not stored, up to the last that is not padding."""
     n_most = weights.shape[1]
     counts = stored.get("distribution_n_components")
     if counts is None:
-        used = (weights > 0) | var.any(axis=tuple(range(2, var.ndim)))
+        values = np.asarray(var).reshape(n_mixtures, n_most, -1)
+        used = (weights > 0) | values.any(axis=2)
         counts = np.broadcast_to(n_most - used[:, ::-1].argmax(axis=1), len(ids))
     counts = _numbers(counts, f"{name}: distribution_n_components")
     if counts.shape != (len(ids),) or not np.all((counts >= 1) & (counts <= n_most) & (counts == np.round(counts))):

@@ -9,8 +9,8 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
-from hostile import TEXTS
 from corrected import ALL
+from hostile import TEXTS
 from projects import make_cohort
 from scipy import sparse
 

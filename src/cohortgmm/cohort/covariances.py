@@ -1,0 +1,168 @@
+"""The covariances of all patients as ggml_ot stores them, full matrices padded with zeros, without holding them all."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from cohortgmm.errors import ConfigError
+from cohortgmm.memory import available_memory
+from cohortgmm.mixture.model import GaussianMixture
+
+#: Rows and columns of a block of a file in which only blocks on the diagonal are stored.
+_BLOCK = 64
+
+#: What anndata writes beside an array.
+_ATTRIBUTES = {"encoding-type": "array", "encoding-version": "0.2.0"}
+
+
+class StackedCovariances:
+    """(P, K, D, D) covariances of P patients, or (K, D, D) of one mixture for all, made when they are asked for.
+
+    Parameters
+    ----------
+    models
+        Mixture of every patient; may read it from its file at every look-up.
+    owners
+        The patients, in order.
+    shape
+        (P, K, D, D), or (K, D, D) where the one owner is the whole cohort.
+    """
+
+    def __init__(self, models: Mapping[str, GaussianMixture], owners: Sequence[str], shape: tuple[int, ...]) -> None:
+        self._models, self._owners, self.shape = models, list(owners), tuple(shape)
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(np.float64)
+
+    @property
+    def nbytes(self) -> int:
+        return int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize
+
+    def mixtures(self) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
+        """Index of every mixture, with its covariances: (k, D, D), or (k, D) where they are diagonal."""
+        for i, owner in enumerate(self._owners):
+            yield ((i,) if len(self.shape) == 4 else ()), self._models[owner].covariances
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        full = np.zeros(self.shape, dtype=dtype or self.dtype)
+        diagonal = np.arange(self.shape[-1])
+        for index, covariances in self.mixtures():
+            own = full[index][: len(covariances)]
+            if covariances.ndim == 2:
+                own[:, diagonal, diagonal] = covariances
+            else:
+                own[...] = covariances
+        return full
+
+
+def check_size(n_mixtures: int, k: int, n_features: int) -> None:
+    """Refuse mixtures whose full covariances, which ``uns`` holds in memory, may not fit there.
+
+    Parameters
+    ----------
+    n_mixtures, k, n_features
+        Number of mixtures, of components of each at most, and of features.
+
+    Raises
+    ------
+    ConfigError
+        If they may take more than half of the memory that is free.
+    """
+    size, free = n_mixtures * k * n_features**2 * 8, available_memory()
+    if free is not None and size > free / 2:
+        raise ConfigError(
+            f"{n_mixtures:,} mixtures of up to {k} components in {n_features:,} features take {size / 1e9:,.1f} GB in "
+            f"uns, where covariances are stored as full matrices, and {free / 1e9:,.1f} GB of memory are free: fit fewer "
+            "features (such as principal components) or components, give fit_gmm a mapping of patient to array, which "
+            "returns the mixtures themselves, or run the pipeline, which writes them piece by piece"
+        )
+
+
+def write_covariances(group: Any, name: str, stacked: StackedCovariances) -> None:
+    """Write covariances into a group of an HDF5 file, as the plain array that anndata would write, mixture by mixture.
+
+    Of diagonal ones in many features only the blocks on the diagonal are stored, compressed; the rest reads as zero.
+
+    Parameters
+    ----------
+    group
+        The ``h5py.Group``.
+    name
+        Name of the dataset.
+    stacked
+        The covariances.
+    """
+    n_features, dataset = stacked.shape[-1], None
+    for index, covariances in stacked.mixtures():
+        in_blocks = covariances.ndim == 2 and n_features > _BLOCK
+        if dataset is None:
+            chunks = (*(1,) * (len(stacked.shape) - 2), _BLOCK, _BLOCK)
+            options = {"chunks": chunks, "compression": "gzip", "shuffle": True} if in_blocks else {}
+            dataset = group.create_dataset(name, shape=stacked.shape, dtype=stacked.dtype, **options)
+            dataset.attrs.update(_ATTRIBUTES)
+        if covariances.ndim == 3:
+            dataset[(*index, slice(len(covariances)))] = covariances
+        elif not in_blocks:
+            dataset[(*index, slice(len(covariances)))] = covariances[:, :, None] * np.eye(n_features)
+        else:
+            for k, variances in enumerate(covariances):
+                for rows in _blocks(n_features):
+                    dataset[(*index, k, rows, rows)] = np.diag(variances[rows])
+
+
+def _blocks(n: int) -> Iterator[slice]:
+    return (slice(start, min(start + _BLOCK, n)) for start in range(0, n, _BLOCK))
+
+
+def diagonals(covariances: Any, index: tuple[int, ...]) -> np.ndarray:
+    """(D,) variances of a component, of an array or of a dataset that holds full matrices, read block by block."""
+    n = covariances.shape[-1]
+    return np.concatenate([np.diagonal(np.asarray(covariances[(*index, rows, rows)])) for rows in _blocks(n)])
+
+
+class ModelsOf(Mapping[str, GaussianMixture]):
+    """The mixtures, without their backgrounds, of fits by patient.
+
+    Parameters
+    ----------
+    fits
+        Final :class:`~cohortgmm.mixture.result.MixtureFit` by patient; may be read at every look-up.
+    """
+
+    def __init__(self, fits: Mapping[str, Any]) -> None:
+        self._fits = fits
+
+    def __getitem__(self, owner: str) -> GaussianMixture:
+        return self._fits[owner].model.signal()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._fits)
+
+    def __len__(self) -> int:
+        return len(self._fits)
+
+
+class StoredFits(Mapping[str, Any]):
+    """Final fits by patient, each read from its file when it is asked for.
+
+    Parameters
+    ----------
+    paths
+        File of every patient.
+    load
+        Reads one.
+    """
+
+    def __init__(self, paths: Mapping[str, Any], load: Callable[[Any], Any]) -> None:
+        self._paths, self._load = dict(paths), load
+
+    def __getitem__(self, patient: str) -> Any:
+        return self._load(self._paths[patient])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._paths)
+
+    def __len__(self) -> int:
+        return len(self._paths)

@@ -1,0 +1,64 @@
+"""Whether the places that a result is written to are free, or hold mixtures that may be replaced."""
+
+from collections.abc import Container, Mapping
+from typing import Any
+
+from cohortgmm.errors import DataError
+
+#: What ggml_ot and cohortgmm both write with their mixtures.
+_OF_MIXTURES = ("component_sharing", "covariance_type", "model", "weight_inference")
+_OF_MODELS = ("mu", "var", "pi")
+
+
+def has_mixtures(entry: Any) -> bool:
+    """Whether an entry of ``uns``, in memory or in a file, holds mixtures in ggml_ot's layout."""
+    if not hasattr(entry, "keys") or not all(name in entry for name in _OF_MIXTURES):
+        return False
+    model = entry["model"]
+    return hasattr(model, "keys") and all(name in model for name in _OF_MODELS)
+
+
+def check_places(
+    gmm_key: str, uns: Mapping[str, Any], columns: Container[str], obsm: Container[str], where: str = "the data"
+) -> None:
+    """Refuse a key under which a result would replace what is no earlier result.
+
+    Parameters
+    ----------
+    gmm_key
+        Key in ``uns``.
+    uns
+        Entries of ``uns`` by key; also a group of an HDF5 file.
+    columns, obsm
+        Columns of ``obs``, and keys of ``obsm``.
+    where
+        What the message calls the data.
+
+    Raises
+    ------
+    DataError
+        If ``uns[gmm_key]`` holds something else than mixtures in the layout of cohortgmm and ggml_ot; or if there are
+        no mixtures under the key, but columns of ``obs`` or an entry of ``obsm`` with the names of their assignments.
+    """
+    way_out = "set another gmm_key (in the configuration gmm.gmm_key), or rename it"
+    if gmm_key in uns:
+        if not has_mixtures(uns[gmm_key]):
+            raise DataError(
+                f"gmm_key {gmm_key!r}: {where} has an entry uns[{gmm_key!r}] that holds no mixtures, and the result "
+                f"would replace it: {way_out}"
+            )
+        return
+    taken = [f"obs[{name!r}]" for name in (f"{gmm_key}_comp", f"{gmm_key}_background") if name in columns]
+    taken += [f"obsm[{name!r}]" for name in (f"{gmm_key}_resp",) if name in obsm]
+    if taken:
+        raise DataError(
+            f"gmm_key {gmm_key!r}: {where} has {' and '.join(taken)} without mixtures in uns[{gmm_key!r}], and the "
+            f"result would replace {'it' if len(taken) == 1 else 'them'}: {way_out}"
+        )
+
+
+def check_file(file: Any, gmm_key: str) -> None:
+    """As :func:`check_places`, for an open ``.h5ad`` (an ``h5py.File``), of which only names are read."""
+    columns = file["obs"].attrs.get("column-order", ()) if hasattr(file["obs"], "keys") else ()
+    columns = {name.decode() if isinstance(name, bytes) else str(name) for name in columns}
+    check_places(gmm_key, file.get("uns", {}), columns, file.get("obsm", {}), str(file.filename))

@@ -1,0 +1,26 @@
+"""How much memory is free."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+#: Limits of the control group that a job or a container runs in, and what it uses of them.
+_GROUPS = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
+
+
+def available_memory() -> int | None:
+    """Bytes that this process may still take; None where the system does not tell."""
+    found = []
+    with suppress(OSError, ValueError, IndexError):
+        (line,) = (row for row in Path("/proc/meminfo").read_text().splitlines() if row.startswith("MemAvailable:"))
+        found.append(int(line.split()[1]) * 1024)
+    for limit, used in _GROUPS:
+        with suppress(OSError, ValueError):  # "max" where there is no limit
+            found.append(max(int(Path(limit).read_text()) - int(Path(used).read_text()), 0))
+    if not found:
+        with suppress(OSError, ValueError, AttributeError):
+            found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return min(found, default=None)
