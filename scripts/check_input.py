@@ -1,7 +1,10 @@
-from cohortgmm.cohort.reading import check_input
+from cohortgmm.cohort.occupied import check_file
+from cohortgmm.cohort.reading import check_input, open_h5ad
 from cohortgmm.log import job_log
 
 with job_log(snakemake):
+    with open_h5ad(snakemake.input.cohort) as file:
+        check_file(file, snakemake.params.gmm_key)
     check_input(
         snakemake.input.cohort,
         snakemake.params.columns,

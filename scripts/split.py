@@ -1,9 +1,13 @@
+from cohortgmm.cohort.occupied import check_file
+from cohortgmm.cohort.reading import open_h5ad
 from cohortgmm.cohort.split import split_file
 from cohortgmm.log import job_log
 from cohortgmm.runs.made_with import split_values, write_values
 
 with job_log(snakemake):
     sheet = snakemake.input.get("sheet") or None
+    with open_h5ad(snakemake.input.cohort) as file:
+        check_file(file, snakemake.params.gmm_key)
     split_file(
         snakemake.input.cohort,
         snakemake.params.folder,

@@ -25,6 +25,7 @@ rule check_input:
     params:
         columns=CONFIG.further_columns(),
         options={key: getattr(CONFIG, key) for key in ("patient_col", "label_col", "on_mixed_label")},
+        gmm_key=literal(CONFIG.gmm_key),
         code=code_of("scripts/check_input.py"),
     message:
         "Looking at the table of cells of {input.cohort}"
@@ -80,6 +81,7 @@ checkpoint split:
     params:
         folder=lambda wildcards, output: os.path.join(os.path.dirname(output.table), "patients"),
         options=CONFIG.split_options(),
+        gmm_key=literal(CONFIG.gmm_key),
         code=code_of("scripts/split.py"),
     message:
         "Splitting {input.cohort} by patient"
