@@ -15,7 +15,7 @@ import cohortgmm.workflow as helpers
 from cohortgmm.cohort.tables import read_sheet
 from cohortgmm.errors import CohortgmmError
 from cohortgmm.files import patient_name, shown_path
-from cohortgmm.runs import failures, messages, orphans, readonly, records, requests, watch
+from cohortgmm.runs import closing, failures, messages, orphans, readonly, records, requests, watch
 from cohortgmm.runs.header import check_header
 from cohortgmm.runs.lock import Shard, lock_holders, lock_results
 from cohortgmm.runs.shards import SHARD_VARIABLE
@@ -279,11 +279,26 @@ def end(failed):
         say(error)
 
 
+def closing_words():
+    """What a user should know of the result, and what to do with it."""
+    at_home = os.path.samefile(os.curdir, workflow.basedir)
+    snippet = closing.ggml_snippet(
+        "results/cohort_gmm.h5ad" if at_home else os.path.abspath("results/cohort_gmm.h5ad"),
+        patient_col=CONFIG.patient_column,
+        label_col=CONFIG.label_col,
+        use_rep=CONFIG.use_rep,
+        gmm_key=CONFIG.gmm_key,
+    )
+    for_report = messages.finish_message(workflow.overwrite_configfiles, workflow.basedir)
+    notes = closing.closing_notes(preprocessed=CONFIG.preprocess.enabled)
+    return closing.closing_message(notes, snippet, for_report)
+
+
 onsuccess:
     end([])
     if os.path.exists("results/cohort_gmm.h5ad") and not SHARD:
         advise(workflow.executor_plugin.name, len(parts()) * len(CONFIG.gmm.candidates))
-        say(messages.finish_message(workflow.overwrite_configfiles, workflow.basedir))
+        say(closing_words())
 
 
 onerror:

@@ -67,7 +67,13 @@ checkpoint split:
         checked="results/preprocessed/input.checked" if CONFIG.preprocess.enabled else [],
         summary="results/preprocessed/summary.json" if CONFIG.preprocess.enabled else [],
     output:
-        table=TABLE,  # and the patients' array files beside it: declared, they would rerun with every new table
+        # And the patients' array files beside it: declared, they would rerun with every new table.
+        table=report(
+            TABLE,
+            category="Tables",
+            caption="../report/patients.rst",
+            labels=report_labels(lambda wildcards: {"table": closing.patients_label(TABLE)}),
+        ),
         positions=POSITIONS,
     log:
         "results/logs/split.log",

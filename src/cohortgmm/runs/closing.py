@@ -1,0 +1,195 @@
+"""What a run says of its result when it has succeeded, from the tables that it wrote. Needs the standard library only."""
+
+import json
+import os
+import textwrap
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from cohortgmm.cohort.tables import read_rows
+from cohortgmm.errors import CohortgmmError
+
+#: Most patients that a line names, and letters of a name.
+_SHOWN, _LETTERS = 3, 40
+
+#: Columns of a line on the terminal.
+_WIDTH = 100
+
+
+def closing_notes(results: str | os.PathLike = "results", *, preprocessed: bool = False) -> list[str]:
+    """What a user should know of a result, one note each; empty if there is nothing to be said.
+
+    Parameters
+    ----------
+    results
+        The results folder.
+    preprocessed
+        Whether the run preprocesses its input.
+
+    Returns
+    -------
+    list of str
+        Who was left out and why; what the preprocessing left out; patients whose choice of k or whose mixture is not to
+        be trusted.
+    """
+    folder, notes = Path(results), []
+    sources = [_left_out, _doubtful_choices, _not_converged]
+    for source in [sources[0], *([_of_preprocessing] if preprocessed else []), *sources[1:]]:
+        try:
+            notes += source(folder)
+        except (CohortgmmError, OSError, ValueError, KeyError, TypeError) as error:
+            notes.append(f"a note is missing, as a table of {folder} cannot be read: {error!r}")
+    return notes
+
+
+def left_out(table: str | os.PathLike) -> tuple[list[dict[str, str]], int]:
+    """Rows of the table of patients that were left out, and the number of all rows."""
+    rows = read_rows(table)
+    return [row for row in rows if row["status"] == "dropped"], len(rows)
+
+
+def left_out_line(table: str | os.PathLike) -> str:
+    """Who was left out and why, in short; empty if nobody was."""
+    dropped, n = left_out(table)
+    if not dropped:
+        return ""
+    shown = "; ".join(f"{_name(row['patient'])} ({row['reason']})" for row in dropped[:_SHOWN])
+    return f"{len(dropped):,} of {_patients(n)} left out: {shown}{'; ...' if len(dropped) > _SHOWN else ''}"
+
+
+def patients_label(table: str | os.PathLike) -> str:
+    """What the report calls the table of patients, with who was left out and why."""
+    return f"patients; {line}" if (line := left_out_line(table)) else "patients; nobody left out"
+
+
+def _left_out(folder: Path) -> list[str]:
+    line = left_out_line(folder / "patients.tsv")
+    return [f"{line}; the whole list is in {folder / 'patients.tsv'}"] if line else []
+
+
+def _of_preprocessing(folder: Path) -> list[str]:
+    path = folder / "preprocessed" / "summary.json"
+    if not path.is_file():
+        return []
+    from cohortgmm.cohort.filter_notes import filter_notes, read_summary
+
+    return filter_notes(read_summary(path))
+
+
+def _doubtful_choices(folder: Path) -> list[str]:
+    rows = read_rows(folder / "selection.tsv")
+    floored = [row["patient"] for row in rows if float(row["n_floored"] or 0) > 0]
+    at_edge = [row["patient"] for row in rows if row["at_edge"] == "True"]
+    notes = []
+    if floored:
+        notes.append(
+            f"components at the covariance floor in {_of(floored, rows)}: their likelihood, AIC and BIC are not to be "
+            "trusted; fit fewer components or features, or choose by heldout_nll"
+        )
+    if at_edge:
+        notes.append(
+            f"the largest or the smallest k that was tried is the best for {_of(at_edge, rows)}: widen gmm.k_comps, or "
+            "see whether the criteria agree"
+        )
+    return notes
+
+
+def _not_converged(folder: Path) -> list[str]:
+    """Of the final mixtures where their table is of this run, else of the fits that were chosen."""
+    final, selection = folder / "qc" / "diagnostics.tsv", folder / "selection.tsv"
+    if final.is_file() and final.stat().st_mtime >= selection.stat().st_mtime:
+        rows = read_rows(final)
+    else:
+        chosen = {(row["patient"], row["k"]) for row in read_rows(selection)}
+        rows = [row for row in read_rows(folder / "scores.tsv") if (row["patient"], row["k"]) in chosen]
+    names = [row["patient"] for row in rows if row["converged"] == "False"]
+    return [f"EM did not converge for {_of(names, rows)}: raise gmm.max_iter"] if names else []
+
+
+def _of(names: Sequence[str], rows: Sequence[object]) -> str:
+    shown = ", ".join(map(_name, names[:_SHOWN])) + (", ..." if len(names) > _SHOWN else "")
+    return f"{len(names):,} of {_patients(len(rows))} ({shown})"
+
+
+def _patients(n: int) -> str:
+    return f"{n:,} patient{'' if n == 1 else 's'}"
+
+
+def _name(patient: str) -> str:
+    """As Python writes it, so that no control character reaches the terminal; the middle of a long one is left out."""
+    half = _LETTERS // 2
+    return repr(patient if len(patient) <= _LETTERS else f"{patient[:half]}…{patient[-half:]}")
+
+
+def ggml_snippet(
+    file: str | os.PathLike, *, patient_col: str, label_col: str | None, use_rep: str | None, gmm_key: str
+) -> str:
+    """The lines of Python that hand a result to ggml_ot.
+
+    Parameters
+    ----------
+    file
+        The ``.h5ad`` with the mixtures.
+    patient_col, label_col
+        Columns of its ``obs``; without a label the reader has to put one in.
+    use_rep, gmm_key
+        Of the configuration.
+    """
+    label = "..." if label_col is None else _literal(label_col)
+    hint = "  # put in the column of obs with the patients' groups" if label_col is None else ""
+    arguments = [
+        f"patient_col={_literal(patient_col)}",
+        f"label_col={label}",
+        f"use_rep={_literal(use_rep)}",
+        f"gmm_key={_literal(gmm_key)}",
+    ]
+    one_line = f"    adata, {', '.join(arguments)}"
+    call = [one_line] if len(one_line) <= _WIDTH - 4 else ["    adata,", *(f"    {item}," for item in arguments)]
+    return "\n".join(
+        [
+            "import anndata, ggml_ot",
+            f"adata = anndata.read_h5ad({_literal(str(file))})",
+            f"adata = adata[adata.obs[{_literal(f'{gmm_key}_comp')}] >= 0].copy()  # without patients left out",
+            f"dataset = ggml_ot.from_anndata({hint}",
+            *call,
+            ")",
+            "ggml_ot.train_gmm(dataset)",
+        ]
+    )
+
+
+def _literal(value: str | None) -> str:
+    """A text as Python source, in double quotes where it is plain."""
+    if value is None:
+        return "None"
+    return json.dumps(value, ensure_ascii=False) if value.isprintable() and "\\" not in value else repr(value)
+
+
+def closing_message(notes: Iterable[str], snippet: str, report: str) -> str:
+    """Notes, the way to ggml_ot and the way to the report, as a block for the terminal.
+
+    Parameters
+    ----------
+    notes
+        See :func:`closing_notes`.
+    snippet
+        See :func:`ggml_snippet`.
+    report
+        The last line: how to make the report.
+    """
+    blocks = []
+    notes = list(notes)
+    if notes:
+        lines = [
+            textwrap.fill(
+                f"- {note[:1].upper()}{note[1:]}.",
+                _WIDTH,
+                subsequent_indent="  ",
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+            for note in notes
+        ]
+        blocks.append("\n".join(["What to know of this result:", *lines]))
+    blocks.append("To train ggml_ot on the mixtures:\n\n" + textwrap.indent(snippet, "    "))
+    return "\n\n".join([*blocks, report])
