@@ -21,7 +21,7 @@ rule merge:
     conda:
         ENVIRONMENT
     resources:
-        mem_mb=requests.memory("merge", ("obs",)),
+        mem_mb=requests.merge_memory("merge", CONFIG.gmm),
         runtime=requests.minutes("merge"),
     params:
         patient_col=CONFIG.patient_col,

@@ -82,7 +82,7 @@ checkpoint split:
     conda:
         ENVIRONMENT
     resources:
-        mem_mb=requests.memory("split", EMBEDDING),
+        mem_mb=requests.split_memory("split", EMBEDDING),
         runtime=requests.minutes("split"),
     params:
         folder=lambda wildcards, output: os.path.join(os.path.dirname(output.table), "patients"),

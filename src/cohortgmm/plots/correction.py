@@ -12,7 +12,7 @@ from matplotlib.transforms import offset_copy
 
 from cohortgmm.cohort.correction import Correction
 from cohortgmm.mixture.model import GaussianMixture
-from cohortgmm.plots.patient import ellipse_axes
+from cohortgmm.plots.patient import ellipse_axes, plane_covariances
 from cohortgmm.plots.style import (
     ALARM,
     INK,
@@ -117,7 +117,7 @@ def _draw_components(ax: Axes, x: np.ndarray, correction: Correction, names: lis
 
 def _show_ellipses(ax: Axes, model: GaussianMixture) -> None:
     """Widen the limits to the ellipses, which may reach past a gate; those that would shrink the cells stay cut off."""
-    spread = np.sqrt(np.diagonal(model.full_covariances, axis1=1, axis2=2))
+    spread = np.sqrt(np.einsum("kdd->kd", plane_covariances(model)))
     for feature, limits, set_limits in ((0, ax.get_xlim(), ax.set_xlim), (1, ax.get_ylim(), ax.set_ylim)):
         span = limits[1] - limits[0]
         lowest, highest = limits[0] - _MOST_WIDENED * span, limits[1] + _MOST_WIDENED * span
@@ -136,7 +136,7 @@ def _legend_below(ax: Axes, handles: list[Line2D]) -> None:
 
 
 def _ellipses(ax: Axes, model: GaussianMixture, colors, linestyle: str, gid: str) -> None:
-    axes = np.array([ellipse_axes(covariance) for covariance in model.full_covariances[:, :2, :2]])
+    axes = np.array([ellipse_axes(covariance) for covariance in plane_covariances(model)])
     ax.add_collection(
         EllipseCollection(
             axes[:, 0], axes[:, 1], axes[:, 2], units="xy", offsets=model.means[:, :2], offset_transform=ax.transData,

@@ -117,6 +117,13 @@ def ellipse_axes(covariance: np.ndarray) -> tuple[float, float, float]:
     return float(major_length), float(minor_length), float(np.degrees(np.arctan2(major[1], major[0])))
 
 
+def plane_covariances(model: GaussianMixture) -> np.ndarray:
+    """(K, 2, 2) covariances of the components in the first two features."""
+    if model.covariance_type == "full":
+        return model.covariances[:, :2, :2]
+    return model.covariances[:, :2, None] * np.eye(2)
+
+
 def _draw_features(
     ax: Axes, x: np.ndarray, components: np.ndarray, model: GaussianMixture, feature_names: list[str]
 ) -> None:
@@ -127,7 +134,7 @@ def _draw_features(
     fix_limits(ax)
     outline = [patheffects.Stroke(linewidth=2.4, foreground="white", alpha=0.7), patheffects.Normal()]
     colors = component_colors(np.arange(model.n_components))
-    for k, covariance in enumerate(model.full_covariances[:, :2, :2]):
+    for k, covariance in enumerate(plane_covariances(model)):
         width, height, angle = ellipse_axes(covariance)
         for sigma, linewidth in ((1, 1.5), (2, 0.9)):
             ellipse = Ellipse(

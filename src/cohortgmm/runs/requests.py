@@ -36,6 +36,15 @@ _NODES_MB, _NODE_BYTES = 120, 64
 #: MB for the covariances of cells that each have noise or gaps of their own, in all and for every feature.
 _OWN_MB, _OWN_MB_PER_FEATURE = 80, 1
 
+#: Full matrices that a fit holds for every component: covariances, their factors, moments, and those of the last step.
+_FULL_MATRICES = 14
+
+#: Multiples of the table of cells beside it, of which a split holds the names of all cells as texts.
+_NAMES = 8
+
+#: Multiples of what a merge holds: of the responsibilities of all cells, of the largest file of a patient.
+_RESPONSIBILITIES, _LARGEST = 1.4, 5
+
 
 @dataclass(frozen=True)
 class Request:
@@ -115,6 +124,49 @@ def _scaled(base: float, per_mb: float, size: Callable[[str], float]) -> Callabl
     return amount
 
 
+def split_memory(rule: str, parts: tuple[str, ...]) -> Callable[..., int]:
+    """Resource function: MB for the division into patients, as :func:`memory`, and for the names of all cells."""
+    plain = memory(rule, parts)
+
+    def amount(wildcards, input, attempt) -> int:
+        files = [path for path in input if path.endswith(".h5ad") and os.path.isfile(path)]
+        names = _NAMES * sum(megabytes(path, ("obs",)) for path in files)
+        return plain(wildcards, input, attempt) + int(names * 2 ** (attempt - 1))
+
+    return amount
+
+
+def merge_memory(rule: str, gmm: Any) -> Callable[..., int]:
+    """Resource function: MB for gathering all mixtures.
+
+    It holds the responsibilities of all cells, and of one patient at a time the cells and the mixture, beside the tables of
+    cells.
+
+    Parameters
+    ----------
+    rule
+        The rule.
+    gmm
+        The section ``gmm`` of the configuration.
+    """
+    base = SNAKEMAKE_MB + REQUESTS[rule].memory
+    k = max(gmm.candidates)
+
+    def amount(wildcards, input, attempt) -> int:
+        there = [path for path in input if os.path.isfile(path)]
+        obs = sum(megabytes(path, ("obs",)) for path in there if path.endswith(".h5ad"))
+        sizes = {path: _size(path) for path in there if path.endswith(".npz")}
+        # 8 bytes a cell, as long as a responsibility.
+        responsibilities = k * sizes.pop(str(input.positions), 0.0)
+        largest = max(sizes.values(), default=0.0)
+        # Means, and of diagonal covariances all, are held together.
+        together = sum(sizes.get(str(path), 0.0) for path in input.models) if gmm.covariance_type == "diag" else 0.0
+        mb = base + 3 * obs + _RESPONSIBILITIES * responsibilities + _LARGEST * largest + 3 * together
+        return int(mb * 2 ** (attempt - 1))
+
+    return amount
+
+
 def fit_memory(rule: str, gmm: Any) -> Callable[..., int]:
     """Resource function: MB for a fit, as :func:`memory`, and for what hides the cells.
 
@@ -130,6 +182,9 @@ def fit_memory(rule: str, gmm: Any) -> Callable[..., int]:
     def amount(wildcards, input, attempt) -> int:
         n, d = cells_shape(input.cells)
         extra = 0.0
+        if gmm.covariance_type == "full" and (rule == "fit" or gmm.refit == "full"):
+            k = int(wildcards.k) if hasattr(wildcards, "k") else max(gmm.candidates)
+            extra += _FULL_MATRICES * 8 * k * d**2 / 1e6
         if gmm.completeness is not None:
             extra += _NODES_MB + _NODE_BYTES * _n_nodes(n) * d / 1e6
         if gmm.noise is not None or gmm.missing:

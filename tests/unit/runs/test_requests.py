@@ -20,6 +20,7 @@ from cohortgmm.config import read_config
 from cohortgmm.mixture import em, run
 from cohortgmm.runs import requests
 
+ONE = SimpleNamespace(k="1")
 RULES = Path(requests.__file__).parents[3] / "workflow" / "rules"
 
 
@@ -170,17 +171,17 @@ def test_unseen_cells_take_memory(tmp_path, n, nodes):
     files = Files([str(path)])
     gated = gmm(completeness={"gates": [{"inside": {"PC1": [0, None]}}]})
     plain = requests.memory("fit")(None, files, 1)
-    assert requests.fit_memory("fit", gmm())(None, files, 1) == plain
-    assert requests.fit_memory("fit", gated)(None, files, 1) == plain + int(120 + nodes * 50 * 64 / 1e6)
-    assert requests.fit_memory("fit", gated)(None, files, 2) == pytest.approx(2 * (plain + 120 + nodes * 3.2e-3), abs=2)
-    assert requests.fit_memory("fit", gated)(None, Files([str(tmp_path / "not yet")]), 1) == 270 + 140 + 120
+    assert requests.fit_memory("fit", gmm())(ONE, files, 1) == plain
+    assert requests.fit_memory("fit", gated)(ONE, files, 1) == plain + int(120 + nodes * 50 * 64 / 1e6)
+    assert requests.fit_memory("fit", gated)(ONE, files, 2) == pytest.approx(2 * (plain + 120 + nodes * 3.2e-3), abs=2)
+    assert requests.fit_memory("fit", gated)(ONE, Files([str(tmp_path / "not yet")]), 1) == 270 + 140 + 120
 
 
 def test_covariances_of_every_cell_take_memory(tmp_path):
     files = Files([str(archive(tmp_path / "x.npz", header((2000, 50))))])
     plain = requests.memory("fit")(None, files, 1)
     for options in ({"missing": True}, {"noise": {"obsm": "v"}}, {"missing": True, "noise": {"obsm": "v"}}):
-        assert requests.fit_memory("fit", gmm(**options))(None, files, 1) == plain + 130
+        assert requests.fit_memory("fit", gmm(**options))(ONE, files, 1) == plain + 130
 
 
 def test_starts_and_nodes_are_those_of_the_fits():
@@ -251,9 +252,10 @@ def test_every_rule_asks_for_memory_and_time_under_its_own_name():
     for name, text in blocks:
         own = name or "qc_cohort"
         prefix = "fit_" if own in ("fit", "refit") else ""
-        for resource, function in (("mem_mb", "memory"), ("runtime", "minutes")):
+        special = f"{own}_" if own in ("merge", "split") else prefix
+        for resource, function in (("mem_mb", f"{special}memory"), ("runtime", f"{prefix}minutes")):
             asked = re.findall(rf'{resource}=requests\.(\w+)\("(\w+)"', text)
-            assert asked == [(prefix + function, own)]
+            assert asked == [(function, own)]
 
 
 # Shapes from the headers of array files
@@ -406,3 +408,50 @@ def test_a_fit_of_another_file_asks_for_the_least(tmp_path):
     path = tmp_path / "patients.tsv"
     path.write_text("patient\nP1\n")
     assert minutes(path, 50) == requests.REQUESTS["fit"].minutes
+
+
+class MergeInput(list):
+    """Snakemake's input of a merge."""
+
+    def __init__(self, folder, n_cells, sizes):
+        (folder / "positions.npz").write_bytes(bytes(8 * n_cells))
+        for i, size in enumerate(sizes):
+            (folder / f"m{i}.npz").write_bytes(bytes(size))
+        self.positions = str(folder / "positions.npz")
+        self.models = [str(folder / f"m{i}.npz") for i in range(len(sizes))]
+        super().__init__([self.positions, *self.models])
+
+
+def test_a_merge_asks_for_responsibilities_and_for_one_patient_at_a_time(tmp_path):
+    base = requests.SNAKEMAKE_MB + requests.REQUESTS["merge"].memory
+    full, diag = (gmm(k_comps=[2, 20], covariance_type=kind) for kind in ("full", "diag"))
+    cells = MergeInput(tmp_path, 500_000, [])
+    assert requests.merge_memory("merge", full)(None, cells, 1) == base + int(requests._RESPONSIBILITIES * 20 * 4)
+    models = MergeInput(tmp_path, 0, [1_000_000] * 9 + [4_000_000])
+    assert requests.merge_memory("merge", full)(None, models, 1) == base + 4 * requests._LARGEST
+    assert requests.merge_memory("merge", full)(None, models, 2) == 2 * (base + 4 * requests._LARGEST)
+    assert requests.merge_memory("merge", diag)(None, models, 1) == base + 4 * requests._LARGEST + 3 * 13
+    nothing = MergeInput(tmp_path, 0, [])
+    nothing.positions, nothing[:] = "not there", ["not there"]
+    assert requests.merge_memory("merge", full)(None, nothing, 1) == base
+
+
+def test_a_fit_of_full_covariances_asks_for_its_matrices(tmp_path):
+    input = Files([str(cells_file(tmp_path, 100, 400))])
+    wildcards = SimpleNamespace(k="10")
+    plain = requests.fit_memory("fit", gmm(covariance_type="diag"))(wildcards, input, 1)
+    matrices = int(requests._FULL_MATRICES * 8 * 10 * 400**2 / 1e6)
+    assert requests.fit_memory("fit", gmm())(wildcards, input, 1) == plain + matrices
+    assert requests.fit_memory("fit", gmm())(wildcards, input, 2) == pytest.approx(2 * (plain + matrices), abs=2)
+    kept, again = (requests.fit_memory("refit", gmm(k_comps=[2, 10], refit=way)) for way in ("none", "full"))
+    assert again(SimpleNamespace(), input, 1) - kept(SimpleNamespace(), input, 1) == matrices
+
+
+def test_a_split_asks_for_the_names_of_the_cells(tmp_path):
+    n = 50_000
+    cohort = ad.AnnData(obs={"patient": ["P"] * n}, obsm={"X": np.zeros((n, 2), dtype=np.float32)})
+    cohort.write_h5ad(tmp_path / "x.h5ad")
+    files, parts = [str(tmp_path / "x.h5ad")], ("obs", "obsm")
+    extra = requests.split_memory("split", parts)(None, files, 1) - requests.memory("split", parts)(None, files, 1)
+    assert extra == int(requests._NAMES * requests.megabytes(files[0], ("obs",)))
+    assert extra >= 3
