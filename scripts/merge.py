@@ -11,7 +11,6 @@ with job_log(snakemake):
         positions=snakemake.input.positions,
         table=snakemake.input.table,
         scores=snakemake.input.scores,
-        source=snakemake.input.source,
         **{key: value for key, value in snakemake.params.items() if key != "code"},
     )
     marks = map(mark_of_archive, snakemake.input.models)

@@ -6,8 +6,11 @@ import hashlib
 import json
 import os
 import shlex
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +126,40 @@ def prepare_jobs(source: str, *, verbose: bool) -> None:
     os.environ[ATTEMPT_VARIABLE] = _attempt(sys.argv)
     if sys.getfilesystemencoding() in ("utf-8", "ascii"):  # in others the names of files would read differently
         os.environ["PYTHONUTF8"] = "1"
+    # A matplotlibrc or a backend that matplotlib cannot load would end a job at its imports; figures use neither.
+    os.environ |= {"MPLBACKEND": "agg", "MATPLOTLIBRC": os.devnull}
+
+
+def check_surroundings() -> None:
+    """Refuse what would end jobs in the middle of a run: packages that do not go together, a matplotlibrc that is no text.
+
+    Raises
+    ------
+    ConfigError
+        Naming packages or file.
+    """
+    versions = {}
+    for name in ("anndata", "pandas"):
+        with suppress(PackageNotFoundError):  # where jobs have environments of their own
+            versions[name] = version(name)
+    numbers = {name: tuple(map(int, re.findall(r"\d+", text)[:3])) for name, text in versions.items()}
+    if numbers.get("pandas", (0,)) >= (3,) and numbers.get("anndata", (1,)) < (0, 12, 7):
+        raise ConfigError(
+            f"anndata {versions['anndata']} cannot write the texts of pandas {versions['pandas']}: install anndata 0.13 or "
+            "newer, or pandas below 3"
+        )
+    settings = Path("matplotlibrc")  # of the working directory, which comes before all others
+    try:
+        text = settings.read_bytes() if settings.is_file() else b""
+    except OSError:
+        return
+    try:
+        text.decode()
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{settings.absolute()}: matplotlib reads it and it is no UTF-8 ({error}): write it anew or remove it; the "
+            "figures do not depend on it"
+        ) from None
 
 
 def _attempt(arguments: Sequence[str]) -> str:

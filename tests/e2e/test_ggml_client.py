@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import anndata as ad
@@ -15,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from corrected import ALL, make_corrected
+from projects import make_cohort, new_project
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 
@@ -36,15 +38,21 @@ each_layout = pytest.mark.parametrize(
 
 
 @pytest.fixture(scope="module")
-def client():
-    """Run ggml_client.py in ggml-ot's environment; gives back its report."""
+def ggml_python() -> Path:
+    """The interpreter of ggml-ot's environment."""
     python = Path(os.environ.get("COHORTGMM_GGML_PYTHON") or ROOT / ".venv-ggml" / "bin" / "python")
     if not python.is_file():
         reason = f"no ggml-ot environment ({python}): run `make ggml` or set COHORTGMM_GGML_PYTHON"
         (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+    return python
+
+
+@pytest.fixture(scope="module")
+def client(ggml_python):
+    """Run ggml_client.py in ggml-ot's environment; gives back its report."""
 
     def run(*arguments) -> dict:
-        return json.loads(checked([python, CLIENT, *arguments]))
+        return json.loads(checked([ggml_python, CLIENT, *arguments]))
 
     return run
 
@@ -211,6 +219,32 @@ def test_mixtures_of_the_client_are_read(client, tmp_path, sharing, covariance_t
         densities = [multivariate_normal(mu[j], var[j]).logpdf(x) for j in range(k)]
         expected = logsumexp(np.stack(densities, axis=1), axis=1, b=stored["distribution_weights"][i, :k])
         np.testing.assert_allclose(model.log_prob(x), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("covariance_type", ["full", "diag"])
+def test_the_lines_that_a_run_ends_with_train_ggml_where_patients_are_left_out(ggml_python, tmp_path, covariance_type):
+    """Unused categories, patients that are too small, names that need quotes."""
+    cohort = make_cohort(("P1", "{P2}", "P3", "P4"), n_cells=60, n_features=70)
+    tiny = cohort[:5].copy()
+    tiny.obs["patient"], tiny.obs_names = "tiny", [f"tiny {i}" for i in range(5)]
+    cohort = ad.concat([cohort, tiny])
+    cohort.obs['the "patient" {x}'] = pd.Categorical(cohort.obs.pop("patient")).add_categories(["nobody"])
+    project = new_project(tmp_path / "in {x}", ROOT, cohort)
+    project.configure(
+        patient_col='the "patient" {x}',
+        on_small_patient="drop",
+        gmm={"k_comps": [1, 2], "gmm_key": "my key", "covariance_type": covariance_type},
+    )
+    run = project.call("results/cohort_gmm.h5ad")
+    assert run.returncode == 0, run.stderr
+    assert "- 1 of 5 patients left out: 'tiny' (5 cells, min_cells is 20); the whole list is in" in run.stderr
+    printed = run.stderr.partition("To train ggml_ot on the mixtures:\n")[2].partition("Finished.")[0]
+    program = textwrap.dedent(printed) + "print(sorted(set(adata.obs['the \"patient\" {x}'])), dataset.map_A)"
+    assert "].copy()  # without patients left out" in program
+    assert checked([ggml_python, "-c", program], cwd=tmp_path).splitlines()[-1].startswith("['P1', 'P3', 'P4', '{P2}']")
+    models = cohortgmm.read_gmm(project.directory / "results" / "cohort_gmm.h5ad", "my key")
+    assert sorted(models) == ["P1", "P3", "P4", "{P2}"]
+    assert {model.covariance_type for model in models.values()} == {covariance_type}
 
 
 def stored_arrays(file: Path) -> tuple[list[str], dict[str, np.ndarray]]:

@@ -4,12 +4,13 @@ import os
 import shutil
 import time
 
+import anndata as ad
 import pytest
 from projects import REPOSITORY, make_cohort, new_project
 
 pytestmark = pytest.mark.pipeline
 
-PATIENTS = ("P1", "a/b c")
+PATIENTS = ("P1", "a/b c", "{patient} $x$", "</script><b>&amp;", "{{ 1/0 }} %s `x`_ |y|", "<!--")
 FLAGS = ("headless", "no-sandbox", "disable-gpu", "no-first-run", "disable-background-networking", "disable-sync")
 
 
@@ -28,7 +29,11 @@ def page(tmp_path_factory):
         reason = "no chromedriver: run tests/install_system_packages.sh"
         (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
     folder = tmp_path_factory.mktemp("report")
-    project = new_project(folder / "project", REPOSITORY, make_cohort(PATIENTS))
+    cohort = make_cohort(PATIENTS, n_cells=40)
+    tiny = cohort[:5].copy()
+    tiny.obs["patient"], tiny.obs_names = "too small {x}", [f"tiny {i}" for i in range(5)]
+    project = new_project(folder / "project {x} *y*", REPOSITORY, ad.concat([cohort, tiny]))
+    project.configure(on_small_patient="drop")
     for arguments in ((), ("--report", "results/report.html")):
         result = project.call(*arguments)
         assert result.returncode == 0, result.stderr
@@ -58,7 +63,7 @@ def icons(page, name: str) -> list:
     [
         ("Cohort", ["criteria", "overview", "composition"]),
         ("Patients", list(PATIENTS)),
-        ("Tables", ["scores", "selection", "diagnostics"]),
+        ("Tables", ["scores", "selection", "diagnostics", "'too small {x}' (5 cells, min_cells is 20)"]),
     ],
 )
 def test_every_category_lists_its_results(page, category, labels):
@@ -80,10 +85,13 @@ def test_every_figure_is_shown(page, category):
 
 
 def test_captions_name_the_patient_and_explain(page):
-    open_category(page, "Patients")
-    icons(page, "information-circle")[0].click()
-    text = page.find_element("tag name", "body").text
-    assert "three criteria against k" in text
+    named = set()
+    for i in range(len(PATIENTS)):
+        open_category(page, "Patients")
+        icons(page, "information-circle")[i].click()
+        text = " ".join(page.find_element("tag name", "body").text.split())
+        named |= {patient for patient in PATIENTS if f"Patient {patient}: the three criteria against k" in text}
+    assert named == set(PATIENTS)
 
 
 def test_the_page_has_no_errors(page):

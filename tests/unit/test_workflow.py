@@ -421,3 +421,56 @@ def test_configurations_without_repeated_keys(tmp_path, text):
     """What is no configuration at all is told by whoever reads it."""
     (tmp_path / "c.yaml").write_text(text)
     helpers.check_config_files([tmp_path / "c.yaml", tmp_path / "not there"])
+
+
+@pytest.mark.parametrize(
+    ("anndata", "pandas", "refused"),
+    [
+        ("0.12.6", "3.0.0", True),
+        ("0.11.4", "3.1.1", True),
+        ("0.12.7", "3.0.0", False),
+        ("0.13.4", "3.1.1", False),
+        ("0.13.0rc1", "4.0", False),
+        ("0.11.4", "2.3.3", False),
+        ("0.12.6", "2.2.0", False),
+        ("0.11.4", None, False),
+        (None, "3.1.1", False),
+    ],
+)
+def test_packages_that_cannot_write_together_are_refused(anndata, pandas, refused, monkeypatch, tmp_path):
+    def version(name):
+        found = {"anndata": anndata, "pandas": pandas}[name]
+        if found is None:
+            raise helpers.PackageNotFoundError(name)
+        return found
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(helpers, "version", version)
+    if not refused:
+        helpers.check_surroundings()
+        return
+    with pytest.raises(ConfigError, match=rf"^anndata {anndata} cannot write the texts of pandas {pandas}: install"):
+        helpers.check_surroundings()
+
+
+def test_settings_of_matplotlib_that_are_no_text_are_refused(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "matplotlibrc").write_text("axes.titlesize: 3  # größer\n", encoding="utf-8")
+    helpers.check_surroundings()
+    (tmp_path / "matplotlibrc").write_text("axes.titlesize: 3  # größer\n", encoding="latin-1")
+    with pytest.raises(ConfigError, match=r"matplotlibrc: matplotlib reads it and it is no UTF-8"):
+        helpers.check_surroundings()
+
+
+def test_jobs_load_matplotlib_whatever_the_user_has_set(monkeypatch, tmp_path):
+    environment = dict(os.environ)
+    try:
+        (tmp_path / "rc").write_bytes(bytes(range(128, 256)))
+        os.environ |= {"MPLBACKEND": "nonsense", "MATPLOTLIBRC": str(tmp_path / "rc")}
+        helpers.prepare_jobs(sys.path[0], verbose=False)
+        program = "import matplotlib.figure, matplotlib; print(matplotlib.rcParams['backend'])"
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, check=True)
+        assert done.stdout.split() == ["agg"]
+    finally:
+        os.environ.clear()
+        os.environ.update(environment)

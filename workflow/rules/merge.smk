@@ -29,6 +29,7 @@ rule merge:
         component_sharing=CONFIG.component_sharing,
         use_rep=literal(CONFIG.use_rep),
         gmm_key=literal(CONFIG.gmm_key),
+        source=literal(CONFIG.input),
         seed=CONFIG.seed,
         config=literal(CONFIG.provenance_json()),
         code=code_of("scripts/merge.py"),
