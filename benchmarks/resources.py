@@ -95,6 +95,15 @@ COHORTS: dict[str, tuple[str, Callable[[Path], dict]]] = {
         "2 × 24,000 cells, D = 10, noise of their own",
         lambda folder: embedded(folder, 2, 24_000, 10, **NOISE, k_comps=[10, 20], refit="full"),
     ),
+    "wide": (
+        "10 × 400 cells, D = 2,000, diagonal covariances",
+        lambda folder: embedded(folder, 10, 400, 2000, covariance_type="diag", k_comps=[4, 8]),
+    ),
+    "wide, full": (
+        "2 × 900 cells, D = 800",
+        lambda folder: embedded(folder, 2, 900, 800, k_comps=[8]),
+    ),
+    "shallow": ("4 × 100,000 cells, D = 3", lambda folder: embedded(folder, 4, 100_000, 3)),
     "counts": ("12 × 2,500 cells, counts of 5,000 genes", counts),
     "large": ("4 × 200,000 cells, D = 50", lambda folder: embedded(folder, 4, 200_000, 50)),
 }

@@ -5,8 +5,8 @@ import functools
 import hashlib
 import json
 import os
-import shlex
 import re
+import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress

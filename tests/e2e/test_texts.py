@@ -80,14 +80,14 @@ def test_the_result_has_every_patient_and_the_names_of_the_input(project):
 
 def test_the_report_names_every_patient_and_the_input(project):
     page = (project.directory / "results" / "report {x}.html").read_text(encoding="utf-8")
-    found = {
-        name: json.loads(re.search(rf"var {name} = (.*?);\s*</script>", page, re.DOTALL)[1])
-        for name in ("results", "workflow_desc")
-    }
-    labels = [result["labels"] or {} for result in found["results"].values()]
+    results, description = (
+        json.loads(re.search(rf'<script id="{name}">\s*var \w+ = (.*?);\s*</script>', page, re.DOTALL)[1])
+        for name in ("results", "workflow-desc")
+    )
+    labels = [result["labels"] or {} for result in results.values()]
     assert {label["patient"] for label in labels if "patient" in label} == set(PATIENTS)
     shown = INPUT.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    assert f"fitted to the cells of {shown} by" in " ".join(found["workflow_desc"].split())
+    assert f"fitted to the cells of {shown} by" in " ".join(description.split())
 
 
 def test_nothing_is_run_again(project):
