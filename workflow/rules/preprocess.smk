@@ -70,7 +70,7 @@ checkpoint split:
         # And the patients' array files beside it: declared, they would rerun with every new table.
         table=report(
             TABLE,
-            category="Tables",
+            category=in_report("Tables"),
             caption="../report/patients.rst",
             labels=report_labels(lambda wildcards: {"table": closing.patients_label(TABLE)}),
         ),

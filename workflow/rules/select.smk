@@ -30,8 +30,18 @@ rule select_cohort:
     input:
         tables=per_part("results/selection/{patient}.tsv"),
     output:
-        scores=report(SCORES, category=in_report("Tables"), caption="../report/scores.rst"),
-        selection=report("results/selection.tsv", category=in_report("Tables"), caption="../report/selection.rst"),
+        scores=report(
+            SCORES,
+            category=in_report("Tables"),
+            caption="../report/scores.rst",
+            labels={"table": "scores of every patient and k"},
+        ),
+        selection=report(
+            "results/selection.tsv",
+            category=in_report("Tables"),
+            caption="../report/selection.rst",
+            labels={"table": "selection of k for every patient"},
+        ),
     log:
         "results/logs/select_cohort.log",
     benchmark:
