@@ -130,14 +130,22 @@ def prepare_jobs(source: str, *, verbose: bool) -> None:
     os.environ |= {"MPLBACKEND": "agg", "MATPLOTLIBRC": os.devnull}
 
 
-def check_surroundings() -> None:
-    """Refuse what would end jobs in the middle of a run: packages that do not go together, a matplotlibrc that is no text.
+def check_surroundings(workflow_dir: str | os.PathLike) -> None:
+    """Refuse what would end a run or its jobs with a traceback.
+
+    That is a folder of the workflow whose name Snakemake takes for a pattern, packages that do not go together, or a
+    matplotlibrc that is no text.
 
     Raises
     ------
     ConfigError
-        Naming packages or file.
+        Naming folder, packages or file.
     """
+    if {"{", "}"} & set(str(workflow_dir)):
+        raise ConfigError(
+            f"the workflow's folder has braces in its name, which Snakemake takes for a pattern in the paths of scripts: "
+            f"rename {str(workflow_dir)!r}"
+        )
     versions = {}
     for name in ("anndata", "pandas"):
         with suppress(PackageNotFoundError):  # where jobs have environments of their own

@@ -447,19 +447,19 @@ def test_packages_that_cannot_write_together_are_refused(anndata, pandas, refuse
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(helpers, "version", version)
     if not refused:
-        helpers.check_surroundings()
+        helpers.check_surroundings(tmp_path)
         return
     with pytest.raises(ConfigError, match=rf"^anndata {anndata} cannot write the texts of pandas {pandas}: install"):
-        helpers.check_surroundings()
+        helpers.check_surroundings(tmp_path)
 
 
 def test_settings_of_matplotlib_that_are_no_text_are_refused(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "matplotlibrc").write_text("axes.titlesize: 3  # größer\n", encoding="utf-8")
-    helpers.check_surroundings()
+    helpers.check_surroundings(tmp_path)
     (tmp_path / "matplotlibrc").write_text("axes.titlesize: 3  # größer\n", encoding="latin-1")
     with pytest.raises(ConfigError, match=r"matplotlibrc: matplotlib reads it and it is no UTF-8"):
-        helpers.check_surroundings()
+        helpers.check_surroundings(tmp_path)
 
 
 def test_jobs_load_matplotlib_whatever_the_user_has_set(monkeypatch, tmp_path):
@@ -474,3 +474,12 @@ def test_jobs_load_matplotlib_whatever_the_user_has_set(monkeypatch, tmp_path):
     finally:
         os.environ.clear()
         os.environ.update(environment)
+
+
+@pytest.mark.parametrize("name", ["a {x}", "{", "}"])
+def test_a_folder_of_the_workflow_with_braces_is_refused(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"^the workflow's folder has braces in its name.*rename") as error:
+        helpers.check_surroundings(tmp_path / name)
+    assert "\n" not in str(error.value)
+    helpers.check_surroundings(tmp_path / "a <b> %s é $x")

@@ -30,7 +30,7 @@ try:
     helpers.check_results_folder("results")
     helpers.check_targets(workflow.overwrite_configfiles)
     if workflow.is_main_process:
-        helpers.check_surroundings()
+        helpers.check_surroundings(workflow.basedir)
         helpers.check_config_files(workflow.configfiles)
     source = ", ".join(map(shown_path, workflow.configfiles)) or "config"
     # A job reads what its run has looked at.
