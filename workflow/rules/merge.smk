@@ -24,7 +24,7 @@ rule merge:
         mem_mb=requests.merge_memory("merge", CONFIG.gmm),
         runtime=requests.minutes("merge"),
     params:
-        patient_col=CONFIG.patient_col,
+        patient_col=literal(CONFIG.patient_col),
         gmm=CONFIG.gmm.model_dump(exclude={"verbose"}),
         component_sharing=CONFIG.component_sharing,
         use_rep=literal(CONFIG.use_rep),
