@@ -51,7 +51,7 @@ rule preprocess:
         runtime=requests.minutes("preprocess"),
     params:
         options=CONFIG.preprocess.model_dump(),
-        patient_col=CONFIG.patient_col,
+        patient_col=literal(CONFIG.patient_col),
         seed=CONFIG.seed,
         code=code_of("scripts/preprocess.py"),
     message:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from cohortgmm.errors import OutputError
 from cohortgmm.runs.texts import LINKS, escape_page, literal, plain_path, report_labels
 
 RST = Path(__file__).parents[3] / "workflow" / "report"
+RULES = RST.parent / "rules"
 
 NAMES = [
     "{x}",
@@ -129,3 +131,12 @@ def test_no_text_ends_the_scripts_of_the_page(monkeypatch):
         written = module.json.dumps(texts)
         assert "<" not in written
         assert json.loads(written) == texts
+
+
+def test_no_rule_hands_a_name_to_snakemake_as_it_is():
+    """In a dict it stays as it is; by itself, or in a list, Snakemake replaces what looks like a wildcard."""
+    named = r"CONFIG\.(input|patients|\w+_col|patient_column|use_rep|gmm_key|model_dump_json)\b"
+    files = [path for path in sorted(RULES.glob("*.smk")) if path.name != "common.smk"]
+    lines = [line for path in files for line in path.read_text(encoding="utf-8").splitlines()]
+    assert [line for line in lines if re.match(rf"\s+(\w+=)?{named}[^=]*,$", line)] == []
+    assert sum("literal(CONFIG." in line for line in lines) >= 5
