@@ -89,7 +89,10 @@ def test_captions_name_the_patient_and_explain(page):
     for i in range(len(PATIENTS)):
         open_category(page, "Patients")
         icons(page, "information-circle")[i].click()
-        text = " ".join(page.find_element("tag name", "body").text.split())
+        text, deadline = "", time.monotonic() + 10
+        while "three criteria against k" not in text:
+            assert time.monotonic() < deadline, "no caption appears"
+            text = " ".join(page.find_element("tag name", "body").text.split())
         named |= {patient for patient in PATIENTS if f"Patient {patient}: the three criteria against k" in text}
     assert named == set(PATIENTS)
 
