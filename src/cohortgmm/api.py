@@ -24,7 +24,7 @@ from cohortgmm.cohort.texts import column_list
 from cohortgmm.config import read_gmm_options
 from cohortgmm.config_gmm import GmmConfig, default_gmm_key, unit_column
 from cohortgmm.errors import CohortgmmError, ConfigError
-from cohortgmm.files import one_line
+from cohortgmm.files import shown_text
 from cohortgmm.mixture.arguments import check_count, shown
 from cohortgmm.mixture.model import GaussianMixture
 from cohortgmm.mixture.result import MixtureFit
@@ -310,7 +310,7 @@ def _n_workers(n_jobs: int) -> int:
 def _report(outcomes: Iterator[tuple[str, _Outcome]], sharing: str, verbose: bool) -> Iterator[tuple[str, _Outcome]]:
     for name, outcome in outcomes:
         if verbose:
-            title = "all patients" if sharing == "global" else one_line(name)
+            title = "all patients" if sharing == "global" else shown_text(name)
             choice = outcome.choice
             state = f"{outcome.fit.n_iter} iterations" if outcome.fit.converged else "not converged"
             print(

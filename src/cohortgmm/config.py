@@ -16,6 +16,9 @@ from cohortgmm.config_gmm import GmmConfig, default_gmm_key, unit_column
 from cohortgmm.errors import ConfigError
 from cohortgmm.files import shown_path
 
+#: Keys of ``uns`` that the preprocessing writes.
+_OF_PREPROCESSING = ("cohortgmm_preprocess", "hvg", "log1p", "pca")
+
 
 class PreprocessConfig(Section):
     """From raw counts to an embedding, with scanpy."""
@@ -145,6 +148,9 @@ class Config(Section):
                     f"patient_col: the result overwrites the column {self.patient_column!r}: choose another gmm.gmm_key",
                 )
             )
+        if self.preprocess.enabled and self.gmm_key in _OF_PREPROCESSING:
+            message = f"gmm.gmm_key is {self.gmm_key!r}, where the preprocessing keeps its own results: choose another"
+            found.append((("gmm.gmm_key", "preprocess.enabled"), message))
         made = "X_pca_harmony" if self.preprocess.harmony_col else "X_pca"
         if self.preprocess.enabled and self.use_rep != made:
             message = (

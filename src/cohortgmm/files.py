@@ -84,12 +84,12 @@ def shown_path(path: str | os.PathLike) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def one_line(text: str) -> str:
+def shown_text(text: str) -> str:
     """A text for a line of a terminal: itself, or as Python writes it where characters of it would not be seen as they are.
 
     Examples
     --------
-    >>> print(one_line("P 1 é"), one_line("P\\n1"), one_line(" "))
+    >>> print(shown_text("P 1 é"), shown_text("P\\n1"), shown_text(" "))
     P 1 é 'P\\n1' ' '
     """
     return text if text.isprintable() and text == text.strip() and text else repr(text)

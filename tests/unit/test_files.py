@@ -15,7 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cohortgmm.errors import CohortgmmError, DataError, OutputError
-from cohortgmm.files import COHORT, atomic_path, describe, escape_id, one_line, patient_name, unescape_id
+from cohortgmm.files import COHORT, atomic_path, describe, escape_id, patient_name, shown_text, unescape_id
 
 SAFE = re.compile(r"[A-Za-z0-9=][A-Za-z0-9._=-]*")
 ids = st.text(min_size=1, max_size=16)
@@ -295,7 +295,7 @@ def test_a_file_system_without_locks_is_told(tmp_path):
 
 @pytest.mark.parametrize("text", TEXTS, ids=ascii)
 def test_texts_for_the_terminal_are_one_line_that_shows_all(text):
-    shown = one_line(text)
+    shown = shown_text(text)
     assert shown.isprintable()
     assert shown == text or ast.literal_eval(shown) == text
     assert shown.strip() == shown != ""

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from cohortgmm.cohort.occupied import has_mixtures
 from cohortgmm.errors import CohortgmmError, DataError
 from cohortgmm.runs.stored import contents
 
@@ -55,7 +56,8 @@ def wanted_of(config: Any) -> dict[str, Any]:
     -------
     dict
         ``columns``: of ``obs``, pairs of key and column; ``symbols``: column of ``var``; ``counts``: where the raw counts
-        are; ``embedding``: whether ``use_rep`` must be there already; ``use_rep`` and ``noise``: as configured.
+        are; ``embedding``: whether ``use_rep`` must be there already; ``use_rep``, ``noise`` and ``gmm_key``: as
+        configured.
     """
     patients = config.patient_col if isinstance(config.patient_col, list) else [config.patient_col]
     columns = [("patient_col", column) for column in patients]
@@ -69,6 +71,7 @@ def wanted_of(config: Any) -> dict[str, Any]:
         "counts": getattr(preprocess, "counts", "X") if preprocess.enabled else None,
         "embedding": not preprocess.enabled,
         "use_rep": config.use_rep,
+        "gmm_key": config.gmm_key,
         "noise": None if noise is None else noise.model_dump(include={"obsm", "layer"}),
     }
 
@@ -85,8 +88,19 @@ def seems_wrong(path: str | os.PathLike, wanted: Mapping[str, Any]) -> bool:
         return True
     if wanted["symbols"] is not None and wanted["symbols"] not in (columns["var"] or ()):
         return True
+    if _is_occupied(wanted["gmm_key"], found):
+        return True
     n_cells = found["n_cells"]
     return any(_is_missing(place, found["root"], shapes, wanted, n_cells) for place in _places(wanted))
+
+
+def _is_occupied(gmm_key: str, found: Mapping[str, Any]) -> bool:
+    """Whether the result would replace what is no earlier result."""
+    if gmm_key in found["uns"]:
+        entry = found["uns"][gmm_key]
+        return not has_mixtures(entry | {"model": dict.fromkeys(entry.get("model", ()))})
+    names = {f"obs/{column}" for column in found["columns"]["obs"]} | set(found["shapes"])
+    return bool(names & {f"obs/{gmm_key}_comp", f"obs/{gmm_key}_background", f"obsm/{gmm_key}_resp"})
 
 
 def _places(wanted: Mapping[str, Any]) -> Iterator[str]:
@@ -131,6 +145,7 @@ def _is_missing(
 def explain(path: str, wanted: Mapping[str, Any]) -> list[str]:
     """What the functions of the jobs say of a file that seems to be wrong; empty if it is all right to them."""
     from cohortgmm.cohort.h5ad import open_h5ad
+    from cohortgmm.cohort.occupied import check_file
     from cohortgmm.cohort.patients import check_columns
 
     lines: dict[str, None] = {}
@@ -147,6 +162,7 @@ def explain(path: str, wanted: Mapping[str, Any]) -> list[str]:
                 ask(check_columns, file, [pair])
             for check in (_explain_embedding, _explain_noise, _explain_counts, _explain_symbols):
                 ask(check, file, wanted)
+            ask(check_file, file, wanted["gmm_key"])
 
     ask(look)
     return list(lines)

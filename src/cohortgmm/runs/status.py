@@ -9,7 +9,7 @@ from pathlib import Path
 from cohortgmm.cohort.selection import select_k
 from cohortgmm.cohort.tables import Row, read_marked_score, read_patients
 from cohortgmm.errors import CohortgmmError, DataError
-from cohortgmm.files import COHORT, one_line, patient_name
+from cohortgmm.files import COHORT, patient_name, shown_text
 from cohortgmm.runs.failures import FAILED_TABLE, Failure, last_error, read_failures
 from cohortgmm.runs.lock import held_since, lock_holders
 from cohortgmm.runs.made_with import Expected, mark_of_archive
@@ -134,7 +134,7 @@ class Status:
             return []
         hidden = max(0, len(rows) - _MOST_ROWS)
         rows = rows[:_MOST_ROWS]
-        names = {name: one_line(patient_name(name)) for name in rows}
+        names = {name: shown_text(patient_name(name)) for name in rows}
         width = max(7, *(len(name) for name in names.values()))
         cells = [max(2, len(str(k))) for k in self.candidates]
         head = "  ".join(f"{k:>{size}}" for k, size in zip(self.candidates, cells, strict=True))

@@ -41,7 +41,8 @@ def contents(path: str | os.PathLike) -> dict[str, Any] | None:
     dict
         ``root``: names in the root; ``sizes``: bytes of the arrays by name in the root; ``columns``: those of ``obs`` and
         ``var``, or None where they cannot be told; ``n_cells``: rows of ``obs``; ``shapes``: shape of every element of
-        ``obsm`` and ``layers`` and of X, by path, None where it cannot be told.
+        ``obsm`` and ``layers`` and of X, by path, None where it cannot be told; ``uns``: names in every
+        entry, and of those within its ``model``.
     """
     stat = os.stat(path)
     return _contents(os.fspath(path), stat.st_mtime_ns, stat.st_size)
@@ -73,6 +74,7 @@ def _read(path: str) -> dict[str, Any]:
             "columns": {name: _columns(file.get(name)) for name in ("obs", "var")},
             "n_cells": (_shape(file.get("obs")) or [None])[0],
             "shapes": _shapes(file),
+            "uns": _entries(file.get("uns")),
         }
 
 
@@ -94,6 +96,16 @@ def _shapes(file: Any) -> dict[str, list[int] | None]:
             for name in elements:
                 # A link to another file that is not there: the job that reads it will tell.
                 found[f"{group}/{name}"] = _shape(elements.get(name))
+    return found
+
+
+def _entries(uns: Any) -> dict[str, dict[str, list[str]]]:
+    """Names in every entry of ``uns``, and of those within its model; none of an entry that is no group."""
+    found = {}
+    for key in uns if hasattr(uns, "keys") else ():
+        entry = uns.get(key)
+        names = list(entry) if hasattr(entry, "keys") else []
+        found[key] = {name: list(getattr(entry.get(name), "keys", list)()) if name == "model" else [] for name in names}
     return found
 
 

@@ -12,11 +12,12 @@ import pytest
 from projects import make_cohort
 from scipy import sparse
 
+import cohortgmm
 from cohortgmm.cohort.counts import raw_counts
 from cohortgmm.cohort.filters import gene_symbols
 from cohortgmm.cohort.reading import as_noise, check_input, open_h5ad, read_embedding, read_noise
 from cohortgmm.config import read_config
-from cohortgmm.errors import CohortgmmError, DataError
+from cohortgmm.errors import CohortgmmError, ConfigError, DataError
 from cohortgmm.runs import header
 from cohortgmm.runs.header import check_header
 from cohortgmm.runs.stored import contents
@@ -213,3 +214,39 @@ def test_neither_the_look_nor_snakemake_itself_loads_anything_heavy():
         source = str(Path(__file__).parents[3] / "src")
         done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=source)
         assert not forbidden & set(done.stdout.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda adata: adata.uns.update(key={"params": 1}), "has an entry uns['key'] that holds no mixtures"),
+        (lambda adata: adata.obs.insert(0, "key_comp", 1), "has obs['key_comp'] without mixtures in uns['key']"),
+        (lambda adata: adata.obs.insert(0, "key_background", 1), "has obs['key_background'] without mixtures"),
+        (lambda adata: adata.obsm.update(key_resp=np.ones((180, 2))), "has obsm['key_resp'] without mixtures"),
+    ],
+)
+def test_a_key_that_holds_something_else(cohort, change, said):
+    adata = ad.read_h5ad(cohort)
+    change(adata)
+    adata.write_h5ad(cohort)
+    message = refusal(gmm={"gmm_key": "key"})
+    assert message.startswith("gmm_key 'key': cohort.h5ad ")
+    assert said in message
+    check_header(config(gmm={"gmm_key": "other"}))
+
+
+def test_a_key_that_holds_mixtures_is_free(cohort):
+    adata = cohortgmm.fit_gmm(
+        ad.read_h5ad(cohort), patient_col="patient", use_rep="X_pca", k_comps=1, gmm_key="key", verbose=False
+    )
+    adata.write_h5ad(cohort)
+    check_header(config(gmm={"gmm_key": "key"}))
+    assert sorted(contents(cohort)["uns"]["key"]["model"]) == ["mu", "pi", "var"]
+
+
+@pytest.mark.parametrize("key", ["pca", "hvg", "log1p"])
+def test_a_key_of_the_preprocessing_is_refused_with_it(key):
+    values = {"input": "x", "patient_col": "p", "gmm": {"gmm_key": key}}
+    with pytest.raises(ConfigError, match=f"gmm.gmm_key is '{key}', where the preprocessing keeps its own results"):
+        read_config(values)
+    assert read_config(values | {"preprocess": {"enabled": False}}).gmm_key == key

@@ -313,11 +313,8 @@ def outputs():
     for path in RULES.glob("*.smk"):
         text = re.sub(r"rule:\n +name:\n +f\"(.*)\"\n", r"rule \1:\n", path.read_text())
         for rule, block in re.findall(r"^ *(?:rule|checkpoint) (\S+):\n(.*?)^ +log:", text, re.MULTILINE | re.DOTALL):
-            named = (
-                block.split("output:")[1]
-                .replace("=SCORES", '="results/scores.tsv"')
-                .replace("=TABLE", '="results/patients.tsv"')
-            )
+            named = re.sub(r"\bSCORES\b", '"results/scores.tsv"', block.split("output:")[1])
+            named = re.sub(r"\bTABLE\b", '"results/patients.tsv"', named)
             found[rule] = re.findall(r'"results/([^"]+)"', named)
     del found["fit"]
     return found
