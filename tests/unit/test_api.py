@@ -474,7 +474,7 @@ def test_noise_may_be_a_layer_or_covariances():
     forms = {"dense": noise, "csr": sparse.csr_matrix(noise), "csc": sparse.csc_matrix(noise)}
     models = []
     for make in (np.asarray, sparse.csr_matrix):
-        own = type(cohort)(make(x), obs=cohort.obs, layers=forms)
+        own = type(cohort)(make(x), obs=cohort.obs, layers=dict(forms))
         for layer in forms:
             cohortgmm.fit_gmm(own, patient_col="patient", noise={"layer": layer}, verbose=False, **FEW)
             models.append(cohortgmm.read_gmm(own))

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from cohortgmm.arrays import real_array
-from cohortgmm.cohort.reading import unknown_name
+from cohortgmm.cohort.reading import named_layers, unknown_name
 from cohortgmm.errors import DataError
 from cohortgmm.mixture.tiles import range_slices
 
@@ -92,8 +92,8 @@ def _name(place: str) -> str:
 def _values_at(adata: ad.AnnData, place: str) -> tuple[Any, pd.DataFrame]:
     if place.startswith(_LAYER):
         layer = place.removeprefix(_LAYER)
-        if layer not in adata.layers:
-            raise unknown_name("preprocess.counts: layer", layer, adata.layers)
+        if layer not in named_layers(adata):
+            raise unknown_name("preprocess.counts: layer", layer, named_layers(adata))
         return adata.layers[layer], adata.var
     if place == "raw":
         if adata.raw is None:
@@ -146,7 +146,9 @@ def _remedy(adata: ad.AnnData, place: str) -> str:
 
 def _other_places(adata: ad.AnnData, place: str) -> list[str]:
     """Other places that hold whole numbers, those that are called like counts first."""
-    layers = sorted(adata.layers, key=lambda name: -difflib.SequenceMatcher(None, str(name).lower(), "counts").ratio())
+    layers = sorted(
+        named_layers(adata), key=lambda name: -difflib.SequenceMatcher(None, str(name).lower(), "counts").ratio()
+    )
     places = [f"{_LAYER}{name}" for name in layers]
     places += ["raw"] if adata.raw is not None else []
     return [other for other in [*places, "X"] if other != place and _holds_counts(adata, other)]

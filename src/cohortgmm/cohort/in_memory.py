@@ -10,7 +10,7 @@ import pandas as pd
 from cohortgmm.arrays import dense_array
 from cohortgmm.cohort.h5ad import check_rows, unknown_name
 from cohortgmm.cohort.patients import check_cell_names, patient_ids
-from cohortgmm.cohort.reading import Embedding, as_matrix, as_noise, check_genes, named_embedding
+from cohortgmm.cohort.reading import Embedding, as_matrix, as_noise, check_genes, named_embedding, named_layers
 from cohortgmm.cohort.split import check_finite
 from cohortgmm.cohort.texts import check_id
 from cohortgmm.errors import ConfigError, DataError
@@ -80,7 +80,7 @@ def _noise_of(adata: Any, noise: Any, shape: tuple[int, int]) -> Any:
             raise ConfigError(
                 f"noise has the keys obsm and layer, not {key!r}; a function for noise anywhere is noise_at"
             )
-    for kind, place in (("obsm", adata.obsm), ("layer", adata.layers)):
+    for kind, place in (("obsm", adata.obsm), ("layer", named_layers(adata))):
         key = noise.get(kind)
         if key is None:
             continue

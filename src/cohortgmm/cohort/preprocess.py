@@ -18,7 +18,7 @@ from cohortgmm.cohort.embedding import embed, read_batches
 from cohortgmm.cohort.entries import Entries, is_same
 from cohortgmm.cohort.filter_notes import filter_notes
 from cohortgmm.cohort.filters import CellFilter, cell_filters, detected_in
-from cohortgmm.cohort.reading import check_cell_names, patient_ids
+from cohortgmm.cohort.reading import check_cell_names, named_layers, patient_ids
 from cohortgmm.cohort.whole_file import read_cohort, write_cohort
 from cohortgmm.config import PreprocessConfig
 from cohortgmm.errors import DataError
@@ -203,7 +203,7 @@ class InputContent:
                 obsp=dict(adata.obsp),
                 varm=dict(source.varm),
                 varp={} if by_raw else dict(adata.varp),
-                layers={} if by_raw else dict(adata.layers),
+                layers={} if by_raw else named_layers(adata),
                 raw=raw,
             )
             shell.var_names_make_unique()
@@ -252,7 +252,7 @@ def _keep_other_genes(entries: Entries, adata: ad.AnnData, rows: np.ndarray) -> 
     """Keep what belongs to the genes of X, where ``raw`` has others: matrices in ``obsm``, tables in ``uns``."""
     if adata.X is not None:
         entries.keep("X", "obsm", "X", _taken(adata.X, rows))
-    for key, layer in adata.layers.items():
+    for key, layer in named_layers(adata).items():
         entries.keep(f"layers[{key!r}]", "obsm", key, _taken(layer, rows))
     entries.keep("var", "uns", "var", adata.var.copy())
     for place in ("varm", "varp"):

@@ -36,6 +36,7 @@ __all__ = [
     "check_column",
     "check_input",
     "named_embedding",
+    "named_layers",
     "open_h5ad",
     "patient_ids",
     "patient_labels",
@@ -213,6 +214,11 @@ def as_noise(values: Any, name: str, shape: tuple[int, int], *, shared: bool = F
     if one_for_all:
         values = np.broadcast_to(values.toarray() if hasattr(values, "tocsr") else values, (n, *values.shape))
     return values
+
+
+def named_layers(adata: Any) -> dict[str, Any]:
+    """The layers of an AnnData by name; from anndata 0.13 on X is among ``layers`` too, as None."""
+    return {name: layer for name, layer in adata.layers.items() if name is not None}
 
 
 def as_matrix(matrix: Any, name: str):

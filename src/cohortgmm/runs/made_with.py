@@ -56,7 +56,7 @@ def preprocess_values(cohort: str, options: Mapping[str, Any], seed: int) -> dic
 
 def split_values(cohort: str, sheet: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
     """What the division of the cohort into patients follows from."""
-    return {"cohort": _name_and_size(cohort), "patients": sheet and [sheet, _content(sheet)], **options}
+    return {"cohort": _name_and_size(cohort), "patients": sheet and [_place(sheet), _content(sheet)], **options}
 
 
 def merge_values(config: str, models: Iterable[str]) -> dict[str, Any]:
@@ -154,9 +154,14 @@ def _plain(values: Any) -> Any:
 def _name_and_size(path: str) -> list[Any]:
     """Stands for a file that is too large to be read for this."""
     try:
-        return [path, os.stat(path).st_size]
+        return [_place(path), os.stat(path).st_size]
     except OSError:
-        return [path, None]
+        return [_place(path), None]
+
+
+def _place(path: str) -> str:
+    """Where a file is, whether it is named itself or by a link that stands for it in a rule."""
+    return os.path.relpath(os.path.realpath(path))
 
 
 def _content_of_archive(path: str | os.PathLike) -> list[Any]:

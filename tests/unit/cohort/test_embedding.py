@@ -172,5 +172,5 @@ def test_columns_of_batches():
         with pytest.raises(DataError) as caught:
             read_batches(obs, column, "key")
         assert str(caught.value).startswith(text)
-    with pytest.raises(DataError, match="key: obs has 2 columns 'n': give them names of their own"):
+    with pytest.raises(DataError, match="key: obs has 2 columns of the name 'n': rename all but one"):
         read_batches(pd.concat([obs, obs[["n"]]], axis=1), "n", "key")

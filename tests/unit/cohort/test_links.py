@@ -65,7 +65,7 @@ def test_what_lies_in_other_files_comes_along(tmp_path, change, caplog):
     with h5py.File(folder / "c.h5ad", "r+") as file:
         change(file, folder)
     assigned = CellAssignment(np.zeros(180, dtype=int), np.ones((180, 1)))
-    write_gmm(folder / "c.h5ad", away / "m.h5ad", "g", {"a": 1}, assigned)
+    write_gmm(folder / "c.h5ad", away / "m.h5ad", "g", {"a": 1, "model": {"mu": X}}, assigned)
     for file in folder.iterdir():
         file.unlink()
     result = ad.read_h5ad(away / "m.h5ad")

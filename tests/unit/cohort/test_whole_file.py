@@ -1,7 +1,5 @@
 """Files that hold what anndata reads and cannot write, or cannot read."""
 
-import warnings
-
 import anndata as ad
 import h5py
 import numpy as np
@@ -88,7 +86,7 @@ def test_what_is_needed_and_cannot_be_read_is_named(source, path, counts):
 def test_a_column_whose_name_anndata_keeps_for_itself(source, table):
     with h5py.File(source, "a") as file:
         group = file[table]
-        n = len(group[group.attrs["_index"]])
+        n = {"obs": 60, "var": 40, "raw/var": 40}[table]
         group.move(group.attrs["_index"], "names")
         group.attrs["_index"] = "names"
         group.create_dataset("_index", data=np.arange(n))
@@ -102,11 +100,9 @@ def test_a_column_whose_name_anndata_keeps_for_itself(source, table):
 
 
 def test_keys_with_a_slash(source):
-    adata = ad.read_h5ad(source)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        adata.obsm["X/y"], adata.layers["a/b"] = adata.obsm["E"], adata.X
-        adata.write_h5ad(source)
+    with h5py.File(source, "a") as file:  # as anndata wrote it before 0.13
+        file.copy("obsm/E", "obsm/X/y")
+        file.copy("X", "layers/a/b")
     summary, target = done(source)
     assert summary["kept"] == [
         {"entry": "obsm['X/y']", "kept_as": "obsm['X_y']"},
