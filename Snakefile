@@ -6,7 +6,7 @@
 
 from snakemake.utils import min_version
 
-min_version("9.0")
+min_version("9.17")
 
 
 # A run has one configuration: a file given with --configfile replaces the default one, it is not merged into it.

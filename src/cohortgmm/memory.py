@@ -15,11 +15,17 @@ def available_memory() -> int | None:
     """Bytes that this process may still take; None where the system does not tell."""
     found = []
     with suppress(OSError, ValueError, IndexError):
-        (line,) = (row for row in Path("/proc/meminfo").read_text().splitlines() if row.startswith("MemAvailable:"))
+        (line,) = (
+            row
+            for row in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+            if row.startswith("MemAvailable:")
+        )
         found.append(int(line.split()[1]) * 1024)
     for limit, used in _GROUPS:
         with suppress(OSError, ValueError):  # "max" where there is no limit
-            found.append(max(int(Path(limit).read_text()) - int(Path(used).read_text()), 0))
+            found.append(
+                max(int(Path(limit).read_text(encoding="ascii")) - int(Path(used).read_text(encoding="ascii")), 0)
+            )
     if not found:
         with suppress(OSError, ValueError, AttributeError):
             found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))

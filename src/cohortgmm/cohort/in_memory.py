@@ -14,7 +14,7 @@ from cohortgmm.cohort.reading import Embedding, as_matrix, as_noise, check_genes
 from cohortgmm.cohort.split import check_finite
 from cohortgmm.cohort.texts import check_id
 from cohortgmm.errors import ConfigError, DataError
-from cohortgmm.mixture.noise import Noise, is_one_for_all
+from cohortgmm.mixture.noise import Noise, check_meaning, is_one_for_all
 
 
 def cells_of_anndata(
@@ -155,6 +155,8 @@ def _noise_of_mapping(matrices: Mapping[str, np.ndarray], noise: Any) -> Any:
     n, d = sum(x.shape[0] for x in matrices.values()), next(iter(matrices.values())).shape[1]
     if not isinstance(noise, Mapping):
         values = _one_for_all(noise, d)
+        if values is not None and not isinstance(noise, Noise):
+            check_meaning(values, n, d, "noise: the array")
         if values is not None:
             return np.broadcast_to(values, (n, *values.shape))
         raise ConfigError(

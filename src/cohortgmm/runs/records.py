@@ -1,4 +1,4 @@
-"""What Snakemake records of a job, changed where its records would be wrong; written for Snakemake 9.10 to 9.27."""
+"""What Snakemake records of a job, changed where its records would be wrong; written for Snakemake 9.17 to 9.27."""
 
 from typing import Any
 

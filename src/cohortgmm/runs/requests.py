@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from cohortgmm.runs.stored import megabytes
+from cohortgmm.runs.stored import contents, megabytes
 
 #: MB of Snakemake itself, which runs twice in a job of a cluster.
 SNAKEMAKE_MB = 270
@@ -165,6 +165,25 @@ def merge_memory(rule: str, gmm: Any) -> Callable[..., int]:
         return int(mb * 2 ** (attempt - 1))
 
     return amount
+
+
+def most_merge_memory(path: str, embedding: tuple[str, ...], gmm: Any) -> int:
+    """MB that the merge asks for at most, before the cohort was divided: as :func:`merge_memory` for a single patient.
+
+    Parameters
+    ----------
+    path
+        The cohort.
+    embedding
+        What is modelled of it; see :func:`embedding_parts`.
+    gmm
+        The section ``gmm`` of the configuration.
+    """
+    found = contents(path)
+    n_cells = (found or {}).get("n_cells") or 0
+    responsibilities = 8e-6 * n_cells * max(gmm.candidates)
+    mb = 3 * megabytes(path, ("obs",)) + _RESPONSIBILITIES * responsibilities + _LARGEST * megabytes(path, embedding)
+    return int(SNAKEMAKE_MB + REQUESTS["merge"].memory + mb)
 
 
 def fit_memory(rule: str, gmm: Any) -> Callable[..., int]:

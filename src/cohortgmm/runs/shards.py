@@ -83,13 +83,15 @@ def largest_request(config: Any) -> tuple[str, int]:
         The checked configuration. Its input stands for what is made of it.
     """
     embedding = requests.embedding_parts(config.use_rep)
-    # The merge reads the input, the cohort and the cells of all patients, which are about as large as the embedding.
-    parts = {"check_input": ("obs",), "split": embedding, "qc_cells": embedding, "merge": ("obs", *embedding)}
+    parts = {"check_input": ("obs",), "qc_cells": embedding}
     if config.preprocess.enabled:
         parts["preprocess"] = ()
     if config.component_sharing == "global":
         parts["fit"] = embedding[1:]  # of all cells at once
     asked = {rule: requests.memory(rule, read)(None, [config.input], 1) for rule, read in parts.items()}
+    asked["split"] = requests.split_memory("split", embedding)(None, [config.input], 1)
+    if os.path.isfile(config.input):  # else its own job will tell
+        asked["merge"] = requests.most_merge_memory(config.input, embedding[1:], config.gmm)
     rule = max(asked, key=asked.__getitem__)
     return rule, asked[rule]
 

@@ -95,7 +95,7 @@ def report_labels(labels: Callable[[Any], dict[str, str]]) -> Callable[[Any], di
 def escape_page() -> None:
     """Let Snakemake write ``<`` in the data of a report's page so that no text there ends a script or begins a tag.
 
-    It puts texts of JSON between ``<script>`` and ``</script>`` as they are. Made for Snakemake 9.10 to 9.27; where a
+    It puts texts of JSON between ``<script>`` and ``</script>`` as they are. Made for Snakemake 9.17 to 9.27; where a
     later version is built otherwise, its page is left to it.
     """
     from snakemake.report import html_reporter

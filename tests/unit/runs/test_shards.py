@@ -186,24 +186,42 @@ def parts_in_rules(use_rep):
     texts = [path.read_text() for path in (REPOSITORY / "workflow" / "rules").glob("*.smk")]
     (embedding,) = re.findall(r"^EMBEDDING = (.*)$", "\n".join(texts), flags=re.MULTILINE)
     names = {"EMBEDDING": eval(embedding, {"CONFIG": SimpleNamespace(use_rep=use_rep), "requests": requests})}
-    found = re.findall(r'mem_mb=requests\.memory\("(\w+)", (.*)\),$', "\n".join(texts), flags=re.MULTILINE)
+    found = re.findall(r'mem_mb=requests\.(?:split_)?memory\("(\w+)", (.*)\),$', "\n".join(texts), flags=re.MULTILINE)
     return {rule: eval(parts, names) for rule, parts in found}
 
 
 @pytest.mark.parametrize("use_rep", ["X_pca", None])
-@pytest.mark.parametrize("rule", ["check_input", "split", "merge", "qc_cells"])
+@pytest.mark.parametrize("rule", ["check_input", "split", "qc_cells"])
 def test_the_largest_request_is_what_the_workflow_asks_for(tmp_path, monkeypatch, rule, use_rep):
     """Of any rule, where it needs much more than the others."""
-    path, cells = cohort_file(tmp_path, annotated=50, d=100, genes=200), tmp_path / "cells.npz"
-    cells.write_bytes(bytes(2000 * 4 * (100 if use_rep else 200)))
+    path = cohort_file(tmp_path, annotated=50, d=100, genes=200)
     monkeypatch.setitem(requests.REQUESTS, rule, requests.Request(5_000, 7_000))
-    asked = requests.memory(rule, parts_in_rules(use_rep)[rule])
-    read = [str(path), str(path), str(cells)] if rule == "merge" else [str(path)]
-    assert largest_request(cohort_config(path, use_rep=use_rep)) == (rule, pytest.approx(asked(None, read, 1), abs=1))
+    asks = requests.split_memory if rule == "split" else requests.memory
+    asked = asks(rule, parts_in_rules(use_rep)[rule])(None, [str(path)], 1)
+    assert largest_request(cohort_config(path, use_rep=use_rep)) == (rule, pytest.approx(asked, abs=1))
+
+
+def test_the_merge_asks_for_no_more_than_the_allocation_has(tmp_path, monkeypatch):
+    """The bound, from the cohort alone, is what the merge asks for where all cells are of one patient."""
+    path, names = cohort_file(tmp_path, annotated=50, d=100), ("cells", "positions", "model")
+    files = {name: tmp_path / f"{name}.npz" for name in names}
+    for name, size in zip(names, (2000 * 4 * 100, 8 * 2000, 100), strict=True):
+        files[name].write_bytes(bytes(size))
+
+    class Input(list):
+        positions, models = str(files["positions"]), [str(files["model"])]
+
+    monkeypatch.setitem(requests.REQUESTS, "merge", requests.Request(5_000))
+    config = cohort_config(path, gmm={"k_comps": [2, 20]})
+    asked = requests.merge_memory("merge", config.gmm)
+    read = Input([str(path), *map(str, files.values())])
+    rule, most = largest_request(config)
+    assert rule == "merge"
+    assert asked(None, read, 1) <= most <= asked(None, read, 1) + 10
 
 
 def test_all_rules_that_read_parts_of_the_cohort_are_looked_at():
-    assert set(parts_in_rules("X_pca")) == {"check_input", "split", "merge", "qc_cells"}
+    assert set(parts_in_rules("X_pca")) == {"check_input", "split", "qc_cells"}
 
 
 def test_the_preprocessing_counts_where_it_is_done(tmp_path, monkeypatch):
