@@ -195,6 +195,11 @@ def check_report():
         stop(problem)
 
 
+def patient_label(wildcards):
+    """What the report calls a patient's figure."""
+    return {"patient": patient_name(wildcards.patient)}
+
+
 def say(message):
     print(f"\n{message}\n", file=sys.stderr)
 

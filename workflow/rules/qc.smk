@@ -108,11 +108,6 @@ for figure in FIGURES:
             "../../scripts/qc_cohort.py"
 
 
-def patient_label(wildcards):
-    """What the report calls a patient's figure."""
-    return {"patient": patient_name(wildcards.patient)}
-
-
 rule qc_patient:
     input:
         cells=cells_of,

@@ -82,9 +82,10 @@ def _doubtful_choices(folder: Path) -> list[str]:
     at_edge = [row["patient"] for row in rows if row["at_edge"] == "True"]
     notes = []
     if floored:
+        by_heldout = all(row["metric"] == "heldout_nll" for row in rows)
         notes.append(
             f"components at the covariance floor in {_of(floored, rows)}: their likelihood, AIC and BIC are not to be "
-            "trusted; fit fewer components or features, or choose by heldout_nll"
+            f"trusted; fit fewer components or features{'' if by_heldout else ', or choose by heldout_nll'}"
         )
     if at_edge:
         notes.append(
