@@ -50,9 +50,8 @@ def load_config(
         All problems at once, one line each.
     """
     checked = read_config(config, source)
-    found = find_files(
-        {"input": checked.input, "patients": checked.patients, **checked.gmm.files}, source, workflow_dir
-    )
+    named = {"input": checked.input, "patients": checked.patients, **checked.gmm.files}
+    found = find_files(named, source, workflow_dir, refuse_results=refuse_results)
     gmm = checked.gmm.with_files({key: path for key, path in found.items() if key.startswith("gmm.")})
     if gmm.reference is not None:
         from cohortgmm.mixture.model import GaussianMixture  # numpy, which the Snakefile can do without

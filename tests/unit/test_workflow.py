@@ -483,3 +483,12 @@ def test_a_folder_of_the_workflow_with_braces_is_refused(name, tmp_path, monkeyp
         helpers.check_surroundings(tmp_path / name)
     assert "\n" not in str(error.value)
     helpers.check_surroundings(tmp_path / "a <b> %s é $x")
+
+
+def test_a_job_does_not_look_again_whether_an_input_is_a_result(places):
+    (places.work / "results").mkdir()
+    (places.work / "results" / "c.h5ad").touch()
+    config = CONFIG | {"input": "results/c.h5ad"}
+    with pytest.raises(ConfigError, match=r"^c\.yaml: input: results/c\.h5ad "):
+        helpers.load_config(config, "c.yaml", places.flow)
+    assert helpers.load_config(config, "c.yaml", places.flow, refuse_results=False).input == "results/c.h5ad"
