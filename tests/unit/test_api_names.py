@@ -88,6 +88,8 @@ def test_a_key_that_names_no_patient(key, tables):
 def test_names_that_read_the_same_as_text(cohort):
     cohort.obs.index = pd.Index([1, "1", *map(str, range(2, len(cohort)))], dtype=object)
     assert "1 cell names occur more than once, the first is '1'" in refusal(fit, cohort)
+    cohort.obs.index = pd.Index([np.nan, *range(1, len(cohort))])
+    assert "1 cells have no name" in refusal(fit, cohort)
 
 
 def test_what_is_not_ours_is_not_replaced(cohort):

@@ -16,11 +16,15 @@ from cohortgmm.errors import CohortgmmError, DataError
 
 
 def check_cell_names(obs: pd.DataFrame) -> None:
-    """Refuse cell names that occur more than once."""
+    """Refuse cell names that occur more than once, and cells without one."""
     if obs.index.nlevels > 1:
         raise DataError(
             f"obs has {obs.index.nlevels} names for every cell (a MultiIndex): give the cells one name each, "
             "adata.obs_names = [...]"
+        )
+    if obs.index.isna().any():
+        raise DataError(
+            f"{int(obs.index.isna().sum())} cells have no name: give every cell one, adata.obs_names = [...]"
         )
     duplicated = obs.index.astype(str).duplicated()  # names are text in a file
     if duplicated.any():
