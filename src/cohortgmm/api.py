@@ -18,12 +18,11 @@ from cohortgmm.cohort.occupied import check_places
 from cohortgmm.cohort.reading import Embedding
 from cohortgmm.cohort.schema import assign_components, build_uns
 from cohortgmm.cohort.selection import select_k
-from cohortgmm.cohort.split import Split, split_patients
+from cohortgmm.cohort.split import Split, check_finite, split_patients
 from cohortgmm.cohort.tables import Row
-from cohortgmm.cohort.texts import column_list
-from cohortgmm.config import read_gmm_options
-from cohortgmm.config_gmm import GmmConfig, default_gmm_key, unit_column
-from cohortgmm.errors import CohortgmmError, ConfigError
+from cohortgmm.config import overwritten, read_gmm_options
+from cohortgmm.config_gmm import GmmConfig, default_gmm_key, joined_column
+from cohortgmm.errors import CohortgmmError, ConfigError, one_line_repr
 from cohortgmm.files import shown_text
 from cohortgmm.mixture.arguments import check_count, shown
 from cohortgmm.mixture.model import GaussianMixture
@@ -79,7 +78,8 @@ def fit_gmm(
     Parameters
     ----------
     data
-        AnnData, changed in place; or a mapping of patient id to (n, D) array.
+        AnnData, changed in place; or a mapping of patient id to (n, D) array. Tables with texts for names of their rows are
+        taken in the order of the names, as AnnData is; of other arrays the order counts.
     patient_col
         Column of ``obs`` that names the patient of every cell (AnnData); of several, such as ``["patient",
         "timepoint"]``, the texts are joined by ``_``, and ``obs["<gmm_key>_patient"]`` holds what came of it.
@@ -196,14 +196,14 @@ def fit_gmm(
     if isinstance(random_state, bool) or not isinstance(random_state, (int, np.integer)) or random_state < 0:
         raise ConfigError(f"random_state must be an integer of at least 0, got {shown(random_state)}")
     min_cells = check_count("min_cells", min_cells, 0)
-    if on_small_patient not in ("error", "drop"):
-        raise ConfigError(f"on_small_patient must be 'error' or 'drop', got {on_small_patient!r}")
+    if not isinstance(on_small_patient, str) or on_small_patient not in ("error", "drop"):
+        raise ConfigError(f"on_small_patient must be 'error' or 'drop', got {one_line_repr(on_small_patient)}")
     is_mapping = isinstance(data, Mapping)
     if is_mapping:
-        cells, ids = cells_of_mapping(data, noise, missing)
+        cells, ids = cells_of_mapping(data, noise, missing, all_finite=False)
     else:
-        cells, ids = cells_of_anndata(data, patient_col, use_rep, noise, missing)
-        _check_unit_column(patient_col, gmm.gmm_key or default_gmm_key(use_rep))
+        patient_col = _as_list(patient_col)
+        cells, ids = cells_of_anndata(data, patient_col, use_rep, noise, missing, all_finite=False)
     key = gmm.gmm_key or default_gmm_key(use_rep)
     if "/" in key:
         raise ConfigError(f"use_rep is {use_rep!r}, and a key of uns can have no '/': give gmm_key")
@@ -221,8 +221,10 @@ def fit_gmm(
         on_small_patient=on_small_patient,
         empty=cells.empty_cells() if missing or noise is not None else None,
     )
+    name = "the data" if is_mapping else "X" if use_rep is None else f"obsm[{use_rep!r}]"
+    check_finite(cells.matrix, ids, name, used=np.concatenate(list(split.positions.values())), missing=missing)
     if not is_mapping:
-        check_places(key, data.uns, data.obs.columns, data.obsm)
+        _check_written(data, key, patient_col, use_rep, noise)
         n_mixtures = 1 if sharing == "global" else len(split.patients)
         check_size(n_mixtures, max(gmm.candidates), cells.matrix.shape[1])
     outcomes = _fit_parts(split, cells, sharing, gmm, options, seed, n_jobs)
@@ -252,20 +254,32 @@ def fit_gmm(
     data.uns[key] = uns
     data.obs[f"{key}_comp"] = assigned.components
     data.obsm[f"{key}_resp"] = assigned.resp
-    if len(column_list(patient_col)) > 1:
-        data.obs[unit_column(patient_col, key)] = ids
+    if (unit := joined_column(patient_col, key)) is not None:
+        data.obs[unit] = ids
     data.obs.drop(columns=f"{key}_background", errors="ignore", inplace=True)
     if assigned.background is not None:
         data.obs[f"{key}_background"] = assigned.background
     return data
 
 
-def _check_unit_column(patient_col: str | Sequence[str], key: str) -> None:
-    columns = column_list(patient_col)
-    if len(columns) > 1 and unit_column(columns, key) in columns:
-        raise ConfigError(
-            f"the result overwrites the column {unit_column(columns, key)!r} of patient_col: give gmm_key"
-        )
+def _as_list(patient_col: Any) -> Any:
+    """Columns that are given as an array, an index or a column of pandas, as a list."""
+    return patient_col.tolist() if hasattr(patient_col, "tolist") and np.ndim(patient_col) == 1 else patient_col
+
+
+def _check_written(data: Any, key: str, patient_col: str | Sequence[str], use_rep: str | None, noise: Any) -> None:
+    """Refuse a key whose result would replace what is no earlier result, or what it is made from."""
+    noise = noise.get("obsm") if isinstance(noise, Mapping) else noise if isinstance(noise, str) else None
+    for name, what in overwritten(key, {"patient_col": patient_col}, {"use_rep": use_rep, "noise": noise}):
+        raise ConfigError(f"the result overwrites {what} of {name}: give gmm_key")
+    check_places(key, data.uns, data.obs.columns, data.obsm, unit=joined_column(patient_col, key))
+
+
+def _as_stored(fit: MixtureFit) -> MixtureFit:
+    """A fit as its file gives it back, with no factors but those of its covariances: to the last bit as in the pipeline."""
+    model = fit.model
+    plain = GaussianMixture.from_factors(model.weights, model.means, model.covariances, None, model.background)
+    return replace(fit, model=plain)
 
 
 def _with_weights(model: GaussianMixture, weights: np.ndarray) -> GaussianMixture:
@@ -330,7 +344,7 @@ def _fit_part(part: PatientCells, gmm: GmmConfig, options: Mapping[str, Any], se
             rows.append(row)
         choice = select_k(rows, gmm.k_selection_metric)
         k = choice["k"]
-        fit = final_fit(part, k, fits[k], gmm.refit, options, seed=seed, n_threads=n_threads)
+        fit = _as_stored(final_fit(part, k, _as_stored(fits[k]), gmm.refit, options, seed=seed, n_threads=n_threads))
     except CohortgmmError as error:
         title = f"patient {part.patient!r}" if part.owner is None else part.patient
         error.args = (f"{title}, k={k}: {error}",)

@@ -69,7 +69,7 @@ def write_arrays(file: File, arrays: Mapping[str, np.ndarray]) -> None:
     with _opened(file, "wb") as stream:
         try:
             np.savez(stream, **arrays)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a file that is closed
             raise _unwritable(file, error) from error
 
 

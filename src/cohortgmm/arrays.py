@@ -11,13 +11,16 @@ from cohortgmm.errors import DataError, one_line
 _REAL_KINDS = "biuf"
 _OBJECT = np.dtype(object)
 
+#: Integers below this are exact in double precision.
+_EXACT = 2.0**53
+
 
 def real_array(values: Any, name: str) -> Any:
     """An array, or a sparse matrix, of real numbers in single or double precision.
 
     Single and double precision stay as they are, without a copy. Half precision becomes single; booleans, integers and
-    extended precision become double. Masked values, and missing ones of nullable tables, become NaN. What lies in a file
-    or is computed later (h5py, dask) is read whole.
+    extended precision become double, where it can hold them. Masked values, and missing ones of nullable tables, become
+    NaN. What lies in a file or is computed later (h5py, dask) is read whole.
 
     Parameters
     ----------
@@ -34,7 +37,8 @@ def real_array(values: Any, name: str) -> Any:
     Raises
     ------
     DataError
-        For complex numbers, texts, dates and anything else that is no real number.
+        For complex numbers, texts, dates and anything else that is no real number; for numbers beyond the range of double
+        precision, and integers that it would round.
     """
     values = _in_memory(values, name)
     if hasattr(values, "tocsr"):
@@ -124,10 +128,63 @@ def _as_float(array: np.ndarray, name: str) -> np.ndarray:
     if array.dtype.kind == "O":
         if not _is_real(array):
             raise DataError(f"{name} must be numeric, it holds objects that are no real numbers")
-        return array.astype(np.float64)
+        try:
+            return array.astype(np.float64)
+        except OverflowError:
+            raise _too_large(name) from None
     if array.dtype.kind not in _REAL_KINDS:
         raise DataError(f"{name} must hold real numbers, got {array.dtype}")
     if array.dtype in (np.float32, np.float64):  # in the machine's byte order
         return array
     keeps_digits = array.dtype.kind == "f" and array.dtype.itemsize <= np.dtype(np.float32).itemsize
-    return array.astype(np.float32 if keeps_digits else np.float64)
+    with np.errstate(over="ignore"):
+        result = array.astype(np.float32 if keeps_digits else np.float64)
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8 and (np.isinf(result) & np.isfinite(array)).any():
+        raise _too_large(name)
+    if array.dtype.kind in "iu" and array.dtype.itemsize == 8 and np.any(np.abs(result) >= _EXACT):
+        raise DataError(f"{name} has integers of 2**53 or more, which double precision would round: rescale them")
+    return result
+
+
+def _too_large(name: str) -> DataError:
+    return DataError(f"{name} has numbers beyond the range of double precision: rescale them")
+
+
+def check_labels(values: Any, other: Any, name: str, of: str = "the cells") -> None:
+    """Refuse a table whose rows or columns are named in another order than those that it belongs to.
+
+    Both are used row by row and column by column, whatever their names: names that contradict this would mean other values.
+    Rows that are numbered say nothing, unless they are the same numbers in another order.
+
+    Parameters
+    ----------
+    values, other
+        Of pandas, or anything else, which has no names.
+    name, of
+        What the message calls them.
+
+    Raises
+    ------
+    DataError
+        For other rows, rows or columns in another order.
+    """
+    rows, others = getattr(values, "index", None), getattr(other, "index", None)
+    if hasattr(values, "iloc") and hasattr(other, "iloc") and values.ndim == other.ndim == 2:
+        check_names(rows, others, f"{name}: its rows", f"those of {of}", complete=True)
+        check_names(values.columns, other.columns, f"{name}: its columns", f"those of {of}")
+
+
+def check_names(names: Any, others: Any, what: str, those: str, *, complete: bool = False) -> None:
+    """Refuse names (an index of pandas) that are others in another order; with ``complete``, also other texts."""
+    names, others = list(names), list(others)
+    if names == others or len(names) != len(others):
+        return
+    places = {label: i for i, label in enumerate(others)}
+    moved = any(places.get(label, i) != i for i, label in enumerate(names))
+    texts = all(isinstance(label, str) for label in (*names, *others))
+    if (texts and (complete or moved)) or set(names) == set(others):
+        first = next(i for i, (one, two) in enumerate(zip(names, others, strict=True)) if one != two)
+        raise DataError(
+            f"{what} are not {those}, or in another order: the first that differs is {names[first]!r}, not "
+            f"{others[first]!r}; put them in the same order"
+        )

@@ -12,8 +12,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from cohortgmm.config_base import Conflict, Number, Section, section_of
-from cohortgmm.config_gmm import GmmConfig, default_gmm_key, unit_column
-from cohortgmm.errors import ConfigError
+from cohortgmm.config_gmm import GmmConfig, default_gmm_key, joined_column, unit_column
+from cohortgmm.errors import ConfigError, one_line_repr
 from cohortgmm.files import shown_path
 
 #: Keys of ``uns`` that the preprocessing writes.
@@ -141,13 +141,11 @@ class Config(Section):
             found.append(
                 (("patient_col",), f"patient_col: needs one column or several different ones, got {columns!r}")
             )
-        if len(columns) > 1 and self.patient_column in columns:
-            found.append(
-                (
-                    ("patient_col", "gmm.gmm_key"),
-                    f"patient_col: the result overwrites the column {self.patient_column!r}: choose another gmm.gmm_key",
-                )
-            )
+        read = {"patient_col": columns, "label_col": self.label_col, "celltype_col": self.celltype_col}
+        noise = self.gmm.noise.obsm if self.gmm.noise else None
+        for key, what in overwritten(self.gmm_key, read, {"use_rep": self.use_rep, "gmm.noise.obsm": noise}):
+            message = f"{key}: the result overwrites {what}: choose another gmm.gmm_key"
+            found.append(((key, "gmm.gmm_key"), message))
         if self.preprocess.enabled and self.gmm_key in _OF_PREPROCESSING:
             message = f"gmm.gmm_key is {self.gmm_key!r}, where the preprocessing keeps its own results: choose another"
             found.append((("gmm.gmm_key", "preprocess.enabled"), message))
@@ -298,6 +296,36 @@ def _is_section(model: type[BaseModel], key: str) -> bool:
     return field is not None and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
 
 
+def overwritten(gmm_key: str, columns: Mapping[str, Any], obsm: Mapping[str, str | None]) -> list[tuple[str, str]]:
+    """What a result is made from and would be written over.
+
+    Parameters
+    ----------
+    gmm_key
+        Key of the result.
+    columns, obsm
+        Columns of ``obs``, one or a list, and keys of ``obsm`` that are read, by the configuration keys that name them.
+
+    Returns
+    -------
+    list
+        Configuration key of each, and what it is.
+    """
+    found = []
+    for name, value in columns.items():
+        several = isinstance(value, list | tuple)
+        written = [f"{gmm_key}_comp", f"{gmm_key}_background"]
+        if (unit := joined_column(value, gmm_key)) is not None:
+            written.append(unit)
+        for column in value if several else [value]:
+            if column in written:
+                found.append((name, f"the column {column!r}"))
+    for name, value in obsm.items():
+        if value == f"{gmm_key}_resp":
+            found.append((name, f"obsm[{value!r}]"))
+    return found
+
+
 def _without(values: Mapping[str, Any], faulty: Collection[tuple[str, ...]]) -> dict[str, Any]:
     """The values without faulty keys; a key that is required and missing gets some text."""
     result: dict[str, Any] = {}
@@ -326,4 +354,4 @@ def _problem(model: type[BaseModel], item: Any) -> str:
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "value_error":
         return f"{dotted}: {message}" if dotted else message
-    return f"{dotted}: {message[0].lower()}{message[1:]}, got {value!r}"
+    return f"{dotted}: {message[0].lower()}{message[1:]}, got {one_line_repr(value)}"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from cohortgmm.config_base import FUNCTION, Conflict, Number, Section
-from cohortgmm.errors import ConfigError
+from cohortgmm.errors import ConfigError, one_line_repr
 from cohortgmm.mixture.settings import effective_settings
 
 if TYPE_CHECKING:
@@ -27,6 +27,12 @@ def unit_column(patient_col: str | Sequence[str], gmm_key: str) -> str:
     if isinstance(patient_col, list | tuple):
         return patient_col[0] if len(patient_col) == 1 else f"{gmm_key}_patient"
     return patient_col
+
+
+def joined_column(patient_col: str | Sequence[str], gmm_key: str) -> str | None:
+    """The column of :func:`unit_column` where it is written: of several columns; None of one."""
+    several = isinstance(patient_col, list | tuple) and len(patient_col) > 1
+    return unit_column(patient_col, gmm_key) if several else None
 
 
 class NoiseConfig(Section):
@@ -248,7 +254,7 @@ class GmmConfig(Section):
         if value is None:
             return None
         if isinstance(value, (str, bytes, Mapping, bool, float)):
-            raise ValueError(f"must be an integer, a list of integers or null, got {value!r}")
+            raise ValueError(f"must be an integer, a list of integers or null, got {one_line_repr(value)}")
         try:
             values, several = list(value), True
         except TypeError:
@@ -262,7 +268,7 @@ class GmmConfig(Section):
             except TypeError:
                 number = 0
             if number < 1:
-                raise ValueError(f"must hold integers of at least 1, got {k!r}")
+                raise ValueError(f"must hold integers of at least 1, got {one_line_repr(k)}")
             ks.append(number)
         return sorted(set(ks)) if several else ks[0]
 
@@ -271,6 +277,8 @@ class GmmConfig(Section):
     def _check_key(cls, value: str | None) -> str | None:
         if value == ".":
             raise ValueError("must not be '.', which stands for the whole of `uns`")
+        if value is not None and "\0" in value:
+            raise ValueError(f"must not have a NUL character, which no .h5ad can hold, got {value!r}")
         return value
 
     def conflicts(self) -> list[Conflict]:

@@ -145,3 +145,17 @@ def test_a_matrix_that_is_computed_later_is_computed():
 def test_anything_else_is_refused_by_name(values):
     with pytest.raises(DataError, match=r"^the noise must .*numeric|^the noise must hold real numbers"):
         real_array(values, "the noise")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.array([[10**400]], dtype=object), "beyond the range of double precision"),
+        (np.array([[2**60, 2**60 + 1]]), "which double precision would round"),
+        (np.array([[2**63 + 1]], dtype=np.uint64), "which double precision would round"),
+    ],
+    ids=["object", "int64", "uint64"],
+)
+def test_numbers_that_would_change_are_refused(values, message):
+    with pytest.raises(DataError, match=message):
+        real_array(values, "x")

@@ -7,18 +7,33 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cohortgmm.arrays import dense_array
+from cohortgmm.arrays import check_labels, check_names, dense_array
 from cohortgmm.cohort.h5ad import check_rows, unknown_name
 from cohortgmm.cohort.patients import check_cell_names, patient_ids
-from cohortgmm.cohort.reading import Embedding, as_matrix, as_noise, check_genes, named_embedding, named_layers
+from cohortgmm.cohort.reading import (
+    Embedding,
+    as_matrix,
+    as_noise,
+    check_genes,
+    check_noise_features,
+    named_embedding,
+    named_layers,
+)
 from cohortgmm.cohort.split import check_finite
 from cohortgmm.cohort.texts import check_id
 from cohortgmm.errors import ConfigError, DataError
+from cohortgmm.mixture.arguments import shown
 from cohortgmm.mixture.noise import Noise, check_meaning, is_one_for_all
 
 
 def cells_of_anndata(
-    adata: Any, patient_col: str | Sequence[str] | None, use_rep: str | None, noise: Any, missing: bool
+    adata: Any,
+    patient_col: str | Sequence[str] | None,
+    use_rep: str | None,
+    noise: Any,
+    missing: bool,
+    *,
+    all_finite: bool = True,
 ) -> tuple[Embedding, np.ndarray]:
     """What is modelled, and the patient of every cell.
 
@@ -28,13 +43,15 @@ def cells_of_anndata(
         In memory, backed by its file, or with matrices of dask.
     patient_col, use_rep, noise, missing
         As in :func:`cohortgmm.fit_gmm`.
+    all_finite
+        Whether to refuse NaN and infinite values of all patients, those too small to be fitted among them.
 
     Raises
     ------
     DataError
         For data that cannot be used.
     """
-    if hasattr(adata, "mod"):
+    if hasattr(adata, "obsm") and isinstance(getattr(adata, "mod", None), Mapping):
         raise DataError(
             f"data is MuData: give one of its modalities, such as data.mod[{next(iter(adata.mod), 'rna')!r}]"
         )
@@ -46,6 +63,8 @@ def cells_of_anndata(
         raise DataError("data is part of an AnnData that is backed by its file: call data.to_memory() first")
     if patient_col is None:
         raise ConfigError("patient_col is required with AnnData")
+    if not (use_rep is None or isinstance(use_rep, str)):
+        raise ConfigError(f"use_rep must be a key of obsm, or None for X, got {shown(use_rep)}")
     check_cell_names(adata.obs)
     ids = patient_ids(adata.obs, patient_col)
     if use_rep is None:
@@ -62,18 +81,23 @@ def cells_of_anndata(
         cells = Embedding(as_matrix(values, name), tuple(map(str, adata.var_names)))
     else:
         cells = named_embedding(values, use_rep)
-    check_finite(cells.matrix, ids, name, missing=missing)
+    if all_finite:
+        check_finite(cells.matrix, ids, name, missing=missing)
     names = adata.obs_names.astype(str).to_numpy(dtype=object)
-    return replace(cells, noise=_noise_of(adata, noise, cells.matrix.shape), cell_names=names), ids
+    return replace(cells, noise=_noise_of(adata, noise, cells), cell_names=names), ids
 
 
-def _noise_of(adata: Any, noise: Any, shape: tuple[int, int]) -> Any:
+def _noise_of(adata: Any, noise: Any, cells: Embedding) -> Any:
     """The measurement noise of AnnData: by a key, or as it is given."""
+    shape = cells.matrix.shape
     if noise is None:
         return None
     if isinstance(noise, str):
         noise = {"obsm": noise}
     if not isinstance(noise, Mapping):
+        if isinstance(noise, pd.DataFrame):
+            check_names(noise.index, adata.obs_names, "noise: the rows of the table", "the cells of obs", complete=True)
+        check_noise_features(noise, cells.feature_names, "the table")
         return as_noise(noise, "the array", shape, shared=True)
     for key in noise:
         if key not in ("obsm", "layer"):
@@ -84,15 +108,18 @@ def _noise_of(adata: Any, noise: Any, shape: tuple[int, int]) -> Any:
         key = noise.get(kind)
         if key is None:
             continue
-        if key not in place:
+        if not isinstance(key, str) or key not in place:
             raise unknown_name(f"noise: {kind} key", key, place.keys())
         name = f"{kind}[{key!r}]"
         check_rows(place[key], shape[0], name)
+        check_noise_features(place[key], cells.feature_names, name)
         return as_noise(place[key], name, shape)
     raise ConfigError(f"noise must name a key of obsm or a layer, got {noise!r}")
 
 
-def cells_of_mapping(arrays: Mapping[Any, Any], noise: Any, missing: bool) -> tuple[Embedding, np.ndarray]:
+def cells_of_mapping(
+    arrays: Mapping[Any, Any], noise: Any, missing: bool, *, all_finite: bool = True
+) -> tuple[Embedding, np.ndarray]:
     """What is modelled, and the patient of every cell, from one array (cells, features) for every patient.
 
     Raises
@@ -120,15 +147,35 @@ def cells_of_mapping(arrays: Mapping[Any, Any], noise: Any, missing: bool) -> tu
     names = _feature_names(dict(zip(texts, arrays.values(), strict=True)), next(iter(widths)))
     ids = np.repeat(np.array(texts, dtype=object), [x.shape[0] for x in matrices.values()])
     matrix = np.concatenate(list(matrices.values()))
-    check_finite(matrix, ids, "the data", missing=missing)
-    return Embedding(matrix, names, _noise_of_mapping(matrices, noise)), ids
+    if all_finite:
+        check_finite(matrix, ids, "the data", missing=missing)
+    given = dict(zip(texts, arrays.values(), strict=True))
+    cell_names = np.concatenate([_row_names(given[patient], patient, len(x)) for patient, x in matrices.items()])
+    return Embedding(matrix, names, _noise_of_mapping(matrices, noise, given), cell_names), ids
+
+
+def _row_names(table: Any, patient: str, n: int) -> np.ndarray:
+    """(n,) names of a patient's cells: those of a table whose rows have texts for names; None of others."""
+    rows = table.index if isinstance(table, pd.DataFrame) else ()
+    if not all(isinstance(name, str) for name in rows) or not len(rows):
+        return np.full(n, None, dtype=object)
+    duplicated = rows.duplicated()
+    if duplicated.any():
+        raise DataError(
+            f"the table of patient {patient!r}: {int(duplicated.sum())} names of rows occur more than once, the first is "
+            f"{rows[duplicated][0]!r}: give every cell a name of its own, or number the rows (reset_index)"
+        )
+    return rows.to_numpy(dtype=object)
 
 
 def _keys_as_text(mapping: Mapping[Any, Any], what: str) -> list[str]:
-    texts = [str(key) for key in mapping]
+    texts = [key.decode(errors="replace") if isinstance(key, bytes) else str(key) for key in mapping]
     if len(set(texts)) < len(texts):
         twice = next(text for i, text in enumerate(texts) if text in texts[:i])
         raise DataError(f"two patients of {what} read the same as text: {twice!r}; make them all text")
+    for key in mapping:
+        if key is None or key is pd.NA or key != key:  # NaN, NaT
+            raise DataError(f"{what} has the key {key!r}, which names no patient: give every patient a name")
     return texts
 
 
@@ -148,7 +195,7 @@ def _feature_names(arrays: Mapping[str, Any], n_features: int) -> tuple[str, ...
     return tuple(f"feature {i + 1}" for i in range(n_features))
 
 
-def _noise_of_mapping(matrices: Mapping[str, np.ndarray], noise: Any) -> Any:
+def _noise_of_mapping(matrices: Mapping[str, np.ndarray], noise: Any, given: Mapping[str, Any]) -> Any:
     """The measurement noise of a mapping of arrays: another one, of the same patients, or one array for all."""
     if noise is None:
         return None
@@ -166,6 +213,8 @@ def _noise_of_mapping(matrices: Mapping[str, np.ndarray], noise: Any) -> Any:
     absent = [patient for patient in matrices if patient not in noise]
     if absent:
         raise DataError(f"noise has no array for {len(absent)} patients, the first is {absent[0]!r}")
+    for patient in matrices:
+        check_labels(noise[patient], given[patient], f"noise of patient {patient!r}")
     parts = [
         as_noise(noise[patient], f"the array of patient {patient!r}", x.shape, shared=True)
         for patient, x in matrices.items()

@@ -24,7 +24,7 @@ from cohortgmm.cohort.schema import CellAssignment, assign_components, build_uns
 from cohortgmm.cohort.selection import select_k
 from cohortgmm.cohort.tables import read_patients, scores_of
 from cohortgmm.cohort.texts import column_list
-from cohortgmm.config_gmm import GmmConfig, unit_column
+from cohortgmm.config_gmm import GmmConfig, joined_column
 from cohortgmm.files import atomic_path, shown_path
 from cohortgmm.mixture.result import MixtureFit
 
@@ -75,12 +75,11 @@ def merge_models(
     rows = scores_of(scores, list(fits))
     units = {}
     with open_h5ad(cohort) as file:
-        check_file(file, gmm_key)
+        unit = joined_column(patient_col, gmm_key)
+        check_file(file, gmm_key, unit)
         n_total = n_rows(file, "obs")
-        if len(column_list(patient_col)) > 1:
-            units[unit_column(patient_col, gmm_key)] = patient_ids(
-                read_obs(file, column_list(patient_col)), patient_col
-            )
+        if unit is not None:
+            units[unit] = patient_ids(read_obs(file, column_list(patient_col)), patient_col)
     n_fit: dict[str, int] = {}
     parts = _parts(cells, options.refit, n_fit)
     assigned, weights = assign_components(fits, parts, read_positions(positions), n_total)

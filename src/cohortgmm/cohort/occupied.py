@@ -19,7 +19,12 @@ def has_mixtures(entry: Any) -> bool:
 
 
 def check_places(
-    gmm_key: str, uns: Mapping[str, Any], columns: Container[str], obsm: Container[str], where: str = "the data"
+    gmm_key: str,
+    uns: Mapping[str, Any],
+    columns: Container[str],
+    obsm: Container[str],
+    where: str = "the data",
+    unit: str | None = None,
 ) -> None:
     """Refuse a key under which a result would replace what is no earlier result.
 
@@ -33,6 +38,8 @@ def check_places(
         Columns of ``obs``, and keys of ``obsm``.
     where
         What the message calls the data.
+    unit
+        Column of ``obs`` that the joined names of patients are written to; None for none.
 
     Raises
     ------
@@ -48,7 +55,7 @@ def check_places(
                 f"would replace it: {way_out}"
             )
         return
-    taken = [f"obs[{name!r}]" for name in (f"{gmm_key}_comp", f"{gmm_key}_background") if name in columns]
+    taken = [f"obs[{name!r}]" for name in (f"{gmm_key}_comp", f"{gmm_key}_background", unit) if name in columns]
     taken += [f"obsm[{name!r}]" for name in (f"{gmm_key}_resp",) if name in obsm]
     if taken:
         raise DataError(
@@ -57,8 +64,8 @@ def check_places(
         )
 
 
-def check_file(file: Any, gmm_key: str) -> None:
+def check_file(file: Any, gmm_key: str, unit: str | None = None) -> None:
     """As :func:`check_places`, for an open ``.h5ad`` (an ``h5py.File``), of which only names are read."""
     columns = file["obs"].attrs.get("column-order", ()) if hasattr(file["obs"], "keys") else ()
     columns = {name.decode() if isinstance(name, bytes) else str(name) for name in columns}
-    check_places(gmm_key, file.get("uns", {}), columns, file.get("obsm", {}), str(file.filename))
+    check_places(gmm_key, file.get("uns", {}), columns, file.get("obsm", {}), str(file.filename), unit)

@@ -16,8 +16,17 @@ from cohortgmm.errors import CohortgmmError, DataError
 
 
 def check_cell_names(obs: pd.DataFrame) -> None:
-    """Refuse cell names that occur more than once."""
-    duplicated = obs.index.duplicated()
+    """Refuse cell names that occur more than once, and cells without one."""
+    if obs.index.nlevels > 1:
+        raise DataError(
+            f"obs has {obs.index.nlevels} names for every cell (a MultiIndex): give the cells one name each, "
+            "adata.obs_names = [...]"
+        )
+    if obs.index.isna().any():
+        raise DataError(
+            f"{int(obs.index.isna().sum())} cells have no name: give every cell one, adata.obs_names = [...]"
+        )
+    duplicated = obs.index.astype(str).duplicated()  # names are text in a file
     if duplicated.any():
         raise DataError(
             f"{int(duplicated.sum())} cell names occur more than once, the first is {str(obs.index[duplicated][0])!r}: "

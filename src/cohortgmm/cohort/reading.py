@@ -1,6 +1,6 @@
 """Reading the matrix that is modelled, with the names of its features and the noise of its cells."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from cohortgmm.arrays import real_array
+from cohortgmm.arrays import check_names, real_array
 from cohortgmm.cohort.cells import PatientCells
 from cohortgmm.cohort.h5ad import (
     check_rows,
@@ -35,6 +35,7 @@ __all__ = [
     "check_cell_names",
     "check_column",
     "check_input",
+    "check_noise_features",
     "named_embedding",
     "named_layers",
     "open_h5ad",
@@ -61,7 +62,7 @@ class Embedding:
     noise
         (n, D) variances, as array or CSR matrix, or (n, D, D) covariances of the measurement noise; None without.
     cell_names
-        (n,) names of the cells; None for cells without names.
+        (n,) names of the cells; None for cells without names, of all or of some patients.
     """
 
     matrix: Any
@@ -80,7 +81,7 @@ class Embedding:
         x = rows_of(self.matrix, positions)
         noise = None if self.noise is None else rows_of(self.noise, positions)
         names = None
-        if self.cell_names is not None:
+        if self.cell_names is not None and all(name is not None for name in self.cell_names[positions]):
             texts = [name.encode(errors="surrogatepass") for name in self.cell_names[positions].tolist()]
             names = np.array(texts, dtype=bytes)
         cells = PatientCells(patient, x, train, owner, patients, noise, self.feature_names, names)
@@ -162,7 +163,9 @@ def named_embedding(values: Any, use_rep: str) -> Embedding:
     return Embedding(matrix, tuple(f"{stem}{i + 1}" for i in range(matrix.shape[1])))
 
 
-def read_noise(file: h5py.File, noise: Mapping[str, str | None], shape: tuple[int, int]):
+def read_noise(
+    file: h5py.File, noise: Mapping[str, str | None], shape: tuple[int, int], feature_names: Sequence[str] = ()
+):
     """The measurement noise of an embedding of this shape; see :func:`as_noise`.
 
     Parameters
@@ -173,12 +176,24 @@ def read_noise(file: h5py.File, noise: Mapping[str, str | None], shape: tuple[in
         ``{"obsm": key}`` or ``{"layer": key}``.
     shape
         (n, D).
+    feature_names
+        (D,) names of the features; a table of noise must not have them in another order.
     """
     kind, place, key = ("obsm", "obsm", noise["obsm"]) if noise["obsm"] else ("layer", "layers", noise["layer"])
     if not has_member(file, place, key):
         raise unknown_name(f"noise.{kind}: key of {place}", key, member_names(file, place))
     name = f"{place}[{key!r}]"
-    return as_noise(read_of_cells(file, f"{place}/{key}", name), name, shape)
+    values = read_of_cells(file, f"{place}/{key}", name)
+    check_noise_features(values, feature_names, name)
+    return as_noise(values, name, shape)
+
+
+def check_noise_features(values: Any, feature_names: Sequence[str], name: str) -> None:
+    """Refuse a table of variances that has the features in another order than the cells."""
+    if isinstance(values, pd.DataFrame):
+        check_names(values.columns, feature_names, f"noise: {name}: its columns", "the features")
+    elif isinstance(values, pd.Series):
+        check_names(values.index, feature_names, f"noise: {name}: its rows", "the features")
 
 
 def as_noise(values: Any, name: str, shape: tuple[int, int], *, shared: bool = False):

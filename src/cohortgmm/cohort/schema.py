@@ -343,6 +343,8 @@ def read_gmm(data, gmm_key: str | None = None) -> dict[str, GaussianMixture]:
 def _stored_uns(data) -> Iterator[Mapping[str, Any]]:
     """``uns`` of an AnnData; of a file only the entries with mixtures, whose covariances stay in it until asked for."""
     if not isinstance(data, (str, os.PathLike)):
+        if not isinstance(getattr(data, "uns", None), Mapping):
+            raise DataError(f"data must be AnnData or the path of an .h5ad, got {type(data).__name__}")
         yield data.uns
         return
     from cohortgmm.cohort.h5ad import member_names, open_h5ad, read_element, stored_array

@@ -94,8 +94,8 @@ def split_patients(
     ids
         (n,) patient of every cell.
     names
-        (n,) different names of the cells; None for cells without names, which keep their order and are told apart by
-        their rows within the patient.
+        (n,) different names of the cells; None, for all or for those of a patient, for cells without names, which keep
+        their order and are told apart by their rows within the patient.
     train_size
         Share of every patient's cells to fit.
     seed
@@ -136,7 +136,7 @@ def split_patients(
     for patient, group in groups.items():
         if wanted is not None and patient not in wanted:
             continue
-        if names is None:
+        if names is None or (len(group) and names[group[0]] is None):
             own = [str(i) for i in range(len(group))]
         else:
             group = np.array(sorted(group.tolist(), key=names.__getitem__), dtype=np.int64)
@@ -265,7 +265,9 @@ def split_file(
         cells = read_patients(file, patient_col, label_col, on_mixed_label=on_mixed_label, wanted=wanted)
         embedding = replace(read_embedding(file, use_rep), cell_names=cells.names)
         if noise is not None:
-            embedding = replace(embedding, noise=read_noise(file, noise, embedding.matrix.shape))
+            embedding = replace(
+                embedding, noise=read_noise(file, noise, embedding.matrix.shape, embedding.feature_names)
+            )
     matrix = embedding.matrix
     empty = embedding.empty_cells() if missing or noise is not None else None
     ids, labels = cells.patients, cells.labels

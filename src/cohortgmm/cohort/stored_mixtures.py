@@ -31,7 +31,7 @@ def stored_mixtures(stored: Mapping[str, Any], name: str) -> dict[str, GaussianM
     DataError
         If a part is missing, an array has another shape than the layout says, or a mixture is invalid.
     """
-    ids = [str(patient) for patient in _part(stored, name, "weight_inference", "distribution_ids")]
+    ids = _ids(_part(stored, name, "weight_inference", "distribution_ids"), name)
     shared = str(_part(stored, name, "component_sharing")) == "global"
     mu = _numbers(_part(stored, name, "model", "mu"), f"{name}: means")
     var = _part(stored, name, "model", "var")
@@ -66,6 +66,17 @@ def stored_mixtures(stored: Mapping[str, Any], name: str) -> dict[str, GaussianM
         except (ConfigError, DataError) as error:
             raise DataError(f"{name}, patient {patient!r}: {error}") from None
     return result
+
+
+def _ids(values: Any, name: str) -> list[str]:
+    """Ids of the patients, each once."""
+    if isinstance(values, str | bytes) or np.ndim(values) != 1:
+        raise DataError(f"{name}: distribution_ids must be a list of patients, got {type(values).__name__}")
+    ids = [value.decode(errors="replace") if isinstance(value, bytes) else str(value) for value in values]
+    twice = [patient for i, patient in enumerate(ids) if patient in ids[:i]] if len(set(ids)) < len(ids) else []
+    if twice:
+        raise DataError(f"{name}: distribution_ids names the patient {twice[0]!r} more than once")
+    return ids
 
 
 def _covariances(var: Any, index: tuple[int, ...], k: int, *, as_diagonals: bool) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from cohortgmm.cohort.h5ad import unknown_name
-from cohortgmm.errors import ConfigError, DataError
+from cohortgmm.errors import ConfigError, DataError, one_line_repr
 
 
 def check_column(obs: pd.DataFrame, column: str, key: str) -> None:
@@ -30,9 +30,14 @@ def column_list(patient_col: str | Sequence[str]) -> list[str]:
         If there is none, or the same twice.
     """
     columns = list(patient_col) if isinstance(patient_col, list | tuple) else [patient_col]
-    if not columns or len(set(columns)) < len(columns):
-        raise ConfigError(f"patient_col must be a column of obs, or several different ones, got {patient_col!r}")
-    return columns
+    try:
+        if columns and len(set(columns)) == len(columns):
+            return columns
+    except TypeError:  # lists within the list, and whatever else cannot name a column
+        pass
+    raise ConfigError(
+        f"patient_col must be a column of obs, or a list of several different ones, got {one_line_repr(patient_col)}"
+    )
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ class Background:
     def __post_init__(self):
         for name in ("lower", "upper"):
             corner = dense_array(getattr(self, name), f"the background's {name}")
-            object.__setattr__(self, name, np.atleast_1d(np.asarray(corner, dtype=np.float64)))
+            object.__setattr__(self, name, np.atleast_1d(np.array(corner, dtype=np.float64)))
         if self.lower.ndim != 1 or self.lower.shape != self.upper.shape or not len(self.lower):
             raise ConfigError(
                 f"the background needs lower and upper of shape (D,), got {self.lower.shape} and {self.upper.shape}"

@@ -5,6 +5,7 @@ from functools import cached_property
 
 import numpy as np
 
+from cohortgmm.arrays import check_labels
 from cohortgmm.mixture.background import Background
 from cohortgmm.mixture.data import CellData
 from cohortgmm.mixture.noise import Noise, without_endless
@@ -75,6 +76,7 @@ class Measurements:
     """
 
     def __init__(self, x, noise=None, n_threads: int = 1, background: Background | None = None) -> None:
+        check_labels(noise, x, "noise")
         self.whole = CellData(x, n_threads, missing_allowed=True)
         self.noise = None if noise is None else self._read_noise(noise)
         self.background = background

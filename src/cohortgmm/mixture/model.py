@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cohortgmm.archive import File, name_of, read_arrays, write_arrays
-from cohortgmm.arrays import dense_array
+from cohortgmm.arrays import check_labels, dense_array
 from cohortgmm.errors import ConfigError, DataError
 from cohortgmm.mixture.arguments import check_count, generator
 from cohortgmm.mixture.background import BACKGROUND_ARRAYS, Background
@@ -182,7 +182,7 @@ class GaussianMixture:
         """
         from cohortgmm.mixture.density import log_prob
 
-        return log_prob(self, self._check(x), noise)
+        return log_prob(self, self._check(x, noise), noise)
 
     def responsibilities(self, x: np.ndarray, noise: np.ndarray | None = None) -> np.ndarray:
         """Posterior probability of every component for every cell.
@@ -199,7 +199,7 @@ class GaussianMixture:
         """
         from cohortgmm.mixture.density import responsibilities
 
-        return responsibilities(self, self._check(x), noise)
+        return responsibilities(self, self._check(x, noise), noise)
 
     def background_probability(self, x: np.ndarray, noise: np.ndarray | None = None) -> np.ndarray:
         """(n,) posterior probability that a cell is background; zero without one. Arguments as in :meth:`log_prob`."""
@@ -318,7 +318,8 @@ class GaussianMixture:
         except (ConfigError, DataError) as error:
             raise DataError(f"{source}: {error}") from None
 
-    def _check(self, x: np.ndarray) -> np.ndarray:
+    def _check(self, x: np.ndarray, noise: np.ndarray | None = None) -> np.ndarray:
+        check_labels(noise, x, "noise")
         x = dense_array(x, "cells")
         if x.ndim != 2 or x.shape[1] != self.n_features:
             raise DataError(f"cells must have shape (n, {self.n_features}), got {x.shape}")

@@ -47,6 +47,13 @@ class Noise:
     is_shared: bool
     is_checked: bool = False
 
+    def __post_init__(self):
+        if not isinstance(self.values, np.ndarray):
+            object.__setattr__(self, "values", dense_array(self.values, "noise"))
+        if self.values.ndim not in ((1, 2) if self.is_shared else (2, 3)):
+            which = "shared takes (D,) or (D, D)" if self.is_shared else "per_cell takes (n, D) or (n, D, D)"
+            raise DataError(f"noise of shape {self.values.shape}: cohortgmm.Noise.{which}")
+
     @classmethod
     def per_cell(cls, values: Any) -> "Noise":
         """Noise of every cell: variances (n, D), or covariances (n, D, D)."""

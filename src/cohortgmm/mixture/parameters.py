@@ -48,7 +48,8 @@ def checked_arrays(weights: Any, means: Any, covariances: Any, background: Any) 
 
 
 def _finite(value: Any, name: str) -> np.ndarray:
-    array = np.ascontiguousarray(dense_array(value, f"{name} of the mixture"), dtype=np.float64)
+    # A copy: the factors are kept, and would not follow what becomes of the user's array.
+    array = np.array(dense_array(value, f"{name} of the mixture"), dtype=np.float64, order="C")
     bad = ~np.isfinite(array)
     if bad.any():
         place = np.argwhere(bad)[0]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from cohortgmm.arrays import dense_array
+from cohortgmm.arrays import check_labels, dense_array
 from cohortgmm.errors import ConfigError, DataError
 from cohortgmm.mixture.arguments import generator, shown
 from cohortgmm.mixture.data import CellData
@@ -59,6 +59,7 @@ def cross_validate(
     >>> cross_validate(x, 1, n_folds=5).shape
     (300,)
     """
+    check_labels(noise, x, "noise")
     x = CellData(x, missing_allowed=True).x
     whole = isinstance(n_folds, Integral) and not isinstance(n_folds, bool)
     if not (whole and 2 <= n_folds <= len(x)):

@@ -57,7 +57,7 @@ def wanted_of(config: Any) -> dict[str, Any]:
     dict
         ``columns``: of ``obs``, pairs of key and column; ``symbols``: column of ``var``; ``counts``: where the raw counts
         are; ``embedding``: whether ``use_rep`` must be there already; ``use_rep``, ``noise`` and ``gmm_key``: as
-        configured.
+        configured; ``unit``: the column that joined names of patients are written to.
     """
     patients = config.patient_col if isinstance(config.patient_col, list) else [config.patient_col]
     columns = [("patient_col", column) for column in patients]
@@ -72,6 +72,7 @@ def wanted_of(config: Any) -> dict[str, Any]:
         "embedding": not preprocess.enabled,
         "use_rep": config.use_rep,
         "gmm_key": config.gmm_key,
+        "unit": config.patient_column if len(patients) > 1 else None,
         "noise": None if noise is None else noise.model_dump(include={"obsm", "layer"}),
     }
 
@@ -88,19 +89,20 @@ def seems_wrong(path: str | os.PathLike, wanted: Mapping[str, Any]) -> bool:
         return True
     if wanted["symbols"] is not None and wanted["symbols"] not in (columns["var"] or ()):
         return True
-    if _is_occupied(wanted["gmm_key"], found):
+    if _is_occupied(wanted["gmm_key"], wanted["unit"], found):
         return True
     n_cells = found["n_cells"]
     return any(_is_missing(place, found["root"], shapes, wanted, n_cells) for place in _places(wanted))
 
 
-def _is_occupied(gmm_key: str, found: Mapping[str, Any]) -> bool:
+def _is_occupied(gmm_key: str, unit: str | None, found: Mapping[str, Any]) -> bool:
     """Whether the result would replace what is no earlier result."""
     if gmm_key in found["uns"]:
         entry = found["uns"][gmm_key]
         return not has_mixtures(entry | {"model": dict.fromkeys(entry.get("model", ()))})
     names = {f"obs/{column}" for column in found["columns"]["obs"]} | set(found["shapes"])
-    return bool(names & {f"obs/{gmm_key}_comp", f"obs/{gmm_key}_background", f"obsm/{gmm_key}_resp"})
+    written = {f"obs/{gmm_key}_comp", f"obs/{gmm_key}_background", f"obs/{unit}", f"obsm/{gmm_key}_resp"}
+    return bool(names & (written - {"obs/None"} if unit is None else written))
 
 
 def _places(wanted: Mapping[str, Any]) -> Iterator[str]:
@@ -162,7 +164,7 @@ def explain(path: str, wanted: Mapping[str, Any]) -> list[str]:
                 ask(check_columns, file, [pair])
             for check in (_explain_embedding, _explain_noise, _explain_counts, _explain_symbols):
                 ask(check, file, wanted)
-            ask(check_file, file, wanted["gmm_key"])
+            ask(check_file, file, wanted["gmm_key"], wanted["unit"])
 
     ask(look)
     return list(lines)

@@ -221,3 +221,10 @@ def test_rounding_is_mended_beside_an_infinite_variance():
     assert np.isinf(noise.values[2, 2])
     assert np.linalg.eigvalsh(noise.values[:2, :2])[0] >= -1e-16
     np.testing.assert_allclose(noise.values[:2, :2], 1.0, atol=1e-8)
+
+
+def test_noise_that_is_made_without_its_functions():
+    assert Noise([[1.0, 0.0], [0.0, 1.0]], True).values.shape == (2, 2)
+    for values in (5, None, "a", np.ones((1, 1, 1, 1))):
+        with pytest.raises(DataError):
+            Noise(values, False)

@@ -179,3 +179,12 @@ def test_tables_are_taken():
 def test_what_is_no_array_is_refused_by_name(name, bad):
     with pytest.raises(CohortgmmError, match=f"^{name} of the mixture must "):
         GaussianMixture(**arguments({name: bad}))
+
+
+def test_a_mixture_does_not_follow_the_arrays_it_was_made_of():
+    weights, means, covariances = np.array([1.0]), np.zeros((1, 2)), np.eye(2)[None]
+    model = GaussianMixture(weights, means, covariances)
+    for array in (weights, means, covariances):
+        array[:] = 7.0
+    assert model.log_prob(np.zeros((1, 2))) == pytest.approx(-np.log(2 * np.pi))
+    assert model.means.tolist() == [[0.0, 0.0]]
