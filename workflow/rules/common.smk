@@ -63,7 +63,7 @@ ERRORS = failures.JobErrors()
 
 wildcard_constraints:
     patient=r"[A-Za-z0-9._=-]+",
-    k=r"[0-9]+",
+    k=r"[1-9][0-9]*",
 
 
 def code_of(script):
@@ -105,8 +105,9 @@ def look_at_input():
 def cohort_to_split(wildcards):
     """The file that is divided into patients."""
     look_at_input()
-    if workflow.is_main_process and helpers.has_lost_patients("results"):
-        # Else Snakemake, which does not know what the merged file follows from, would take it for up to date.
+    if workflow.is_main_process and not SHARD and helpers.has_lost_patients("results"):
+        # Else Snakemake, which does not know what the merged file follows from, would take it for up to date, whatever
+        # the configuration is.
         records.force_rule(workflow, "split")
     return COHORT_FILE
 
