@@ -8,9 +8,6 @@ import sys
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
-# The package beside this workflow is the one that its jobs use, installed or not.
-sys.path.insert(0, os.path.join(workflow.basedir, "src"))
-
 import cohortgmm.workflow as helpers
 from cohortgmm.cohort.tables import read_sheet
 from cohortgmm.errors import CohortgmmError
