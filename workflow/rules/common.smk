@@ -109,9 +109,22 @@ def cohort_to_split(wildcards):
     return COHORT_FILE
 
 
+@functools.cache
+def look_at_results():
+    """Once: refuse results of another configuration of which Snakemake, without records, would say nothing."""
+    if not workflow.is_main_process or SHARD or ERRORS in logger.handlers:
+        return
+    try:
+        if problem := records.unrecorded_problem(workflow, "results", CONFIG):
+            stop(problem)
+    except CohortgmmError:
+        pass  # of a damaged table whoever reads it will tell
+
+
 def parts():
     """File names of what is fitted: those foreseen, or once the cohort has been split those that are there."""
     look_at_input()
+    look_at_results()
     if foreseen():
         return foreseen()
     forget_unrecorded()
