@@ -9,12 +9,7 @@ from snakemake.utils import min_version
 min_version("9.17")
 
 
-# A run has one configuration: a file given with --configfile replaces the default one, it is not merged into it.
-if not workflow.overwrite_configfiles:
-
-    configfile: "config/config.yaml"
-
-
+include: "workflow/rules/config.smk"
 include: "workflow/rules/common.smk"
 include: "workflow/rules/preprocess.smk"
 include: "workflow/rules/fit.smk"

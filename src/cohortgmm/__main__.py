@@ -116,18 +116,11 @@ def _place(options: argparse.Namespace) -> tuple[Path, Path]:
 
 
 def _config(configfile: Path, workflow_dir: Path):
-    import yaml
-
+    from cohortgmm.config_file import read_config_file
     from cohortgmm.workflow import check_config_files, load_config
 
     check_config_files([configfile])
-    try:
-        values = yaml.safe_load(configfile.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise CohortgmmError(f"{configfile} is no YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise CohortgmmError(f"{configfile} must hold keys with values, got a {type(values).__name__}")
-    return load_config(values, str(configfile), workflow_dir)
+    return load_config(read_config_file(configfile), str(configfile), workflow_dir)
 
 
 def _status(options: argparse.Namespace, others: Sequence[str]) -> int:

@@ -313,10 +313,14 @@ def chosen_k(table: str | os.PathLike, metric: str) -> int | str:
 
 
 def has_lost_patients(results: str | os.PathLike) -> bool:
-    """Whether the table of patients is gone, and results that follow from it are there."""
+    """Whether the table of patients or their positions are not there, and results that follow from them are.
+
+    So are they where an earlier version, which wrote no positions, has divided the cohort.
+    """
     folder = Path(results)
-    behind = ("positions.npz", "scores.tsv", "selection.tsv", "cohort_gmm.h5ad", "models", "fits")
-    return not (folder / "patients.tsv").exists() and any((folder / name).exists() for name in behind)
+    split = [(folder / name).exists() for name in ("patients.tsv", "positions.npz")]
+    behind = ("scores.tsv", "selection.tsv", "cohort_gmm.h5ad", "models", "fits")
+    return not all(split) and (any(split) or any((folder / name).exists() for name in behind))
 
 
 def check_targets(configfiles: Sequence[str | os.PathLike]) -> None:

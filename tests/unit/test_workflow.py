@@ -330,6 +330,8 @@ def test_results_without_the_table_of_patients(tmp_path, name):
     (results / name).touch()
     assert helpers.has_lost_patients(results)
     (results / "patients.tsv").touch()
+    assert helpers.has_lost_patients(results) == (name != "positions.npz")
+    (results / "positions.npz").touch()
     assert not helpers.has_lost_patients(results)
 
 

@@ -193,6 +193,27 @@ def test_all_results_lost_come_back_the_same(finished):
     assert finished.results() == before
 
 
+@pytest.mark.parametrize("name", ["positions.npz", "patients.tsv"])
+def test_a_change_of_the_configuration_is_seen_where_a_part_of_the_division_is_lost(finished, name):
+    (finished.directory / "results" / name).unlink()
+    finished.configure(gmm={"tol": 1e-5})
+    assert set(finished.run()) == jobs(fits=[1, 2], others=AGGREGATES | {"split"})
+    assert not finished.run()
+
+
+def test_results_without_records_are_refused_only_where_they_are_of_another_configuration(finished):
+    shutil.rmtree(finished.directory / ".snakemake")
+    assert not finished.run()
+    finished.configure(gmm={"tol": 1e-5})
+    for arguments in (TARGETS, ("-n",), ("--report", "report.html")):
+        result = finished.call(*arguments)
+        assert result.returncode != 0
+        assert "error: results/ holds results of another configuration or version, and Snakemake's" in result.stderr
+        assert "Traceback" not in result.stderr
+    shutil.rmtree(finished.directory / "results")
+    assert set(finished.run()) == jobs(fits=[1, 2], others=AGGREGATES | {"split"})
+
+
 def test_one_patients_target_makes_only_that_patient(project):
     assert set(project.run("results/models/P2.npz")) == jobs(["P2"], fits=[1, 2], others=["split"])
     assert set(project.run(*TARGETS)) == jobs(["P1", "P3"], fits=[1, 2])

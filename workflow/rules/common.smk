@@ -8,9 +8,6 @@ import sys
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
-# The package beside this workflow is the one that its jobs use, installed or not.
-sys.path.insert(0, os.path.join(workflow.basedir, "src"))
-
 import cohortgmm.workflow as helpers
 from cohortgmm.cohort.tables import read_sheet
 from cohortgmm.errors import CohortgmmError
@@ -63,7 +60,7 @@ ERRORS = failures.JobErrors()
 
 wildcard_constraints:
     patient=r"[A-Za-z0-9._=-]+",
-    k=r"[0-9]+",
+    k=r"[1-9][0-9]*",
 
 
 def code_of(script):
@@ -105,15 +102,29 @@ def look_at_input():
 def cohort_to_split(wildcards):
     """The file that is divided into patients."""
     look_at_input()
-    if workflow.is_main_process and helpers.has_lost_patients("results"):
-        # Else Snakemake, which does not know what the merged file follows from, would take it for up to date.
+    if workflow.is_main_process and not SHARD and helpers.has_lost_patients("results"):
+        # Else Snakemake, which does not know what the merged file follows from, would take it for up to date, whatever
+        # the configuration is.
         records.force_rule(workflow, "split")
     return COHORT_FILE
+
+
+@functools.cache
+def look_at_results():
+    """Once: refuse results of another configuration of which Snakemake, without records, would say nothing."""
+    if not workflow.is_main_process or SHARD or ERRORS in logger.handlers:
+        return
+    try:
+        if problem := records.unrecorded_problem(workflow, "results", CONFIG):
+            stop(problem)
+    except CohortgmmError:
+        pass  # of a damaged table whoever reads it will tell
 
 
 def parts():
     """File names of what is fitted: those foreseen, or once the cohort has been split those that are there."""
     look_at_input()
+    look_at_results()
     if foreseen():
         return foreseen()
     forget_unrecorded()

@@ -71,6 +71,9 @@ FRAME_COLUMNS: dict[str, list[str]] = {
 #: Key of a fit's scores for what stands for the configuration it was made with.
 MADE_WITH = "made_with"
 
+#: So many columns of a sheet are shown in a message.
+_MOST_COLUMNS = 10
+
 #: What to do about a damaged file, in messages.
 RUN_AGAIN = "remove it and run again"
 
@@ -122,6 +125,10 @@ def read_rows(
         reason = "not a tab-separated text"
     except ValueError as error:
         reason = str(error)
+    except FileNotFoundError:
+        raise
+    except OSError as error:  # such as a folder in its place, or no right to read it
+        reason = error.strerror
     raise DataError(f"{path} holds no {content}: {reason}; {remedy}") from None
 
 
@@ -262,6 +269,10 @@ def read_marked_score(path: str | os.PathLike) -> tuple[Row, str]:
         row = json.loads(_text(path))
     except (UnicodeDecodeError, ValueError, RecursionError):
         raise DataError(f"{path} holds no scores: not a readable JSON file; {RUN_AGAIN}") from None
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise DataError(f"{path} holds no scores: {error.strerror}; {RUN_AGAIN}") from None
     if not isinstance(row, dict):
         raise DataError(f"{path} holds no scores: not the scores of one fit; {RUN_AGAIN}")
     missing = [name for name in SCORE_COLUMNS if name not in row]
@@ -293,12 +304,21 @@ def read_sheet(path: str | os.PathLike) -> list[str]:
         raise DataError(f"patients: no such file: {path}")
     try:
         columns, rows = table_heading(path), read_rows(path)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"patients: {path} is no tab-separated text: {error}") from None
+    except (UnicodeDecodeError, csv.Error):
+        raise DataError(
+            f"patients: {path} is no tab-separated text in UTF-8: save it as such, from a spreadsheet as text with tabs"
+        ) from None
+    except OSError as error:
+        raise DataError(f"patients: {path} cannot be read: {error.strerror}") from None
     if columns.count("patient") > 1:
         raise DataError(f"patients: {path} has {columns.count('patient')} columns `patient`: remove all but one")
     if not rows or "patient" not in columns:
-        raise DataError(f"patients: {path} needs tab-separated rows under a heading with the column `patient`")
+        found = f"columns {', '.join(map(repr, columns[:_MOST_COLUMNS]))}" if columns else "no columns"
+        rows_found = f"{len(rows)} row{'s' if len(rows) != 1 else ''}"
+        raise DataError(
+            f"patients: {path} needs tab-separated rows under a heading with the column `patient`; it has {rows_found} and "
+            f"{found}"
+        )
     patients = [row["patient"] for row in rows]
     seen = set()
     for line, patient in enumerate(patients, start=2):

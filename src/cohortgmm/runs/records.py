@@ -1,5 +1,7 @@
 """What Snakemake records of a job, changed where its records would be wrong; written for Snakemake 9.17 to 9.27."""
 
+import os
+from pathlib import Path
 from typing import Any
 
 
@@ -44,3 +46,39 @@ def record_parameters_at_the_end(rule: str) -> None:
 def force_rule(workflow: Any, rule: str) -> None:
     """Let a rule run as with ``-R``; to be called while Snakemake looks for the inputs of that rule."""
     workflow.dag.forcerules.add(workflow.get_rule(rule))
+
+
+def unrecorded_problem(workflow: Any, results: str | os.PathLike, config: Any) -> str:
+    """That results, copied without Snakemake's records, are of another configuration; empty if they are not.
+
+    Parameters
+    ----------
+    workflow
+        Snakemake's workflow, with its rules and records.
+    results
+        The results folder of the run.
+    config
+        The checked configuration.
+    """
+    folder = Path(results)
+    names = ("patients.tsv", "scores.tsv", "cohort_gmm.h5ad")
+    there = [path for path in map(folder.joinpath, names) if path.exists()] + sorted(folder.glob("models/*.npz"))[:1]
+    if folder / names[0] not in there:
+        return ""
+    from snakemake.io import IOFile
+
+    from cohortgmm.runs.made_with import Expected
+    from cohortgmm.runs.status import read_status
+
+    rule = workflow.get_rule("all")
+    if any(workflow.persistence.metadata(IOFile(str(path), rule=rule)) for path in there):
+        return ""
+
+    status = read_status(results, config.gmm.candidates, config.component_sharing, Expected(config))
+    stale = "of another configuration"
+    if not (status.stale or any(stale in states for states in status.fits.values())):
+        return ""
+    return (
+        f"{folder}/ holds results of another configuration or version, and Snakemake's records of them are not there, so "
+        f"that it would take them as they are: remove {folder}/, or copy the folder .snakemake beside it too"
+    )

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from cohortgmm.cohort import tables
 from cohortgmm.errors import DataError
 
+NO_ROWS = "needs tab-separated rows under a heading with the column `patient`"
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 ROW = {
     "patient": "P1",
@@ -108,13 +109,26 @@ def test_sheets(tmp_path, content, patients):
         ("", "needs tab-separated rows under a heading with the column `patient`"),
         ("patient\n", "needs tab-separated rows under a heading with the column `patient`"),
         ("donor\nP1\n", "needs tab-separated rows under a heading with the column `patient`"),
-        ("patient,site\nP1,x\n", "needs tab-separated rows under a heading with the column `patient`"),
+        (
+            "patient,site\nP1,x\n",
+            f"{NO_ROWS}; it has 1 row and columns 'patient,site'",
+        ),
+        (
+            "Patient\tsite\nP1\tx\n",
+            f"{NO_ROWS}; it has 1 row and columns 'Patient', 'site'",
+        ),
         ("patient\tsite\nP1\tx\n\ty\n", "line 3 names no patient"),
         ("site\tpatient\nx\n", "line 2 names no patient"),
         ("patient\nP1\nP2\nP1\n", "line 4 repeats patient 'P1'"),
-        (b"patient\nP\xe9\n", "is no tab-separated text: 'utf-8' codec can't decode byte 0xe9"),
+        (
+            b"patient\nP\xe9\n",
+            "is no tab-separated text in UTF-8: save it as such",
+        ),
         ("patient\tage\tpatient\nP1\t3\tP2\n", "has 2 columns `patient`: remove all but one"),
-        (b"\x89HDF\r\n\x1a\n\x00\xff", "is no tab-separated text: 'utf-8' codec can't decode byte 0x89"),
+        (
+            b"\x89HDF\r\n\x1a\n\x00\xff",
+            "is no tab-separated text in UTF-8: save it as such",
+        ),
     ],
 )
 def test_sheets_that_cannot_be_used(tmp_path, content, problem):
@@ -272,3 +286,14 @@ def test_what_a_fit_was_made_with_stays_beside_its_scores(tmp_path):
 def test_a_sheet_with_two_columns_of_patients_is_refused(tmp_path):
     with pytest.raises(DataError, match="has 2 columns `patient`: remove all but one"):
         tables.read_sheet(sheet(tmp_path, "patient\tpatient\nP1\tP2\n"))
+
+
+@pytest.mark.parametrize(
+    ("read", "content"), [(tables.read_patients, "patients"), (tables.read_marked_score, "scores")]
+)
+def test_a_folder_in_the_place_of_a_table_is_told(tmp_path, read, content):
+    with pytest.raises(DataError) as caught:
+        read(tmp_path)
+    assert str(caught.value) == f"{tmp_path} holds no {content}: Is a directory; remove it and run again"
+    with pytest.raises(FileNotFoundError):
+        read(tmp_path / "none")

@@ -1,0 +1,47 @@
+"""The file of the configuration as it is read, with what is wrong with it in one line."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from cohortgmm.errors import ConfigError
+
+
+def read_config_file(path: str | os.PathLike) -> dict[str, Any]:
+    """Keys and values of a configuration; an empty file has none.
+
+    Raises
+    ------
+    ConfigError
+        If the file cannot be read, is no YAML, or holds something else than keys with values.
+    """
+    import yaml  # here, as jobs do not read it
+
+    if not Path(path).exists():
+        raise ConfigError(f"no such configuration: {Path(path).absolute()}; name another with --configfile")
+    try:
+        # Spreadsheets and editors put a mark before the text.
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is no text in UTF-8: save it as such") from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold keys with values, got a {type(values).__name__}")
+    if _holds_itself(values, ()):
+        raise ConfigError(f"{path} has an alias (*) within what it stands for: write out the keys that are meant")
+    return values
+
+
+def _holds_itself(value: Any, above: tuple[int, ...]) -> bool:
+    """Whether a collection is among its own elements."""
+    if not isinstance(value, (dict, list)):
+        return False
+    if id(value) in above:
+        return True
+    elements = value.values() if isinstance(value, dict) else value
+    return any(_holds_itself(element, (*above, id(value))) for element in elements)
