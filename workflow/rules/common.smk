@@ -41,7 +41,7 @@ try:
 except CohortgmmError as error:
     raise WorkflowError(str(error)) from None
 
-helpers.prepare_jobs(sys.path[0], verbose=CONFIG.gmm.verbose)
+helpers.prepare_jobs(os.path.join(workflow.basedir, "src"), verbose=CONFIG.gmm.verbose)
 if workflow.is_main_process:
     readonly.let_look("results")
 else:
