@@ -222,7 +222,7 @@ def fit_gmm(
         empty=cells.empty_cells() if missing or noise is not None else None,
     )
     if not is_mapping:
-        check_places(key, data.uns, data.obs.columns, data.obsm)
+        check_places(key, data.uns, data.obs.columns, data.obsm, patient_col=patient_col)
         n_mixtures = 1 if sharing == "global" else len(split.patients)
         check_size(n_mixtures, max(gmm.candidates), cells.matrix.shape[1])
     outcomes = _fit_parts(split, cells, sharing, gmm, options, seed, n_jobs)

@@ -75,7 +75,7 @@ def merge_models(
     rows = scores_of(scores, list(fits))
     units = {}
     with open_h5ad(cohort) as file:
-        check_file(file, gmm_key)
+        check_file(file, gmm_key, patient_col)
         n_total = n_rows(file, "obs")
         if len(column_list(patient_col)) > 1:
             units[unit_column(patient_col, gmm_key)] = patient_ids(
