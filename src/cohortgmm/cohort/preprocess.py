@@ -103,7 +103,7 @@ def _preprocess(
     harmony_batches = read_batches(adata.obs, options.harmony_col, "preprocess.harmony_col")
     raw = raw_counts(adata, options.counts)
     filters = cell_filters(raw.matrix, raw.var, options)
-    keep = _passing(filters)
+    keep = _passing(filters, options.counts)
     genes = detected_in(raw.matrix, keep) >= options.min_cells_per_gene
     logger.info("%d of %d cells and %d of %d genes pass the filter", keep.sum(), len(keep), genes.sum(), len(genes))
     account = {
@@ -137,9 +137,13 @@ def _preprocess(
     return rest.adata, account
 
 
-def _passing(filters: Sequence[CellFilter]) -> np.ndarray:
+def _passing(filters: Sequence[CellFilter], place: str) -> np.ndarray:
     """(n,) bool: the cells that no filter leaves out."""
     keep = ~np.any([item.failed for item in filters], axis=0)
+    if all(item.failed.all() for item in filters if item.limit is None):
+        raise DataError(
+            f"all counts in {place} are zero: set preprocess.counts to where the raw counts are (X, raw or layer:NAME)"
+        )
     if not keep.any():
         records = [item.record() for item in filters]
         found = ", ".join(f"{row['n_failed']} of {len(keep)} fail {row['key']}" for row in records if row["n_failed"])
