@@ -54,11 +54,10 @@ def preprocess_file(
     cohort = read_cohort(source, needed=element_of(options.counts))
     adata, account = _preprocess(cohort.release(), options, seed, patient_col)
     account["kept"] = cohort.renamed + account["kept"]
-    account["unread"] = cohort.left_out
+    with atomic_path(target) as temporary:
+        account["unread"] = [*cohort.left_out, *write_cohort(adata, temporary, source, cohort.unread)]
     for note in filter_notes(account):
         logger.warning("%s", note)
-    with atomic_path(target) as temporary:
-        write_cohort(adata, temporary, source, cohort.unread)
     if summary is not None:
         with atomic_path(summary) as temporary:
             Path(temporary).write_text(json.dumps(account, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
