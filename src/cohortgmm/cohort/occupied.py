@@ -3,7 +3,6 @@
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
-from cohortgmm.config_gmm import unit_column
 from cohortgmm.errors import DataError
 
 #: What ggml_ot and cohortgmm both write with their mixtures.
@@ -21,8 +20,12 @@ def has_mixtures(entry: Any) -> bool:
 
 def columns_of(gmm_key: str, patient_col: str | Sequence[str] = "") -> list[str]:
     """Columns of ``obs`` that a result may write: a patient joined of several columns gets one of its own."""
-    joined = not isinstance(patient_col, str) and len(patient_col) > 1
-    return [f"{gmm_key}_comp", f"{gmm_key}_background", *([unit_column(patient_col, gmm_key)] if joined else [])]
+    columns = [f"{gmm_key}_comp", f"{gmm_key}_background"]
+    if not isinstance(patient_col, str) and len(patient_col) > 1:
+        from cohortgmm.config_gmm import unit_column  # pydantic, which the start of a run can do without
+
+        columns.append(unit_column(patient_col, gmm_key))
+    return columns
 
 
 def check_places(
