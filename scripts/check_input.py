@@ -4,7 +4,7 @@ from cohortgmm.log import job_log
 
 with job_log(snakemake):
     with open_h5ad(snakemake.input.cohort) as file:
-        check_file(file, snakemake.params.gmm_key)
+        check_file(file, snakemake.params.gmm_key, snakemake.params.options["patient_col"])
     check_input(
         snakemake.input.cohort,
         snakemake.params.columns,

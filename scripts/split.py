@@ -7,7 +7,7 @@ from cohortgmm.runs.made_with import split_values, write_values
 with job_log(snakemake):
     sheet = snakemake.input.get("sheet") or None
     with open_h5ad(snakemake.input.cohort) as file:
-        check_file(file, snakemake.params.gmm_key)
+        check_file(file, snakemake.params.gmm_key, snakemake.params.options["patient_col"])
     split_file(
         snakemake.input.cohort,
         snakemake.params.folder,

@@ -272,7 +272,7 @@ def _check_written(data: Any, key: str, patient_col: str | Sequence[str], use_re
     noise = noise.get("obsm") if isinstance(noise, Mapping) else noise if isinstance(noise, str) else None
     for name, what in overwritten(key, {"patient_col": patient_col}, {"use_rep": use_rep, "noise": noise}):
         raise ConfigError(f"the result overwrites {what} of {name}: give gmm_key")
-    check_places(key, data.uns, data.obs.columns, data.obsm, unit=joined_column(patient_col, key))
+    check_places(key, data.uns, data.obs.columns, data.obsm, patient_col=patient_col)
 
 
 def _as_stored(fit: MixtureFit) -> MixtureFit:

@@ -299,12 +299,14 @@ def end(failed):
 def closing_words():
     """What a user should know of the result, and what to do with it."""
     at_home = os.path.samefile(os.curdir, workflow.basedir)
+    table = TABLE if at_home else os.path.abspath(TABLE)
     snippet = closing.ggml_snippet(
         "results/cohort_gmm.h5ad" if at_home else os.path.abspath("results/cohort_gmm.h5ad"),
         patient_col=CONFIG.patient_column,
         label_col=CONFIG.label_col,
         use_rep=CONFIG.use_rep,
         gmm_key=CONFIG.gmm_key,
+        table=table if CONFIG.label_col and closing.uneven_labels(TABLE) else None,
     )
     for_report = messages.finish_message(workflow.overwrite_configfiles, workflow.basedir)
     notes = closing.closing_notes(preprocessed=CONFIG.preprocess.enabled)

@@ -83,7 +83,7 @@ def read_annotation(
         if not umap:
             return CellAnnotation(None, types)
         if has_member(file, "obsm", "X_umap"):
-            return CellAnnotation(_read_umap(file), types)
+            return CellAnnotation(read_umap(file), types)
         matrix = read_embedding(file, use_rep).matrix
     return CellAnnotation(_compute_umap(matrix, max_cells, seed), types)
 
@@ -96,7 +96,7 @@ def _cell_types(column: pd.Series) -> pd.Categorical:
     return pd.Categorical(types, categories=counts.index)
 
 
-def _read_umap(file: h5py.File) -> np.ndarray:
+def read_umap(file: h5py.File) -> np.ndarray:
     """The two coordinates of ``obsm["X_umap"]``; a cell whose coordinates are not finite has none.
 
     Raises

@@ -22,7 +22,7 @@ _SPECIES = r"human|mouse|rat|hs|homo_sapiens|mus_musculus|hsapiens|mmusculus"
 _ENSEMBL = r"ENS[A-Z]*G\d+(?:\.\d+)?"
 
 #: Names of mitochondrial genes: MT-ND1, mt-Nd1, MT.ND1 (R), mt:ND1 (fly), GRCh38_MT-ND1, mm10___mt-Nd1, ENSG..._MT-ND1.
-_MITO = re.compile(rf"(?:(?:{_ASSEMBLY}|{_SPECIES}|{_ENSEMBL})[_|-]+)?mt[-.:]", re.IGNORECASE)
+_MITO = re.compile(rf"(?:(?:{_ASSEMBLY}|{_SPECIES}|{_ENSEMBL})[_|.-]+)?mt[-.:]", re.IGNORECASE)
 
 #: Most names in a message.
 _SHOWN = 3

@@ -60,7 +60,9 @@ def _why_closed(path: Path, error: OSError) -> str:
         return "no permission to read the file"
     with open(path, "rb") as stream:
         packed = stream.read(2) == _GZIP
-    return f"not an .h5ad file ({text}){': it is packed with gzip, unpack it first' if packed else ''}"
+    hint = ": it is packed with gzip, unpack it first" if packed else ""
+    hint = ": it is cut off, copy it or write it again" if "truncated file" in text else hint
+    return f"not an .h5ad file ({text}){hint}"
 
 
 def _other_kind(file: h5py.File) -> str:

@@ -3,7 +3,7 @@
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -31,10 +31,13 @@ class Labels:
     counts
         For every patient the number of its cells by label, the commonest first and equal numbers in order of their
         names; cells without a label do not count.
+    unlabelled
+        Number of cells without a label, of the patients who have such cells.
     """
 
     column: str
     counts: Mapping[str, Mapping[str, int]]
+    unlabelled: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def values(self) -> dict[str, str]:
@@ -49,15 +52,23 @@ class Labels:
     def describe(self, patient: str) -> str:
         """How many cells of a patient have which label."""
         counts = list(self.counts[patient].items())
-        return ", ".join(f"{n} {label}" for label, n in counts[:4]) + (", ..." if len(counts) > 4 else "")
+        return ", ".join(f"{n} {_shown(label)}" for label, n in counts[:4]) + (", ..." if len(counts) > 4 else "")
+
+    def of(self, patients: Iterable[str]) -> "Labels":
+        """Those of some patients."""
+        counts = {patient: self.counts[patient] for patient in patients}
+        return Labels(self.column, counts, {name: n for name, n in self.unlabelled.items() if name in counts})
 
     def notes(self) -> dict[str, str]:
-        """For every patient with several labels, in words, which was taken."""
+        """For every patient with several labels, or cells without one, in words, which was taken."""
         result = {}
+        for patient, n in self.unlabelled.items():
+            result[patient] = f"{n} cells have no label" if self.counts[patient] else "no label"
         for patient in self.mixed:
             first, second = list(self.counts[patient].values())[:2]
             how = "tie, the first by name is taken" if first == second else "the commonest is taken"
-            result[patient] = f"several labels: {self.describe(patient)}; {how}"
+            without = f"; {result[patient]}" if patient in result else ""
+            result[patient] = f"several labels: {self.describe(patient)}; {how}{without}"
         return result
 
 
@@ -82,7 +93,13 @@ def patient_labels(obs: pd.DataFrame, ids: np.ndarray, label_col: str) -> Labels
     ordered = sorted(sizes.items(), key=lambda item: (item[0][0], -item[1], item[0][1]))
     for (patient, label), n in ordered:
         counts[patient][label] = int(n)
-    return Labels(label_col, counts)
+    without, n_without = np.unique(ids[codes < 0].astype(object), return_counts=True)
+    return Labels(label_col, counts, dict(zip(without.tolist(), n_without.tolist(), strict=True)))
+
+
+def _shown(label: str) -> str:
+    """A label as Python writes it where letters or spaces of it would not be seen."""
+    return label if label == label.strip() and label.isprintable() else repr(label)
 
 
 def _coded(texts: Texts) -> tuple[np.ndarray, np.ndarray]:
@@ -122,8 +139,9 @@ def check_labels(
     if not mixed:
         return
     if on_mixed_label == "majority":
-        for patient, note in labels.notes().items():
-            logger.warning("patient %r has %s", patient, note)
+        notes = labels.notes()
+        for patient in mixed:
+            logger.warning("patient %r has %s", patient, notes[patient])
         return
     shown = "; ".join(f"{patient!r} ({labels.describe(patient)})" for patient in mixed[:5])
     raise DataError(

@@ -76,7 +76,7 @@ def merge_models(
     units = {}
     with open_h5ad(cohort) as file:
         unit = joined_column(patient_col, gmm_key)
-        check_file(file, gmm_key, unit)
+        check_file(file, gmm_key, patient_col)
         n_total = n_rows(file, "obs")
         if unit is not None:
             units[unit] = patient_ids(read_obs(file, column_list(patient_col)), patient_col)

@@ -1,6 +1,6 @@
 """Whether the places that a result is written to are free, or hold mixtures that may be replaced."""
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 from cohortgmm.errors import DataError
@@ -18,13 +18,24 @@ def has_mixtures(entry: Any) -> bool:
     return hasattr(model, "keys") and all(name in model for name in _OF_MODELS)
 
 
+def columns_of(gmm_key: str, patient_col: str | Sequence[str] = "") -> list[str]:
+    """Columns of ``obs`` that a result may write: a patient joined of several columns gets one of its own."""
+    columns = [f"{gmm_key}_comp", f"{gmm_key}_background"]
+    if not isinstance(patient_col, str) and len(patient_col) > 1:
+        from cohortgmm.config_gmm import joined_column  # pydantic, which the start of a run can do without
+
+        columns += filter(None, [joined_column(patient_col, gmm_key)])
+    return columns
+
+
 def check_places(
     gmm_key: str,
     uns: Mapping[str, Any],
     columns: Container[str],
     obsm: Container[str],
     where: str = "the data",
-    unit: str | None = None,
+    *,
+    patient_col: str | Sequence[str] = "",
 ) -> None:
     """Refuse a key under which a result would replace what is no earlier result.
 
@@ -38,14 +49,15 @@ def check_places(
         Columns of ``obs``, and keys of ``obsm``.
     where
         What the message calls the data.
-    unit
-        Column of ``obs`` that the joined names of patients are written to; None for none.
+    patient_col
+        As in the configuration.
 
     Raises
     ------
     DataError
         If ``uns[gmm_key]`` holds something else than mixtures in the layout of cohortgmm and ggml_ot; or if there are
-        no mixtures under the key, but columns of ``obs`` or an entry of ``obsm`` with the names of their assignments.
+        no mixtures under the key, but columns of ``obs`` or an entry of ``obsm`` with the names of what is written with
+        them.
     """
     way_out = "set another gmm_key (in the configuration gmm.gmm_key), or rename it"
     if gmm_key in uns:
@@ -55,7 +67,7 @@ def check_places(
                 f"would replace it: {way_out}"
             )
         return
-    taken = [f"obs[{name!r}]" for name in (f"{gmm_key}_comp", f"{gmm_key}_background", unit) if name in columns]
+    taken = [f"obs[{name!r}]" for name in columns_of(gmm_key, patient_col) if name in columns]
     taken += [f"obsm[{name!r}]" for name in (f"{gmm_key}_resp",) if name in obsm]
     if taken:
         raise DataError(
@@ -64,8 +76,9 @@ def check_places(
         )
 
 
-def check_file(file: Any, gmm_key: str, unit: str | None = None) -> None:
+def check_file(file: Any, gmm_key: str, patient_col: str | Sequence[str] = "") -> None:
     """As :func:`check_places`, for an open ``.h5ad`` (an ``h5py.File``), of which only names are read."""
     columns = file["obs"].attrs.get("column-order", ()) if hasattr(file["obs"], "keys") else ()
     columns = {name.decode() if isinstance(name, bytes) else str(name) for name in columns}
-    check_places(gmm_key, file.get("uns", {}), columns, file.get("obsm", {}), str(file.filename), unit)
+    uns, obsm = file.get("uns", {}), file.get("obsm", {})
+    check_places(gmm_key, uns, columns, obsm, str(file.filename), patient_col=patient_col)

@@ -154,7 +154,7 @@ def read_patients(
         return PatientsOfCells(names, ids, None)
     labels = patient_labels(obs, ids, label_col)
     if wanted is not None:
-        labels = Labels(label_col, {patient: labels.counts[patient] for patient in wanted})
+        labels = labels.of(wanted)
     others = _columns_of(file, obs.index, {*column_list(patient_col)} - {label_col})
     check_labels(labels, ids, patient_col=patient_col, on_mixed_label=on_mixed_label, columns=others)
     return PatientsOfCells(names, ids, labels)

@@ -54,11 +54,10 @@ def preprocess_file(
     cohort = read_cohort(source, needed=element_of(options.counts))
     adata, account = _preprocess(cohort.release(), options, seed, patient_col)
     account["kept"] = cohort.renamed + account["kept"]
-    account["unread"] = cohort.left_out
+    with atomic_path(target) as temporary:
+        account["unread"] = [*cohort.left_out, *write_cohort(adata, temporary, source, cohort.unread)]
     for note in filter_notes(account):
         logger.warning("%s", note)
-    with atomic_path(target) as temporary:
-        write_cohort(adata, temporary, source, cohort.unread)
     if summary is not None:
         with atomic_path(summary) as temporary:
             Path(temporary).write_text(json.dumps(account, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -103,7 +102,7 @@ def _preprocess(
     harmony_batches = read_batches(adata.obs, options.harmony_col, "preprocess.harmony_col")
     raw = raw_counts(adata, options.counts)
     filters = cell_filters(raw.matrix, raw.var, options)
-    keep = _passing(filters)
+    keep = _passing(filters, options.counts)
     genes = detected_in(raw.matrix, keep) >= options.min_cells_per_gene
     logger.info("%d of %d cells and %d of %d genes pass the filter", keep.sum(), len(keep), genes.sum(), len(genes))
     account = {
@@ -137,9 +136,13 @@ def _preprocess(
     return rest.adata, account
 
 
-def _passing(filters: Sequence[CellFilter]) -> np.ndarray:
+def _passing(filters: Sequence[CellFilter], place: str) -> np.ndarray:
     """(n,) bool: the cells that no filter leaves out."""
     keep = ~np.any([item.failed for item in filters], axis=0)
+    if all(item.failed.all() for item in filters if item.limit is None):
+        raise DataError(
+            f"all counts in {place} are zero: set preprocess.counts to where the raw counts are (X, raw or layer:NAME)"
+        )
     if not keep.any():
         records = [item.record() for item in filters]
         found = ", ".join(f"{row['n_failed']} of {len(keep)} fail {row['key']}" for row in records if row["n_failed"])

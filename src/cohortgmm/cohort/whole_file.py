@@ -88,7 +88,7 @@ def read_cohort(source: str | os.PathLike, needed: str) -> Cohort:
     return cohort
 
 
-def write_cohort(adata: ad.AnnData, target: Path, source: str | os.PathLike, unread: Mapping[str, str]) -> None:
+def write_cohort(adata: ad.AnnData, target: Path, source: str | os.PathLike, unread: Mapping[str, str]) -> list[str]:
     """Write a cohort, with the entries of ``uns`` that could not be read copied as they are.
 
     Parameters
@@ -99,6 +99,11 @@ def write_cohort(adata: ad.AnnData, target: Path, source: str | os.PathLike, unr
         Where to write.
     source, unread
         The file it came from, and what could not be read of it.
+
+    Returns
+    -------
+    list of str
+        Names of entries of ``uns`` that could not be copied, as they are links to what is not there.
 
     Raises
     ------
@@ -117,10 +122,17 @@ def write_cohort(adata: ad.AnnData, target: Path, source: str | os.PathLike, unr
             "this entry"
         ) from error
     paths = [path for path in unread if path.startswith("uns/")]
+    lost = []
     if paths:
         with h5py.File(source, "r") as old, h5py.File(target, "a") as new:
             for path in paths:
-                old.copy(old[path], new, name=f"{path}{SUFFIX}" if path in new else path)
+                name = f"{path}{SUFFIX}" if path in new else path
+                try:
+                    old.copy(old[path], new, name=name, expand_external=True)  # the copy is in another folder
+                except (KeyError, OSError, RuntimeError):
+                    new.pop(name, None)
+                    lost.append(_entry(path))
+    return lost
 
 
 def _entry(path: str) -> str:
@@ -139,6 +151,7 @@ def _read_by_elements(file: h5py.File) -> Cohort:
     raw = None
     if "raw" in file:
         raw = {"X": _read_or_note(file, "raw/X", unread), "var": _read_table(file, "raw/var", unread)}
+        raw["varm"] = _read_mapping(file, "raw/varm", unread, renamed)
         raw = None if raw["X"] is None else raw
     try:
         return Cohort(ad.AnnData(X=x, raw=raw, **tables, **mappings), renamed, unread)

@@ -3,6 +3,7 @@
 import json
 import os
 import textwrap
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from cohortgmm.errors import CohortgmmError
 
 #: Most patients that a line names, and letters of a name.
 _SHOWN, _LETTERS = 3, 40
+
+#: What missing values read like when a table was turned into text.
+_MISSING_TEXTS = {"nan", "NaN", "None", "<NA>", "NaT"}
 
 #: Columns of a line on the terminal.
 _WIDTH = 100
@@ -29,12 +33,12 @@ def closing_notes(results: str | os.PathLike = "results", *, preprocessed: bool 
     Returns
     -------
     list of str
-        Who was left out and why; what the preprocessing left out; patients whose choice of k or whose mixture is not to
-        be trusted.
+        Who was left out and why; whose cells do not all have the same label; what the preprocessing left out; patients
+        whose choice of k or whose mixture is not to be trusted.
     """
     folder, notes = Path(results), []
-    sources = [_left_out, _doubtful_choices, _not_converged]
-    for source in [sources[0], *([_of_preprocessing] if preprocessed else []), *sources[1:]]:
+    first = [_left_out, _of_missing, _of_labels, *([_of_preprocessing] if preprocessed else [])]
+    for source in [*first, _doubtful_choices, _not_converged]:
         try:
             notes += source(folder)
         except (CohortgmmError, OSError, ValueError, KeyError, TypeError) as error:
@@ -65,6 +69,35 @@ def patients_label(table: str | os.PathLike) -> str:
 def _left_out(folder: Path) -> list[str]:
     line = left_out_line(folder / "patients.tsv")
     return [f"{line}; the whole list is in {folder / 'patients.tsv'}"] if line else []
+
+
+def uneven_labels(table: str | os.PathLike) -> list[dict[str, str]]:
+    """Rows of the table of patients who are kept and of whose cells not all have the same label."""
+    return [row for row in read_rows(table) if row["status"] == "ok" and row["reason"]]
+
+
+def _of_missing(folder: Path) -> list[str]:
+    """Patients and labels that may be missing values which became text."""
+    rows = [row for row in read_rows(folder / "patients.tsv") if row["status"] == "ok"]
+    found = [f"a patient is called {row['patient']!r}" for row in rows if row["patient"] in _MISSING_TEXTS]
+    labels = Counter(row["label"] for row in rows if row["label"] in _MISSING_TEXTS)
+    found += [f"{name!r} is the label of {_patients(n)}" for name, n in sorted(labels.items())]
+    return [
+        f"{text}: if it stands for a missing value, make it one in obs (None or NaN) and run again" for text in found
+    ]
+
+
+def _of_labels(folder: Path) -> list[str]:
+    table = folder / "patients.tsv"
+    rows = uneven_labels(table)
+    if not rows:
+        return []
+    n = sum(row["status"] == "ok" for row in read_rows(table))
+    shown = "; ".join(f"{_name(row['patient'])} ({row['reason']})" for row in rows[:_SHOWN])
+    return [
+        f"{len(rows):,} of {_patients(n)} {'has' if n == 1 else 'have'} cells of several labels or of none: {shown}"
+        f"{'; ...' if len(rows) > _SHOWN else ''}; the label of each patient is in {table}"
+    ]
 
 
 def _of_preprocessing(folder: Path) -> list[str]:
@@ -123,7 +156,13 @@ def _name(patient: str) -> str:
 
 
 def ggml_snippet(
-    file: str | os.PathLike, *, patient_col: str, label_col: str | None, use_rep: str | None, gmm_key: str
+    file: str | os.PathLike,
+    *,
+    patient_col: str,
+    label_col: str | None,
+    use_rep: str | None,
+    gmm_key: str,
+    table: str | os.PathLike | None = None,
 ) -> str:
     """The lines of Python that hand a result to ggml_ot.
 
@@ -135,6 +174,9 @@ def ggml_snippet(
         Columns of its ``obs``; without a label the reader has to put one in.
     use_rep, gmm_key
         Of the configuration.
+    table
+        The table of patients, where not all cells of a patient have the same label: ggml_ot would take the first by name,
+        and cannot do with cells that have none. None otherwise.
     """
     label = "..." if label_col is None else _literal(label_col)
     hint = "  # put in the column of obs with the patients' groups" if label_col is None else ""
@@ -148,15 +190,27 @@ def ggml_snippet(
     call = [one_line] if len(one_line) <= _WIDTH - 4 else ["    adata,", *(f"    {item}," for item in arguments)]
     return "\n".join(
         [
-            "import anndata, ggml_ot",
+            "import anndata, ggml_ot" if table is None else "import anndata, ggml_ot, pandas",
             f"adata = anndata.read_h5ad({_literal(str(file))})",
             f"adata = adata[adata.obs[{_literal(f'{gmm_key}_comp')}] >= 0].copy()  # without patients left out",
+            *([] if table is None or label_col is None else _label_lines(table, patient_col, label)),
             f"dataset = ggml_ot.from_anndata({hint}",
             *call,
             ")",
             "ggml_ot.train_gmm(dataset)",
         ]
     )
+
+
+def _label_lines(table: str | os.PathLike, patient_col: str, label: str) -> list[str]:
+    """Lines of Python that give all cells of a patient the label of the table, and leave out patients without one."""
+    return [
+        f'table = pandas.read_csv({_literal(str(table))}, sep="\\t", dtype=str, keep_default_na=False)',
+        'labels = table.set_index("patient")["label"]',
+        f"labels = adata.obs[{_literal(patient_col)}].astype(str).map(labels)",
+        f"adata.obs[{label}] = labels.astype(str)  # one label for all cells of a patient",
+        f'adata = adata[adata.obs[{label}] != ""].copy()  # without patients who have none',
+    ]
 
 
 def _literal(value: str | None) -> str:

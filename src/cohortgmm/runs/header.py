@@ -11,12 +11,14 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from cohortgmm.cohort.occupied import has_mixtures
+from cohortgmm.cohort.occupied import columns_of, has_mixtures
 from cohortgmm.errors import CohortgmmError, DataError
 from cohortgmm.runs.stored import contents
 
 #: How a configuration says that the raw counts are in a layer.
 _LAYER = "layer:"
+
+_UMAP = "obsm/X_umap"
 
 
 def check_header(config: Any) -> None:
@@ -56,8 +58,8 @@ def wanted_of(config: Any) -> dict[str, Any]:
     -------
     dict
         ``columns``: of ``obs``, pairs of key and column; ``symbols``: column of ``var``; ``counts``: where the raw counts
-        are; ``embedding``: whether ``use_rep`` must be there already; ``use_rep``, ``noise`` and ``gmm_key``: as
-        configured; ``unit``: the column that joined names of patients are written to.
+        are; ``embedding``: whether ``use_rep`` must be there already; ``use_rep``, ``noise``, ``gmm_key``,
+        ``patient_col`` and ``umap`` (of the section ``qc``): as configured.
     """
     patients = config.patient_col if isinstance(config.patient_col, list) else [config.patient_col]
     columns = [("patient_col", column) for column in patients]
@@ -72,7 +74,8 @@ def wanted_of(config: Any) -> dict[str, Any]:
         "embedding": not preprocess.enabled,
         "use_rep": config.use_rep,
         "gmm_key": config.gmm_key,
-        "unit": config.patient_column if len(patients) > 1 else None,
+        "patient_col": config.patient_col,
+        "umap": config.qc.umap,
         "noise": None if noise is None else noise.model_dump(include={"obsm", "layer"}),
     }
 
@@ -89,20 +92,26 @@ def seems_wrong(path: str | os.PathLike, wanted: Mapping[str, Any]) -> bool:
         return True
     if wanted["symbols"] is not None and wanted["symbols"] not in (columns["var"] or ()):
         return True
-    if _is_occupied(wanted["gmm_key"], wanted["unit"], found):
+    if _is_occupied(wanted["gmm_key"], wanted["patient_col"], found):
         return True
     n_cells = found["n_cells"]
+    if wanted["umap"] and _UMAP in shapes and _is_no_umap(shapes[_UMAP], n_cells):
+        return True
     return any(_is_missing(place, found["root"], shapes, wanted, n_cells) for place in _places(wanted))
 
 
-def _is_occupied(gmm_key: str, unit: str | None, found: Mapping[str, Any]) -> bool:
+def _is_occupied(gmm_key: str, patient_col: Any, found: Mapping[str, Any]) -> bool:
     """Whether the result would replace what is no earlier result."""
     if gmm_key in found["uns"]:
         entry = found["uns"][gmm_key]
         return not has_mixtures(entry | {"model": dict.fromkeys(entry.get("model", ()))})
     names = {f"obs/{column}" for column in found["columns"]["obs"]} | set(found["shapes"])
-    written = {f"obs/{gmm_key}_comp", f"obs/{gmm_key}_background", f"obs/{unit}", f"obsm/{gmm_key}_resp"}
-    return bool(names & (written - {"obs/None"} if unit is None else written))
+    written = [f"obs/{column}" for column in columns_of(gmm_key, patient_col)]
+    return bool(names & {*written, f"obsm/{gmm_key}_resp"})
+
+
+def _is_no_umap(shape: list[int] | None, n_cells: int | None) -> bool:
+    return shape is None or len(shape) != 2 or shape[0] != n_cells or shape[1] < 2
 
 
 def _places(wanted: Mapping[str, Any]) -> Iterator[str]:
@@ -164,7 +173,9 @@ def explain(path: str, wanted: Mapping[str, Any]) -> list[str]:
                 ask(check_columns, file, [pair])
             for check in (_explain_embedding, _explain_noise, _explain_counts, _explain_symbols):
                 ask(check, file, wanted)
-            ask(check_file, file, wanted["gmm_key"], wanted["unit"])
+            if wanted["umap"] and _UMAP in file:
+                ask(_explain_umap, file)
+            ask(check_file, file, wanted["gmm_key"], wanted["patient_col"])
 
     ask(look)
     return list(lines)
@@ -193,6 +204,12 @@ def _explain_noise(file: Any, wanted: Mapping[str, Any]) -> None:
     if wanted["embedding"] and x is not None and shape is not None:
         group, _, key = path.partition("/")
         as_noise(np.broadcast_to(np.float32(1), shape), f"{group}[{key!r}]", tuple(x))
+
+
+def _explain_umap(file: Any) -> None:
+    from cohortgmm.cohort.annotation import read_umap
+
+    read_umap(file)
 
 
 def _shape_in(file: Any, path: str) -> list[int] | None:

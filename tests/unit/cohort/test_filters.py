@@ -11,7 +11,15 @@ from cohortgmm.errors import DataError
 
 MITOCHONDRIAL = [
     *("MT-ND1", "mt-Nd1", "Mt-nd1", "MT.CO1", "mt:CoI", "mt:ND1", "MT-", "MT-TL1"),
-    *("GRCh38_MT-ND1", "hg19_MT-CO1", "mm10___mt-Nd1", "GRCh38-MT-ND1", "GRCh38______MT-ND1", "mm10_mt-Nd1"),
+    *(
+        "GRCh38_MT-ND1",
+        "hg19_MT-CO1",
+        "mm10___mt-Nd1",
+        "GRCh38-MT-ND1",
+        "GRCh38.MT.ND1",
+        "GRCh38______MT-ND1",
+        "mm10_mt-Nd1",
+    ),
     *("GRCm39_mt-Nd1", "hg38_MT.ND1", "GRCh38_premrna_MT-ND1", "GRCh38-2020-A_MT-ND1", "mm9-mt-Co1", "rn6_Mt-nd1"),
     *("Rnor_6.0_Mt-nd1", "mRatBN7.2_Mt-nd1", "dm6_mt:CoI", "BDGP6_mt:CoI", "GRCz11_mt-nd1", "human_MT-ND1"),
     *("mouse___mt-Nd1", "Homo_sapiens_MT-ND1", "ENSG00000198888_MT-ND1", "ENSMUSG00000064341.1_mt-Nd1"),

@@ -119,3 +119,28 @@ def test_a_file_without_uns_and_obsm_is_free(tmp_path):
     )
     with h5py.File(tmp_path / "y.h5ad") as file:
         check_file(file, "gmm_X")
+
+
+def test_the_column_of_joined_patients_replaces_nobodys(tmp_path):
+    adata = make_cohort()
+    adata.obs["visit"] = np.arange(adata.n_obs) % 2
+    adata.obs["gmm_X_pca_patient"] = "theirs"
+    adata.write_h5ad(tmp_path / "x.h5ad")
+    joined = OPTIONS | {"patient_col": ["patient", "visit"]}
+    with h5py.File(tmp_path / "x.h5ad") as file:
+        check_file(file, "gmm_X_pca", "patient")
+        check_file(file, "gmm_X_pca", ["patient"])
+        with pytest.raises(DataError, match=re.escape("obs['gmm_X_pca_patient'] without mixtures")):
+            check_file(file, "gmm_X_pca", joined["patient_col"])
+    with pytest.raises(DataError, match=re.escape("obs['gmm_X_pca_patient'] without mixtures")):
+        cohortgmm.fit_gmm(adata, **joined)
+    cohortgmm.fit_gmm(adata, **OPTIONS)
+    assert set(adata.obs["gmm_X_pca_patient"]) == {"theirs"}
+    del (
+        adata.obs["gmm_X_pca_patient"],
+        adata.uns["gmm_X_pca"],
+        adata.obs["gmm_X_pca_comp"],
+        adata.obsm["gmm_X_pca_resp"],
+    )
+    for _ in range(2):  # results replace results
+        cohortgmm.fit_gmm(adata, **joined)

@@ -226,3 +226,17 @@ def test_repeated_cell_names_are_found_by_the_check(tmp_path):
     assert refusal(check_input, tmp_path / "c.h5ad", {}, patient_col="patient").startswith(
         "179 cell names occur more than once, the first is 'c0'"
     )
+
+
+def test_cells_without_a_label_are_counted_and_said():
+    ids = np.repeat(["a", "b", "c", "d"], 4).astype(object)
+    obs = table(group=[None] * 4 + ["x"] * 3 + [None] + ["x"] * 4 + ["x", "y", "y ", None])
+    labels = patient_labels(obs, ids, "group")
+    assert labels.values == {"a": "", "b": "x", "c": "x", "d": "x"}
+    assert labels.unlabelled == {"a": 4, "b": 1, "d": 1}
+    assert labels.notes() == {
+        "a": "no label",
+        "b": "1 cells have no label",
+        "d": "several labels: 1 x, 1 y, 1 'y '; tie, the first by name is taken; 1 cells have no label",
+    }
+    assert labels.of(["b", "c"]).notes() == {"b": "1 cells have no label"}

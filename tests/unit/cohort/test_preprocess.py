@@ -264,3 +264,10 @@ def test_a_file_to_a_file(demo, done, tmp_path):
     with pytest.raises(DataError, match=r"text\.h5ad: not an \.h5ad file"):
         preprocess_file(tmp_path / "text.h5ad", tmp_path / "other.h5ad", SMALL, 0)
     assert not (tmp_path / "other.h5ad").exists()
+
+
+def test_counts_that_are_all_zero_are_refused_with_the_way_to_others(demo):
+    demo = demo.copy()
+    demo.X = demo.X * 0
+    with pytest.raises(DataError, match=r"all counts in X are zero: set preprocess\.counts to where"):
+        preprocess(demo, PreprocessConfig(n_pcs=3), 0)

@@ -40,7 +40,9 @@ def test_a_file_cut_short_is_refused(tmp_path):
     make_cohort().write_h5ad(tmp_path / "whole.h5ad")
     content = (tmp_path / "whole.h5ad").read_bytes()
     (tmp_path / "half.h5ad").write_bytes(content[: len(content) // 2])
-    assert "half.h5ad: not an .h5ad file (" in refusal(enter, tmp_path / "half.h5ad")
+    said = refusal(enter, tmp_path / "half.h5ad")
+    assert "half.h5ad: not an .h5ad file (" in said
+    assert said.endswith(": it is cut off, copy it or write it again")
 
 
 def test_the_parts_of_a_file(tmp_path):

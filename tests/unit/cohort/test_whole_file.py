@@ -9,6 +9,7 @@ from scipy import sparse
 
 from cohortgmm.cohort.filter_notes import filter_notes, read_summary
 from cohortgmm.cohort.preprocess import preprocess_file
+from cohortgmm.cohort.whole_file import read_cohort, write_cohort
 from cohortgmm.config import PreprocessConfig
 from cohortgmm.errors import DataError
 
@@ -138,3 +139,26 @@ def test_entries_of_other_cells_are_refused(source):
         file["obsm"].create_dataset("E", data=rows)
         file["obsm/E"].attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
     assert refused(source).startswith(f"{source}: its entries do not fit together (ValueError: ")
+
+
+def test_links_to_what_is_not_there_are_left_out_and_said(tmp_path):
+    adata = ad.AnnData(np.ones((4, 3), dtype=np.float32), uns={"nested": {"a": np.arange(2)}, "kept": np.arange(3)})
+    adata.raw = ad.AnnData(np.ones((4, 3), dtype=np.float32), varm={"PCs": np.ones((3, 2))})
+    adata.write_h5ad(tmp_path / "x.h5ad")
+    with h5py.File(tmp_path / "side.h5", "w") as side:
+        side["values"] = np.arange(5)
+    with h5py.File(tmp_path / "x.h5ad", "r+") as file:
+        file["uns/gone"] = h5py.ExternalLink("gone.h5", "values")
+        file["obsm/gone"] = h5py.ExternalLink("gone.h5", "values")
+        file["uns/nested/beside"] = h5py.ExternalLink("side.h5", "values")
+        file["uns/nested/strange"] = 1
+        file["uns/nested/strange"].attrs.update({"encoding-type": "nobody's", "encoding-version": "9"})
+    cohort = read_cohort(tmp_path / "x.h5ad", "X")
+    assert cohort.left_out == ["obsm['gone']"]
+    np.testing.assert_array_equal(cohort.adata.raw.varm["PCs"], np.ones((3, 2)))
+    (tmp_path / "folder").mkdir()
+    target = tmp_path / "folder" / "y.h5ad"
+    assert write_cohort(cohort.adata, target, tmp_path / "x.h5ad", cohort.unread) == ["uns['gone']"]
+    with h5py.File(target) as file:
+        assert set(file["uns"]) == {"nested", "kept"}
+        assert file["uns/nested/beside"][:].tolist() == [0, 1, 2, 3, 4]

@@ -5,11 +5,21 @@ import re
 import sys
 from types import ModuleType
 
+import anndata as ad
+import numpy as np
+import pandas as pd
 import pytest
 from hostile import IDS, TEXTS
 
 from cohortgmm.cohort.tables import PATIENT_COLUMNS, SELECTION_COLUMNS, write_table
-from cohortgmm.runs.closing import closing_message, closing_notes, ggml_snippet, left_out_line, patients_label
+from cohortgmm.runs.closing import (
+    closing_message,
+    closing_notes,
+    ggml_snippet,
+    left_out_line,
+    patients_label,
+    uneven_labels,
+)
 
 
 @pytest.fixture
@@ -164,3 +174,55 @@ def test_the_message_fits_a_terminal():
     assert lines[-2:] == ["", "Report."]
     plain = closing_message([], "x", "Report.").splitlines()
     assert plain == ["To train ggml_ot on the mixtures:", "", "    x", "", "Report."]
+
+
+def test_patients_whose_cells_have_several_labels_or_none_are_named(results):
+    folder = results(
+        [*ALL[:2], ("mixed", "several labels: 3 x, 2 y; the commonest is taken"), ("bare", "no label")], GOOD
+    )
+    with open(folder / "patients.tsv", encoding="utf-8") as file:
+        text = file.read()
+    (folder / "patients.tsv").write_text(text.replace("dropped", "ok"), encoding="utf-8")
+    assert [row["patient"] for row in uneven_labels(folder / "patients.tsv")] == ["mixed", "bare"]
+    assert closing_notes(folder) == [
+        "2 of 4 patients have cells of several labels or of none: 'mixed' (several labels: 3 x, 2 y; the commonest is "
+        f"taken); 'bare' (no label); the label of each patient is in {folder / 'patients.tsv'}"
+    ]
+
+
+def test_missing_values_that_became_text_are_said(tmp_path):
+    rows = [{"patient": "nan", "label": "a"}, {"patient": "P1", "label": "None"}, {"patient": "P2", "label": "None"}]
+    write_table(tmp_path / "patients.tsv", PATIENT_COLUMNS, [row | {"status": "ok", "reason": ""} for row in rows])
+    way_out = "if it stands for a missing value, make it one in obs (None or NaN) and run again"
+    assert closing_notes(tmp_path)[:2] == [
+        f"a patient is called 'nan': {way_out}",
+        f"'None' is the label of 2 patients: {way_out}",
+    ]
+
+
+@pytest.mark.parametrize("categorical", [False, True])
+def test_the_lines_for_ggml_ot_give_every_patient_the_label_of_the_table(tmp_path, categorical):
+    rows = [("01", "y"), ("2", ""), ("nan", "x")]
+    rows = [{"patient": patient, "label": label, "status": "ok", "reason": "n"} for patient, label in rows]
+    write_table(tmp_path / "patients.tsv", PATIENT_COLUMNS, rows)
+    obs = pd.DataFrame(
+        {
+            "patient": np.repeat(["01", "2", "nan", "left out"], 3),
+            "group": ["x", "y", "y", None, None, None, "x", None, "x", "z", "z", "z"],
+            "g_comp": [0] * 9 + [-1] * 3,
+        },
+        index=[f"c{i}" for i in range(12)],
+        dtype=object,
+    )
+    adata = ad.AnnData(np.zeros((12, 1)), obs=obs.astype("category") if categorical else obs)
+    adata.obs["g_comp"] = obs["g_comp"].astype(int)
+    adata.write_h5ad(tmp_path / "c.h5ad")
+    lines = ggml_snippet(
+        *(tmp_path / "c.h5ad",),
+        **{"patient_col": "patient", "label_col": "group", "use_rep": "X", "gmm_key": "g"},
+        table=tmp_path / "patients.tsv",
+    )
+    scope = {}
+    exec(lines.replace("anndata, ggml_ot, pandas", "anndata, pandas").split("dataset =")[0], scope)
+    found = scope["adata"].obs[["patient", "group"]].astype(str).drop_duplicates()
+    assert found.to_numpy().tolist() == [["01", "y"], ["nan", "x"]]

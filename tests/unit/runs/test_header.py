@@ -250,3 +250,28 @@ def test_a_key_of_the_preprocessing_is_refused_with_it(key):
     with pytest.raises(ConfigError, match=f"gmm.gmm_key is '{key}', where the preprocessing keeps its own results"):
         read_config(values)
     assert read_config(values | {"preprocess": {"enabled": False}}).gmm_key == key
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_umap_that_does_not_fit_is_refused_before_anything_is_fitted(cohort, enabled):
+    with h5py.File(cohort, "r+") as file:
+        file["obsm/X_umap"] = np.ones((2, 180))
+    changes = {"preprocess": {"enabled": enabled}}
+    assert refusal(**changes).startswith("cohort.h5ad: obsm['X_umap'] has 2 rows for 180 cells, it looks transposed")
+    check_header(config(qc={"umap": False}, **changes))
+    with h5py.File(cohort, "r+") as file:
+        del file["obsm/X_umap"]
+        file["obsm/X_umap"] = np.ones((180, 1))
+    assert "obsm['X_umap'] must have two columns" in refusal(**changes)
+    with h5py.File(cohort, "r+") as file:
+        del file["obsm/X_umap"]
+        file["obsm/X_umap"] = np.ones((180, 3))
+    check_header(config(**changes))
+
+
+def test_the_column_of_joined_patients_is_refused_where_it_is_somebodys(cohort):
+    adata = ad.read_h5ad(cohort)
+    adata.obs["gmm_X_pca_patient"] = "theirs"
+    adata.write_h5ad(cohort)
+    check_header(config())
+    assert "obs['gmm_X_pca_patient'] without mixtures" in refusal(patient_col=["patient", "condition"])
