@@ -20,8 +20,9 @@ from cohortgmm.cohort.schema import assign_components, build_uns
 from cohortgmm.cohort.selection import select_k
 from cohortgmm.cohort.split import Split, check_finite, split_patients
 from cohortgmm.cohort.tables import Row
+from cohortgmm.columns import joined_column
 from cohortgmm.config import overwritten, read_gmm_options
-from cohortgmm.config_gmm import GmmConfig, default_gmm_key, joined_column
+from cohortgmm.config_gmm import GmmConfig, default_gmm_key
 from cohortgmm.errors import CohortgmmError, ConfigError, one_line_repr
 from cohortgmm.files import shown_text
 from cohortgmm.mixture.arguments import check_count, shown

@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from cohortgmm.columns import joined_column, unit_column
 from cohortgmm.config_base import Conflict, Number, Section, section_of
-from cohortgmm.config_gmm import GmmConfig, default_gmm_key, joined_column, unit_column
+from cohortgmm.config_gmm import GmmConfig, default_gmm_key
 from cohortgmm.errors import ConfigError, one_line_repr
 from cohortgmm.files import shown_path
 

@@ -1,7 +1,7 @@
 """The section ``gmm:`` of the configuration, which is also the arguments of :func:`cohortgmm.fit_gmm`."""
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator
@@ -20,19 +20,6 @@ DEFAULT_K = tuple(range(1, 11))
 def default_gmm_key(use_rep: str | None) -> str:
     """Key under which ggml_ot looks for a mixture of this embedding."""
     return f"gmm_{use_rep or 'X'}"
-
-
-def unit_column(patient_col: str | Sequence[str], gmm_key: str) -> str:
-    """Column of ``obs`` with the patient of every cell in what is written: the one given, or that of several joined."""
-    if isinstance(patient_col, list | tuple):
-        return patient_col[0] if len(patient_col) == 1 else f"{gmm_key}_patient"
-    return patient_col
-
-
-def joined_column(patient_col: str | Sequence[str], gmm_key: str) -> str | None:
-    """The column of :func:`unit_column` where it is written: of several columns; None of one."""
-    several = isinstance(patient_col, list | tuple) and len(patient_col) > 1
-    return unit_column(patient_col, gmm_key) if several else None
 
 
 class NoiseConfig(Section):

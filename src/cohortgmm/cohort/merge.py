@@ -24,7 +24,8 @@ from cohortgmm.cohort.schema import CellAssignment, assign_components, build_uns
 from cohortgmm.cohort.selection import select_k
 from cohortgmm.cohort.tables import read_patients, scores_of
 from cohortgmm.cohort.texts import column_list
-from cohortgmm.config_gmm import GmmConfig, joined_column
+from cohortgmm.columns import joined_column
+from cohortgmm.config_gmm import GmmConfig
 from cohortgmm.files import atomic_path, shown_path
 from cohortgmm.mixture.result import MixtureFit
 

@@ -3,6 +3,7 @@
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
+from cohortgmm.columns import columns_of
 from cohortgmm.errors import DataError
 
 #: What ggml_ot and cohortgmm both write with their mixtures.
@@ -16,16 +17,6 @@ def has_mixtures(entry: Any) -> bool:
         return False
     model = entry["model"]
     return hasattr(model, "keys") and all(name in model for name in _OF_MODELS)
-
-
-def columns_of(gmm_key: str, patient_col: str | Sequence[str] = "") -> list[str]:
-    """Columns of ``obs`` that a result may write: a patient joined of several columns gets one of its own."""
-    columns = [f"{gmm_key}_comp", f"{gmm_key}_background"]
-    if not isinstance(patient_col, str) and len(patient_col) > 1:
-        from cohortgmm.config_gmm import joined_column  # pydantic, which the start of a run can do without
-
-        columns += filter(None, [joined_column(patient_col, gmm_key)])
-    return columns
 
 
 def check_places(

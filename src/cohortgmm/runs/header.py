@@ -11,7 +11,8 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from cohortgmm.cohort.occupied import columns_of, has_mixtures
+from cohortgmm.cohort.occupied import has_mixtures
+from cohortgmm.columns import columns_of
 from cohortgmm.errors import CohortgmmError, DataError
 from cohortgmm.runs.stored import contents
 

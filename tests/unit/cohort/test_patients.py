@@ -94,7 +94,7 @@ def test_several_columns_that_cannot_be_used():
     assert "patient_col: obs column 'day' is not in the data" in refusal(patient_ids, obs, ["patient", "day"])
     for columns in ([], ["patient", "patient"]):
         assert refusal(patient_ids, obs, columns, error=ConfigError) == (
-            f"patient_col must be a column of obs, or several different ones, got {columns!r}"
+            f"patient_col must be a column of obs, or a list of several different ones, got {columns!r}"
         )
 
 
