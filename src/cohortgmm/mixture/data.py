@@ -111,10 +111,10 @@ class CellData:
             part = self.x[tile]
             if -largest <= part.min() and part.max() <= largest:  # with NaN, neither is
                 continue
-            missing, endless = np.isnan(part), np.isinf(part)
+            missing, infinite = np.isnan(part), np.isinf(part)
             n_missing += np.count_nonzero(missing)
-            large = ~(missing | endless) & (np.abs(part) > largest)
-            faults.append((_found(endless if allowed else endless | missing, tile), _found(large, tile)))
+            large = ~(missing | infinite) & (np.abs(part) > largest)
+            faults.append((_found(infinite if allowed else infinite | missing, tile), _found(large, tile)))
         for found, what, way in zip(
             zip(*faults, strict=True),
             ("infinite values" if allowed else "NaN or infinite values", f"values beyond {LARGEST:g}"),
