@@ -168,11 +168,16 @@ def read_element(file: h5py.File, path: str) -> Any:
         _check_filters(file, name, dataset)
         _check_sources(file, name, dataset)
     try:
-        return _read_rare_sparse(item) if _is_rare_sparse(item) else read_elem(item)
+        return read_item(item)
     except MemoryError:
         raise
     except Exception as error:  # h5py and anndata raise whatever they meet in a file
         raise DataError(f"{file.filename}: {path} cannot be read: {_why_unread(item, error)}") from None
+
+
+def read_item(item: h5py.Group | h5py.Dataset) -> Any:
+    """What a group or dataset holds, as anndata reads it, with the sparse matrices that scipy has no type for converted."""
+    return _read_rare_sparse(item) if _is_rare_sparse(item) else read_elem(item)
 
 
 def stored_array(file: h5py.File, path: str) -> Any:

@@ -9,13 +9,11 @@ from typing import Any
 
 import anndata as ad
 import h5py
-import numpy as np
 import pandas as pd
 from anndata.io import read_elem
-from scipy import sparse
 
 from cohortgmm.cohort.entries import SUFFIX
-from cohortgmm.cohort.h5ad import load_filters, open_h5ad
+from cohortgmm.cohort.h5ad import load_filters, open_h5ad, read_item
 from cohortgmm.errors import CohortgmmError, DataError, one_line
 
 #: Name of a column that anndata keeps for itself.
@@ -163,24 +161,12 @@ def _read_or_note(file: h5py.File, path: str, unread: dict[str, str]) -> Any:
     if path not in file:
         return None
     try:
-        return _read_half_precision(file[path]) if _is_half_precision(file[path]) else read_elem(file[path])
+        return read_item(file[path])
     except MemoryError:
         raise
     except Exception as error:
         unread[path] = one_line(error)
         return None
-
-
-def _is_half_precision(item: h5py.Group | h5py.Dataset) -> bool:
-    """Whether this is a sparse matrix in half precision, of which scipy has none."""
-    names = {"data", "indices", "indptr"}
-    return isinstance(item, h5py.Group) and names <= set(item) and item["data"].dtype == np.float16
-
-
-def _read_half_precision(group: h5py.Group) -> Any:
-    form = sparse.csc_matrix if group.attrs.get("encoding-type") == "csc_matrix" else sparse.csr_matrix
-    data = group["data"][:].astype(np.float32)
-    return form((data, group["indices"][:], group["indptr"][:]), shape=tuple(map(int, group.attrs["shape"])))
 
 
 def _read_table(file: h5py.File, path: str, unread: dict[str, str]) -> pd.DataFrame:
