@@ -250,6 +250,12 @@ def load_filters(file: h5py.File) -> None:
         _check_filters(file, name.lstrip("/"), dataset)
 
 
+def check_sources(file: h5py.File, path: str = "/") -> None:
+    """Refuse an element, or a file, any dataset of which lies in other files that are not there: HDF5 would read zeros."""
+    for name, dataset in _datasets(file[path], path.rstrip("/")):
+        _check_sources(file, name.lstrip("/"), dataset)
+
+
 def _check_sources(file: h5py.File, name: str, dataset: h5py.Dataset) -> None:
     """Refuse a dataset that lies in other files which are not there: HDF5 would read zeros."""
     folder = os.path.dirname(os.path.abspath(dataset.file.filename))

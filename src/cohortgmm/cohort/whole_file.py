@@ -13,7 +13,7 @@ import pandas as pd
 from anndata.io import read_elem
 
 from cohortgmm.cohort.entries import SUFFIX
-from cohortgmm.cohort.h5ad import load_filters, open_h5ad, read_item
+from cohortgmm.cohort.h5ad import check_sources, load_filters, open_h5ad, read_item
 from cohortgmm.errors import CohortgmmError, DataError, one_line
 
 #: Name of a column that anndata keeps for itself.
@@ -70,6 +70,7 @@ def read_cohort(source: str | os.PathLike, needed: str) -> Cohort:
         warnings.simplefilter("ignore")  # about names that are not unique, which are looked at later
         load_filters(file)
         try:
+            check_sources(file)
             cohort = Cohort(ad.read_h5ad(source))
         except MemoryError:
             raise
@@ -161,6 +162,7 @@ def _read_or_note(file: h5py.File, path: str, unread: dict[str, str]) -> Any:
     if path not in file:
         return None
     try:
+        check_sources(file, path)
         return read_item(file[path])
     except MemoryError:
         raise
@@ -179,6 +181,7 @@ def _read_table(file: h5py.File, path: str, unread: dict[str, str]) -> pd.DataFr
     """
     group = file[path]
     try:
+        check_sources(file, path)
         return read_elem(group)
     except MemoryError:
         raise

@@ -162,3 +162,26 @@ def test_links_to_what_is_not_there_are_left_out_and_said(tmp_path):
     with h5py.File(target) as file:
         assert set(file["uns"]) == {"nested", "kept"}
         assert file["uns/nested/beside"][:].tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("path", ["obsm/E", "obs/number", "X"])
+def test_what_lies_in_a_file_that_is_gone_is_not_read_as_zeros(source, path):
+    with h5py.File(source, "a") as file:
+        if path == "obs/number":
+            file.create_dataset(path, data=np.arange(60.0))
+            file["obs"].attrs["column-order"] = np.array([*file["obs"].attrs["column-order"], "number"], dtype=object)
+        place = f"{path}/data" if isinstance(file[path], h5py.Group) else path
+        values, attributes = file[place][()], dict(file[place].attrs)
+        layout = h5py.VirtualLayout(values.shape, values.dtype)
+        layout[:] = h5py.VirtualSource("gone.h5", "x", values.shape)
+        del file[place]
+        file.create_virtual_dataset(place, layout)
+        file[place].attrs.update(attributes)
+    if path == "X":
+        with pytest.raises(DataError, match=r"cannot read X \(.*lies in the file gone\.h5, which is not there"):
+            done(source)
+        return
+    summary, target = done(source)
+    place, key = path.split("/")
+    assert summary["unread"] == [f"{place}[{key!r}]"]
+    assert key not in getattr(ad.read_h5ad(target), place)
