@@ -56,8 +56,8 @@ format: env  ## rewrite the sources in the project's format
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/snakefmt Snakefile workflow
 
-docs: env  ## the schema and the table of keys, from the models in src/cohortgmm/config.py
-	$(VENV)/bin/python -m cohortgmm.config_docs
+docs: env  ## the schema and the table of keys, from the models in src/cohortgmm/config/__init__.py
+	$(VENV)/bin/python -m cohortgmm.config.docs
 
 bench: env  ## the figures of the README
 	$(VENV)/bin/python benchmarks/pipeline.py

@@ -20,7 +20,7 @@ from statistics import median
 import numpy as np
 from reporting import ROOT, circumstances, markdown, snakemake_command, spread
 
-from cohortgmm.runs.shards import PATIENT_RULES, SHARD_VARIABLE
+from cohortgmm.pipeline.slurm.shards import PATIENT_RULES, SHARD_VARIABLE
 
 #: Of a dry run of up to 1,000 patients (s, MB), of one patient's target, of a call with nothing to do, of a job (s).
 DRY, ONE, NOTHING, JOB = (20, 400), (5, None), (30, None), 0.25

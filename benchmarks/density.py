@@ -27,7 +27,7 @@ from reporting import ROOT, Line, circumstances, lines_table, markdown
 from threadpoolctl import threadpool_limits
 
 from cohortgmm import fit_mixture
-from cohortgmm.mixture.completeness import Completeness, Selection, unseen_moments
+from cohortgmm.mixture.observations.completeness import Completeness, Selection, unseen_moments
 
 #: Seconds after which a fit of pyGMMis is given up.
 PATIENCE = 300

@@ -9,8 +9,8 @@ import time
 import numpy as np
 
 from cohortgmm import GaussianMixture, fit_mixture
-from cohortgmm.mixture.grouped import expectation_of
-from cohortgmm.mixture.measurements import Measurements
+from cohortgmm.mixture.estep.grouped import expectation_of
+from cohortgmm.mixture.observations.measurements import Measurements
 
 
 def noisy_cells(n: int, k: int, d: int, seed: int = 0) -> tuple[GaussianMixture, np.ndarray, np.ndarray]:
@@ -44,8 +44,8 @@ def speed(n_seeds: int) -> list[dict]:
 
 
 def _ours(start: GaussianMixture, x: np.ndarray, noise: np.ndarray, cutoff: float | None) -> float:
-    from cohortgmm.mixture.constraints import Constraints, Frozen
-    from cohortgmm.mixture.steps import maximize
+    from cohortgmm.mixture.em.constraints import Constraints, Frozen
+    from cohortgmm.mixture.em.mstep import maximize
 
     cells = Measurements(x, noise, n_threads=2)
     constraints = Constraints(1e-4, False, Frozen.read(None, start.n_components))

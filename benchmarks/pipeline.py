@@ -128,7 +128,7 @@ def job_costs(cells: Path, repeats: int, scratch: Path) -> list[Line]:
 def write_jobs(cells: Path, scratch: Path) -> None:
     """The throw-away workflow of :func:`job_costs`."""
     sys.path.insert(0, str(ROOT / "src"))
-    from cohortgmm.config_gmm import GmmConfig
+    from cohortgmm.config.gmm import GmmConfig
 
     script = ROOT / "scripts" / "fit.py"
     shutil.copyfile(cells, scratch / "cells.npz")

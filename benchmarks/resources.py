@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 from reporting import DEMO, ROOT, circumstances, markdown, snakemake_command
 
-from cohortgmm.runs.efficiency import JobUsage, read_usage
-from cohortgmm.runs.requests import SNAKEMAKE_MB
+from cohortgmm.pipeline.requests import SNAKEMAKE_MB
+from cohortgmm.pipeline.usage import JobUsage, read_usage
 
 #: Requests between these multiples of the need are good.
 GOOD = (1.2, 3.0)

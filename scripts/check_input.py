@@ -1,6 +1,6 @@
 from cohortgmm.cohort.occupied import check_file
 from cohortgmm.cohort.reading import check_input, open_h5ad
-from cohortgmm.log import job_log
+from cohortgmm.pipeline.job import job_log
 
 with job_log(snakemake):
     with open_h5ad(snakemake.input.cohort) as file:

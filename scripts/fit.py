@@ -1,8 +1,8 @@
 from cohortgmm.cohort.cells import PatientCells
 from cohortgmm.cohort.fitting import fit_candidate, write_fit
 from cohortgmm.cohort.tables import write_score
-from cohortgmm.log import job_log
-from cohortgmm.runs.made_with import fit_mark
+from cohortgmm.pipeline.job import job_log
+from cohortgmm.pipeline.made_with import fit_mark
 
 with job_log(snakemake):
     row, fit = fit_candidate(

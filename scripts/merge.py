@@ -1,6 +1,7 @@
 from cohortgmm.cohort.merge import merge_models
-from cohortgmm.log import job_log
-from cohortgmm.runs.made_with import mark_of_archive, merge_values, write_values
+from cohortgmm.pipeline.job import job_log
+from cohortgmm.pipeline.made_with import merge_values, write_values
+from cohortgmm.storage.marks import mark_of_archive
 
 with job_log(snakemake):
     merge_models(

@@ -1,7 +1,7 @@
 from cohortgmm.cohort.preprocess import preprocess_file
 from cohortgmm.config import PreprocessConfig
-from cohortgmm.log import job_log
-from cohortgmm.runs.made_with import preprocess_values, write_values
+from cohortgmm.pipeline.job import job_log
+from cohortgmm.pipeline.made_with import preprocess_values, write_values
 
 with job_log(snakemake):
     options = PreprocessConfig(**snakemake.params.options)

@@ -1,5 +1,5 @@
 from cohortgmm.cohort.diagnostics import read_frame
-from cohortgmm.log import job_log
+from cohortgmm.pipeline.job import job_log
 from cohortgmm.plots.composition import plot_composition
 from cohortgmm.plots.criteria import plot_cohort_criteria
 from cohortgmm.plots.overview import plot_overview

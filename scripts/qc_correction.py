@@ -1,7 +1,7 @@
 from cohortgmm.cohort.cells import PatientCells
-from cohortgmm.cohort.correction import correction_of
-from cohortgmm.log import job_log
+from cohortgmm.cohort.naive_comparison import correction_of
 from cohortgmm.mixture.result import MixtureFit
+from cohortgmm.pipeline.job import job_log
 from cohortgmm.plots.correction import plot_correction
 from cohortgmm.plots.style import save_figure
 

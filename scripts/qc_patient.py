@@ -1,8 +1,8 @@
 from cohortgmm.cohort.annotation import CellAnnotation, draw_cells
 from cohortgmm.cohort.cells import PatientCells, read_positions
 from cohortgmm.cohort.diagnostics import members_of, read_frame
-from cohortgmm.log import job_log
 from cohortgmm.mixture.model import GaussianMixture
+from cohortgmm.pipeline.job import job_log
 from cohortgmm.plots.patient import plot_patient
 from cohortgmm.plots.style import save_figure
 

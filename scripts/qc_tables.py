@@ -3,7 +3,7 @@ from cohortgmm.cohort.annotation import CellAnnotation
 from cohortgmm.cohort.cells import PatientCells, read_positions
 from cohortgmm.cohort.fitting import load_fits
 from cohortgmm.cohort.tables import read_patients
-from cohortgmm.log import job_log
+from cohortgmm.pipeline.job import job_log
 
 with job_log(snakemake):
     parts = [PatientCells.load(path) for path in snakemake.input.cells]

@@ -2,9 +2,9 @@ from cohortgmm.cohort.cells import PatientCells
 from cohortgmm.cohort.fitting import final_fit, write_fit
 from cohortgmm.cohort.tables import RUN_AGAIN, read_scores
 from cohortgmm.errors import DataError
-from cohortgmm.log import job_log
 from cohortgmm.mixture.result import MixtureFit
-from cohortgmm.runs.made_with import fit_mark
+from cohortgmm.pipeline.job import job_log
+from cohortgmm.pipeline.made_with import fit_mark
 
 with job_log(snakemake):
     params, table = snakemake.params, snakemake.input.selection

@@ -1,6 +1,6 @@
 from cohortgmm.cohort.selection import criteria_by_k
 from cohortgmm.cohort.tables import PATIENT_SCORE_COLUMNS, read_score, write_table
-from cohortgmm.log import job_log
+from cohortgmm.pipeline.job import job_log
 
 with job_log(snakemake):
     rows = [read_score(path) for path in snakemake.input.scores]

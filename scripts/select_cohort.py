@@ -1,6 +1,6 @@
 from cohortgmm.cohort.selection import select_k
 from cohortgmm.cohort.tables import SCORE_COLUMNS, SELECTION_COLUMNS, read_scores, write_table
-from cohortgmm.log import job_log
+from cohortgmm.pipeline.job import job_log
 
 with job_log(snakemake):
     scores = [read_scores(path) for path in snakemake.input.tables]

@@ -1,8 +1,8 @@
 from cohortgmm.cohort.occupied import check_file
 from cohortgmm.cohort.reading import open_h5ad
 from cohortgmm.cohort.split import split_file
-from cohortgmm.log import job_log
-from cohortgmm.runs.made_with import split_values, write_values
+from cohortgmm.pipeline.job import job_log
+from cohortgmm.pipeline.made_with import split_values, write_values
 
 with job_log(snakemake):
     sheet = snakemake.input.get("sheet") or None

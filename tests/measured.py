@@ -10,9 +10,9 @@ from math import erf, erfc, log, pi, sqrt
 import numpy as np
 from scipy.special import logsumexp
 
-from cohortgmm.mixture.background import Background
+from cohortgmm.mixture.em.mstep import Moments
 from cohortgmm.mixture.model import GaussianMixture
-from cohortgmm.mixture.steps import Moments
+from cohortgmm.mixture.observations.background import Background
 
 
 @dataclass

@@ -15,8 +15,9 @@ from cohortgmm.cohort.tables import (
     write_table,
 )
 from cohortgmm.config import Config
-from cohortgmm.runs import made_with
-from cohortgmm.runs.made_with import Expected, mark_archive, mark_of_archive
+from cohortgmm.pipeline import made_with
+from cohortgmm.pipeline.made_with import Expected
+from cohortgmm.storage.marks import mark_archive, mark_of_archive
 
 CONFIG = {
     "input": "cohort.h5ad",

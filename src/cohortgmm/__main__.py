@@ -116,16 +116,16 @@ def _place(options: argparse.Namespace) -> tuple[Path, Path]:
 
 
 def _config(configfile: Path, workflow_dir: Path):
-    from cohortgmm.config_file import read_config_file
-    from cohortgmm.workflow import check_config_files, load_config
+    from cohortgmm.config.file import read_config_file
+    from cohortgmm.pipeline.settings import check_config_files, load_config
 
     check_config_files([configfile])
     return load_config(read_config_file(configfile), str(configfile), workflow_dir)
 
 
 def _status(options: argparse.Namespace, others: Sequence[str]) -> int:
-    from cohortgmm.runs.made_with import Expected
-    from cohortgmm.runs.status import read_status
+    from cohortgmm.pipeline.made_with import Expected
+    from cohortgmm.pipeline.status import read_status
 
     workflow_dir, configfile = _place(options)
     config = _config(configfile, workflow_dir)
@@ -134,7 +134,7 @@ def _status(options: argparse.Namespace, others: Sequence[str]) -> int:
 
 
 def _keep(options: argparse.Namespace, others: Sequence[str]) -> int:
-    from cohortgmm.runs.keep import keep, keep_message
+    from cohortgmm.pipeline.keep import keep, keep_message
 
     target = options.target.absolute()  # before the working directory changes
     workflow_dir, configfile = _place(options)
@@ -145,7 +145,7 @@ def _keep(options: argparse.Namespace, others: Sequence[str]) -> int:
 
 
 def _submit(options: argparse.Namespace, others: Sequence[str]) -> int:
-    from cohortgmm.runs import shards
+    from cohortgmm.pipeline.slurm import shards
 
     memory = 1 if options.mem_mb is None else options.mem_mb
     if options.shards < 0 or min(options.cpus, options.minutes, memory) < 1:
@@ -169,7 +169,7 @@ def _submit(options: argparse.Namespace, others: Sequence[str]) -> int:
 
 def _memory(options: argparse.Namespace, config) -> tuple[int, int]:
     """MB of each job, and of those that read the whole cohort: as given, with a warning if a rule asks for more."""
-    from cohortgmm.runs.shards import largest_request
+    from cohortgmm.pipeline.slurm.shards import largest_request
 
     rule, asked = largest_request(config)
     if options.mem_mb is None:
@@ -185,9 +185,9 @@ def _memory(options: argparse.Namespace, config) -> tuple[int, int]:
 
 def _clear_up() -> None:
     """End what a killed run has left behind: a shard does not look for it, and would work beside it."""
-    from cohortgmm.runs.lock import lock_results
-    from cohortgmm.runs.orphans import clear_up, remove_unrecorded
-    from cohortgmm.workflow import check_writable
+    from cohortgmm.pipeline.lock import lock_results
+    from cohortgmm.pipeline.settings import check_writable
+    from cohortgmm.pipeline.slurm.orphans import clear_up, remove_unrecorded
 
     check_writable("results")
     lock = lock_results("results")
@@ -202,8 +202,8 @@ def _clear_up() -> None:
 
 
 def _shard(options: argparse.Namespace, others: Sequence[str]) -> int:
-    from cohortgmm.runs import shards
-    from cohortgmm.runs.lock import Shard
+    from cohortgmm.pipeline.lock import Shard
+    from cohortgmm.pipeline.slurm import shards
 
     shard = Shard.read(options.shard)
     workflow_dir, configfile = _place(options)

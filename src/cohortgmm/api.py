@@ -9,26 +9,26 @@ from typing import Any
 import numpy as np
 
 from cohortgmm import __version__
+from cohortgmm.arguments import check_count, shown
 from cohortgmm.cohort.cells import PatientCells
 from cohortgmm.cohort.covariances import check_size
+from cohortgmm.cohort.fit_arguments import describe_arguments
 from cohortgmm.cohort.fitting import final_fit, fit_candidate
-from cohortgmm.cohort.hidden import describe_arguments
 from cohortgmm.cohort.in_memory import cells_of_anndata, cells_of_mapping
 from cohortgmm.cohort.occupied import check_places
 from cohortgmm.cohort.reading import Embedding
-from cohortgmm.cohort.schema import assign_components, build_uns
 from cohortgmm.cohort.selection import select_k
 from cohortgmm.cohort.split import Split, check_finite, split_patients
 from cohortgmm.cohort.tables import Row
+from cohortgmm.cohort.uns import assign_components, build_uns
 from cohortgmm.columns import joined_column
 from cohortgmm.config import overwritten, read_gmm_options
-from cohortgmm.config_gmm import GmmConfig, default_gmm_key
+from cohortgmm.config.gmm import GmmConfig, default_gmm_key
 from cohortgmm.errors import CohortgmmError, ConfigError, one_line_repr
-from cohortgmm.files import shown_text
-from cohortgmm.mixture.arguments import check_count, shown
 from cohortgmm.mixture.model import GaussianMixture
+from cohortgmm.mixture.numerics.tiles import one_blas_thread
 from cohortgmm.mixture.result import MixtureFit
-from cohortgmm.mixture.tiles import one_blas_thread
+from cohortgmm.storage.names import shown_text
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,7 +21,7 @@ from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 
 import cohortgmm
-from cohortgmm.files import COHORT, escape_id
+from cohortgmm.storage.names import COHORT, escape_id
 
 ROOT = Path(__file__).resolve().parents[2]
 CLIENT = Path(__file__).with_name("ggml_client.py")

@@ -11,9 +11,9 @@ import pytest
 from clusters import SlurmProject, cluster, slurm, slurm_project, wait_for
 from projects import TARGETS
 
-from cohortgmm.runs.efficiency import read_usage
-from cohortgmm.runs.failures import read_failures
-from cohortgmm.runs.orphans import RUN_FILE
+from cohortgmm.pipeline.failures import read_failures
+from cohortgmm.pipeline.slurm.orphans import RUN_FILE
+from cohortgmm.pipeline.usage import read_usage
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.slurm]
 

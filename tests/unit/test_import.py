@@ -24,7 +24,7 @@ def test_the_package_itself_loads_nothing_heavy():
 
 @pytest.mark.parametrize(
     "module",
-    ["cohortgmm.mixture.em", "cohortgmm.cohort.selection", "cohortgmm.cohort.fitting", "cohortgmm.log"],
+    ["cohortgmm.mixture.fit", "cohortgmm.cohort.selection", "cohortgmm.cohort.fitting", "cohortgmm.pipeline.job"],
 )
 def test_what_a_fit_job_imports_loads_nothing_heavy(module):
     loaded = modules_loaded_by(module)

@@ -16,8 +16,9 @@ import cohortgmm
 from cohortgmm.__main__ import main
 from cohortgmm.cohort.tables import PATIENT_COLUMNS, SCORE_COLUMNS, write_score, write_table
 from cohortgmm.config import read_config
-from cohortgmm.runs import lock, orphans, requests, shards
-from cohortgmm.runs.made_with import Expected
+from cohortgmm.pipeline import lock, requests
+from cohortgmm.pipeline.made_with import Expected
+from cohortgmm.pipeline.slurm import orphans, shards
 
 BASH = shutil.which("bash")
 CONFIG = {"input": "cohort.h5ad", "patient_col": "patient", "gmm": {"k_comps": [2, 3]}}
@@ -383,7 +384,7 @@ def queue(project, monkeypatch):
     programs = project / "bin"
     programs.mkdir()
     (programs / "queue").write_text("17\n18\n")
-    code = "from cohortgmm.runs.lock import lock_holders; print(*(who[:7] for who in lock_holders('results')))"
+    code = "from cohortgmm.pipeline.lock import lock_holders; print(*(who[:7] for who in lock_holders('results')))"
     bodies = {
         "squeue": "while read -r job; do echo $job; done < bin/queue",
         "scancel": ": > bin/queue",

@@ -7,7 +7,7 @@ import yaml
 from projects import REPOSITORY
 
 from cohortgmm.config import Config, read_config
-from cohortgmm.config_docs import PAGES
+from cohortgmm.config.docs import PAGES
 
 CONFIGS = sorted((REPOSITORY / "config").glob("*.yaml"))
 

@@ -127,7 +127,7 @@ def test_verbosity_reruns_nothing(finished):
     assert not finished.run()
 
 
-@pytest.mark.parametrize("path", ["scripts/fit.py", "src/cohortgmm/mixture/em.py", "workflow/rules/fit.smk"])
+@pytest.mark.parametrize("path", ["scripts/fit.py", "src/cohortgmm/mixture/fit.py", "workflow/rules/fit.smk"])
 def test_a_comment_or_a_touched_file_reruns_nothing(finished, path):
     file = finished.workflow / path
     file.write_text(file.read_text() + "\n# a remark\n")

@@ -10,7 +10,7 @@ import pytest
 from projects import REPOSITORY, TARGETS, make_cohort, new_project
 
 import cohortgmm
-from cohortgmm.files import escape_id
+from cohortgmm.storage.names import escape_id
 
 pytestmark = pytest.mark.pipeline
 

@@ -8,15 +8,22 @@ import sys
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
-import cohortgmm.workflow as helpers
+import cohortgmm.pipeline.settings as helpers
 from cohortgmm.cohort.tables import read_sheet
 from cohortgmm.errors import CohortgmmError
-from cohortgmm.files import patient_name, shown_path
-from cohortgmm.runs import closing, failures, messages, orphans, readonly, records, requests, watch
-from cohortgmm.runs.header import check_header
-from cohortgmm.runs.lock import Shard, lock_holders, lock_results
-from cohortgmm.runs.shards import SHARD_VARIABLE
-from cohortgmm.runs.texts import literal, plain_path, report_labels
+from cohortgmm.storage.names import patient_name, shown_path
+from cohortgmm.pipeline import closing
+from cohortgmm.pipeline import failures
+from cohortgmm.pipeline import messages
+from cohortgmm.pipeline.slurm import orphans
+from cohortgmm.pipeline import readonly
+from cohortgmm.pipeline import records
+from cohortgmm.pipeline import requests
+from cohortgmm.pipeline.slurm import watch
+from cohortgmm.pipeline.header import check_header
+from cohortgmm.pipeline.lock import Shard, lock_holders, lock_results
+from cohortgmm.pipeline.slurm.shards import SHARD_VARIABLE
+from cohortgmm.pipeline.texts import literal, plain_path, report_labels
 
 # The jobs of 1,000 patients are all kept: to look among them for garbage after every 700 objects took a tenth of a dry run.
 gc.set_threshold(50_000, 20, 100)

@@ -8,7 +8,7 @@ from snakemake.exceptions import WorkflowError
 # The package beside this workflow is the one that its jobs use, installed or not.
 sys.path.insert(0, os.path.join(workflow.basedir, "src"))
 
-from cohortgmm.config_file import read_config_file
+from cohortgmm.config.file import read_config_file
 from cohortgmm.errors import CohortgmmError
 
 DEFAULT_CONFIG = "config/config.yaml"

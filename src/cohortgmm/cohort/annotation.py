@@ -9,14 +9,14 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from cohortgmm.archive import read_arrays
 from cohortgmm.arrays import real_array
 from cohortgmm.cohort.h5ad import has_member, open_h5ad, read_column
 from cohortgmm.cohort.patients import check_columns
 from cohortgmm.cohort.reading import read_embedding, read_of_cells, rows_of
 from cohortgmm.cohort.texts import column_texts
 from cohortgmm.errors import DataError
-from cohortgmm.files import atomic_path
+from cohortgmm.storage.atomic import atomic_path
+from cohortgmm.storage.npz import read_arrays
 
 logger = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ from functools import cached_property
 
 import numpy as np
 
-from cohortgmm.archive import read_arrays
-from cohortgmm.files import atomic_path
-from cohortgmm.mixture.noise import Noise, is_one_for_all
+from cohortgmm.mixture.observations.noise import Noise, is_one_for_all
+from cohortgmm.storage.atomic import atomic_path
+from cohortgmm.storage.npz import read_arrays
 
 #: A covariance needs two cells.
 MIN_CELLS_PER_COMPONENT = 2
@@ -173,7 +173,7 @@ def write_positions(path: str | os.PathLike, positions: Mapping[str, np.ndarray]
     path
         The ``.npz`` file.
     positions
-        (n,) row of every cell, by patient (:data:`~cohortgmm.files.ALL_PATIENTS` where all are fitted together).
+        (n,) row of every cell, by patient (:data:`~cohortgmm.storage.names.ALL_PATIENTS` where all are fitted together).
     """
     arrays = {
         "patients": np.array(list(positions), dtype=str),

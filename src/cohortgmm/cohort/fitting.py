@@ -11,18 +11,18 @@ from typing import Any
 import numpy as np
 
 from cohortgmm.cohort.cells import MIN_CELLS_PER_COMPONENT, PatientCells, derived_seed
-from cohortgmm.cohort.hidden import check_seen, fit_arguments
-from cohortgmm.cohort.sharing import is_corrected, patient_weights
+from cohortgmm.cohort.fit_arguments import check_seen, fit_arguments
+from cohortgmm.cohort.shared_weights import is_corrected, patient_weights
 from cohortgmm.cohort.tables import SCORE_COLUMNS, Row
 from cohortgmm.errors import DataError
-from cohortgmm.files import atomic_path
-from cohortgmm.mixture.constraints import Frozen
 from cohortgmm.mixture.criteria import aic, bic, n_free_parameters
-from cohortgmm.mixture.em import fit_mixture
+from cohortgmm.mixture.em.constraints import Frozen
+from cohortgmm.mixture.fit import fit_mixture
 from cohortgmm.mixture.model import GaussianMixture
+from cohortgmm.mixture.numerics.tiles import one_blas_thread
 from cohortgmm.mixture.result import MixtureFit
-from cohortgmm.mixture.tiles import one_blas_thread
-from cohortgmm.runs.made_with import mark_archive
+from cohortgmm.storage.atomic import atomic_path
+from cohortgmm.storage.marks import mark_archive
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def fit_candidate(
     k
         Number of components.
     options
-        See :func:`cohortgmm.cohort.hidden.fit_arguments`.
+        See :func:`cohortgmm.cohort.fit_arguments.fit_arguments`.
     seed
         Seed of the run; the fit's own follows from it, the patient and k.
     default_range

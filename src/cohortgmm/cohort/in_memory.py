@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from cohortgmm.arguments import shown
 from cohortgmm.arrays import check_labels, check_names, dense_array
 from cohortgmm.cohort.h5ad import check_rows, unknown_name
 from cohortgmm.cohort.patients import check_cell_names, patient_ids
@@ -22,8 +23,7 @@ from cohortgmm.cohort.reading import (
 from cohortgmm.cohort.split import check_finite
 from cohortgmm.cohort.texts import check_id
 from cohortgmm.errors import ConfigError, DataError
-from cohortgmm.mixture.arguments import shown
-from cohortgmm.mixture.noise import Noise, check_meaning, is_one_for_all
+from cohortgmm.mixture.observations.noise import Noise, check_meaning, is_one_for_all
 
 
 def cells_of_anndata(

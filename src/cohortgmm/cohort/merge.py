@@ -13,21 +13,22 @@ import numpy as np
 from anndata.io import write_elem
 
 from cohortgmm import __version__
-from cohortgmm.archive import read_arrays
 from cohortgmm.cohort.cells import PatientCells, read_positions
 from cohortgmm.cohort.covariances import StackedCovariances, StoredFits, write_covariances
 from cohortgmm.cohort.h5ad import n_rows, open_h5ad, read_obs, table_columns
 from cohortgmm.cohort.links import copy_linked
 from cohortgmm.cohort.occupied import check_file
 from cohortgmm.cohort.patients import patient_ids
-from cohortgmm.cohort.schema import CellAssignment, assign_components, build_uns
 from cohortgmm.cohort.selection import select_k
 from cohortgmm.cohort.tables import read_patients, scores_of
 from cohortgmm.cohort.texts import column_list
+from cohortgmm.cohort.uns import CellAssignment, assign_components, build_uns
 from cohortgmm.columns import joined_column
-from cohortgmm.config_gmm import GmmConfig
-from cohortgmm.files import atomic_path, shown_path
+from cohortgmm.config.gmm import GmmConfig
 from cohortgmm.mixture.result import MixtureFit
+from cohortgmm.storage.atomic import atomic_path
+from cohortgmm.storage.names import shown_path
+from cohortgmm.storage.npz import read_arrays
 
 logger = logging.getLogger(__name__)
 

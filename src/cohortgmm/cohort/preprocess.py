@@ -22,7 +22,7 @@ from cohortgmm.cohort.reading import check_cell_names, named_layers, patient_ids
 from cohortgmm.cohort.whole_file import read_cohort, write_cohort
 from cohortgmm.config import PreprocessConfig
 from cohortgmm.errors import DataError
-from cohortgmm.files import atomic_path
+from cohortgmm.storage.atomic import atomic_path
 
 logger = logging.getLogger(__name__)
 

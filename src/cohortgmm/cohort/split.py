@@ -15,7 +15,7 @@ from cohortgmm.cohort.patients import read_patients
 from cohortgmm.cohort.reading import Embedding, read_embedding, read_noise
 from cohortgmm.cohort.tables import PATIENT_COLUMNS, Row, read_sheet, write_table
 from cohortgmm.errors import DataError
-from cohortgmm.files import ALL_PATIENTS, COHORT, escape_id
+from cohortgmm.storage.names import ALL_PATIENTS, COHORT, escape_id
 
 logger = logging.getLogger(__name__)
 

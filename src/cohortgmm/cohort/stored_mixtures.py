@@ -8,9 +8,9 @@ import numpy as np
 from cohortgmm.arrays import dense_array
 from cohortgmm.cohort.covariances import diagonals
 from cohortgmm.errors import ConfigError, DataError
-from cohortgmm.mixture.background import Background
+from cohortgmm.mixture.density.parameters import SUM_TO_ONE
 from cohortgmm.mixture.model import GaussianMixture
-from cohortgmm.mixture.parameters import SUM_TO_ONE
+from cohortgmm.mixture.observations.background import Background
 
 #: Weights may miss a sum of one by this, as those that others computed in single precision do; they are divided by it.
 _SINGLE_PRECISION = 1e-3
@@ -22,7 +22,7 @@ def stored_mixtures(stored: Mapping[str, Any], name: str) -> dict[str, GaussianM
     Parameters
     ----------
     stored
-        What :func:`cohortgmm.cohort.schema.build_uns` made, or ggml_ot.
+        What :func:`cohortgmm.cohort.uns.build_uns` made, or ggml_ot.
     name
         Where it was, for messages.
 

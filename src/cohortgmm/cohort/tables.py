@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cohortgmm.errors import DataError
-from cohortgmm.files import atomic_path
+from cohortgmm.storage.atomic import atomic_path
 
 Row = dict[str, Any]
 

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cohortgmm.archive import File, name_of, read_arrays, write_arrays
+from cohortgmm.arguments import check_count, generator
 from cohortgmm.arrays import check_labels, dense_array
 from cohortgmm.errors import ConfigError, DataError
-from cohortgmm.mixture.arguments import check_count, generator
-from cohortgmm.mixture.background import BACKGROUND_ARRAYS, Background
-from cohortgmm.mixture.gaussian import LOG_2PI, Factors, factorize, whiten
-from cohortgmm.mixture.noise import Noise
-from cohortgmm.mixture.parameters import check_background, checked_arrays
+from cohortgmm.mixture.density.parameters import check_background, checked_arrays
+from cohortgmm.mixture.numerics.gaussian import LOG_2PI, Factors, factorize, whiten
+from cohortgmm.mixture.observations.background import BACKGROUND_ARRAYS, Background
+from cohortgmm.mixture.observations.noise import Noise
+from cohortgmm.storage.npz import File, name_of, read_arrays, write_arrays
 
 if TYPE_CHECKING:
-    from cohortgmm.mixture.observe import ObservedSample
+    from cohortgmm.mixture.density.sampling import ObservedSample
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -180,7 +180,7 @@ class GaussianMixture:
         ndarray
             (n,) nats, float64; 0 for a cell without features.
         """
-        from cohortgmm.mixture.density import log_prob
+        from cohortgmm.mixture.density.evaluate import log_prob
 
         return log_prob(self, self._check(x, noise), noise)
 
@@ -197,7 +197,7 @@ class GaussianMixture:
         ndarray
             (n, K) float64; rows sum to one, less the probability that the cell is background.
         """
-        from cohortgmm.mixture.density import responsibilities
+        from cohortgmm.mixture.density.evaluate import responsibilities
 
         return responsibilities(self, self._check(x, noise), noise)
 
@@ -268,7 +268,7 @@ class GaussianMixture:
         DataError
             If noise or completeness cannot be used, or no cell passes the selection.
         """
-        from cohortgmm.mixture.observe import sample_observed
+        from cohortgmm.mixture.density.sampling import sample_observed
 
         return sample_observed(self, n, rng, noise=noise, completeness=completeness, inverted=inverted)
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from cohortgmm.archive import File, name_of, read_arrays, write_arrays
+from cohortgmm.arguments import shown
 from cohortgmm.errors import ConfigError, DataError
-from cohortgmm.mixture.arguments import shown
-from cohortgmm.mixture.background import BACKGROUND_ARRAYS
 from cohortgmm.mixture.model import GaussianMixture
+from cohortgmm.mixture.observations.background import BACKGROUND_ARRAYS
+from cohortgmm.storage.npz import File, name_of, read_arrays, write_arrays
 
 #: What a file of a fit holds besides the mixture and the weights of patients.
 _ARRAYS = ("n_iter", "converged", "history", "floored", "n_unobserved", "completeness", "n_empty")

@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from cohortgmm.arguments import generator, shown
 from cohortgmm.arrays import check_labels, dense_array
 from cohortgmm.errors import ConfigError, DataError
-from cohortgmm.mixture.arguments import generator, shown
-from cohortgmm.mixture.data import CellData
-from cohortgmm.mixture.em import fit_mixture
+from cohortgmm.mixture.fit import fit_mixture
 from cohortgmm.mixture.model import GaussianMixture
-from cohortgmm.mixture.noise import Noise
-from cohortgmm.mixture.posterior import normalize
+from cohortgmm.mixture.numerics.posterior import normalize
+from cohortgmm.mixture.observations.cells import CellData
+from cohortgmm.mixture.observations.noise import Noise
 from cohortgmm.mixture.result import MixtureFit, as_mixture
 
 _MAX_ITER, _TOL = 10_000, 1e-10

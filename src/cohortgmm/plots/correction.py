@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.transforms import offset_copy
 
-from cohortgmm.cohort.correction import Correction
+from cohortgmm.cohort.naive_comparison import Correction
 from cohortgmm.mixture.model import GaussianMixture
 from cohortgmm.plots.patient import ellipse_axes, plane_covariances
 from cohortgmm.plots.style import (

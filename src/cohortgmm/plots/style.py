@@ -20,7 +20,7 @@ from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox
 
 from cohortgmm.errors import ConfigError
-from cohortgmm.files import atomic_path
+from cohortgmm.storage.atomic import atomic_path
 
 SMALL, NORMAL, LARGE = 7.0, 8.0, 11.0  # points
 DPI = 160  # of PNG files and of the rasterized points inside SVG files

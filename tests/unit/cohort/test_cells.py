@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cohortgmm.cohort.cells import PatientCells, choose_train_cells, derived_seed, read_positions, write_positions
-from cohortgmm.files import COHORT
+from cohortgmm.storage.names import COHORT
 
 
 def test_a_seed_depends_on_run_patient_and_k_only():

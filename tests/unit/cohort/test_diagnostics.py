@@ -20,10 +20,10 @@ from cohortgmm.cohort.cells import PatientCells
 from cohortgmm.cohort.fitting import fit_candidate
 from cohortgmm.cohort.tables import read_rows, write_table
 from cohortgmm.config import read_gmm_options
-from cohortgmm.config_gmm import GmmConfig
+from cohortgmm.config.gmm import GmmConfig
 from cohortgmm.errors import DataError
-from cohortgmm.mixture.background import Background
 from cohortgmm.mixture.model import GaussianMixture
+from cohortgmm.mixture.observations.background import Background
 from cohortgmm.mixture.result import MixtureFit
 
 

@@ -12,15 +12,15 @@ from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 
 from cohortgmm.cohort.cells import PatientCells, derived_seed
+from cohortgmm.cohort.fit_arguments import Gates
 from cohortgmm.cohort.fitting import final_fit, fit_candidate, heldout_nll, load_fits, missing_cells, write_fit
-from cohortgmm.cohort.hidden import Gates
 from cohortgmm.cohort.tables import SCORE_COLUMNS
 from cohortgmm.config import read_gmm_options
-from cohortgmm.config_gmm import GateConfig, GmmConfig
+from cohortgmm.config.gmm import GateConfig, GmmConfig
 from cohortgmm.errors import ConfigError, DataError, SingularCovarianceError
-from cohortgmm.mixture.background import Background
-from cohortgmm.mixture.em import fit_mixture
+from cohortgmm.mixture.fit import fit_mixture
 from cohortgmm.mixture.model import GaussianMixture
+from cohortgmm.mixture.observations.background import Background
 from cohortgmm.mixture.result import MixtureFit
 
 

@@ -7,7 +7,7 @@ import pytest
 from projects import make_cohort
 
 from cohortgmm.cohort.merge import write_gmm
-from cohortgmm.cohort.schema import CellAssignment
+from cohortgmm.cohort.uns import CellAssignment
 
 X = make_cohort().obsm["X_pca"]
 ARRAY = {"encoding-type": "array", "encoding-version": "0.2.0"}

@@ -17,12 +17,12 @@ import cohortgmm
 from cohortgmm.cohort.cells import PatientCells
 from cohortgmm.cohort.fitting import final_fit, fit_candidate, write_fit
 from cohortgmm.cohort.merge import merge_models, write_gmm
-from cohortgmm.cohort.schema import CellAssignment, uns_key
 from cohortgmm.cohort.selection import select_k
 from cohortgmm.cohort.split import split_file
 from cohortgmm.cohort.tables import SCORE_COLUMNS, write_table
+from cohortgmm.cohort.uns import CellAssignment, uns_key
 from cohortgmm.config import read_gmm_options
-from cohortgmm.config_gmm import GmmConfig
+from cohortgmm.config.gmm import GmmConfig
 from cohortgmm.errors import OutputError
 
 UNS = {"component_sharing": "global", "model": {"mu": np.zeros((2, 3))}, "weight_inference": {"a": 1.5}}

@@ -12,7 +12,7 @@ from projects import make_cohort
 import cohortgmm
 from cohortgmm.cohort.merge import write_gmm
 from cohortgmm.cohort.occupied import check_file, has_mixtures
-from cohortgmm.cohort.schema import CellAssignment
+from cohortgmm.cohort.uns import CellAssignment
 from cohortgmm.errors import DataError
 
 OPTIONS = {"patient_col": "patient", "use_rep": "X_pca", "k_comps": 1, "verbose": False}

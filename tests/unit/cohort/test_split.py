@@ -17,7 +17,7 @@ from cohortgmm.cohort.reading import Embedding
 from cohortgmm.cohort.split import check_finite, split_file, split_patients
 from cohortgmm.cohort.tables import read_rows
 from cohortgmm.errors import DataError
-from cohortgmm.files import ALL_PATIENTS, COHORT
+from cohortgmm.storage.names import ALL_PATIENTS, COHORT
 
 
 def ids_of(**counts):

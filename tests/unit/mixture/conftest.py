@@ -5,12 +5,15 @@ from dataclasses import fields
 import numpy as np
 import pytest
 
-from cohortgmm.mixture import expectation, grouped, partial, screened, tiles
-from cohortgmm.mixture.constraints import Constraints, Frozen
+from cohortgmm.mixture.em.constraints import Constraints, Frozen
+from cohortgmm.mixture.em.mstep import Moments
+from cohortgmm.mixture.estep import base as expectation
+from cohortgmm.mixture.estep import grouped, screened
+from cohortgmm.mixture.estep import incremental as partial
+from cohortgmm.mixture.estep.noisy import NoisyExpectation
 from cohortgmm.mixture.model import GaussianMixture
-from cohortgmm.mixture.noisy import NoisyExpectation
+from cohortgmm.mixture.numerics import tiles
 from cohortgmm.mixture.result import MixtureFit
-from cohortgmm.mixture.steps import Moments
 
 
 @pytest.fixture(scope="session")

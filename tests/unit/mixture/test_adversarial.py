@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from cohortgmm.errors import SingularCovarianceError
-from cohortgmm.mixture.em import fit_mixture
-from cohortgmm.mixture.gaussian import covariance_floor
-from cohortgmm.mixture.start import STARTS
+from cohortgmm.mixture.em.initialize import STARTS
+from cohortgmm.mixture.fit import fit_mixture
+from cohortgmm.mixture.numerics.gaussian import covariance_floor
 
 COVARIANCE_TYPES = ["full", "diag"]
 

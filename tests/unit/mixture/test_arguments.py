@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
+from cohortgmm.arguments import check_number, generator
 from cohortgmm.errors import CohortgmmError, ConfigError, DataError
-from cohortgmm.mixture.arguments import check_number, generator
-from cohortgmm.mixture.background import Background
-from cohortgmm.mixture.em import fit_mixture
+from cohortgmm.mixture.fit import fit_mixture
+from cohortgmm.mixture.observations.background import Background
 from cohortgmm.mixture.stacking import cross_validate, stack, stacking_weights
 
 X = np.vstack([np.random.default_rng(0).normal(size=(40, 2)), np.random.default_rng(1).normal(6, 1, size=(40, 2))])

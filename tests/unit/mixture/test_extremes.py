@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from cohortgmm.errors import CohortgmmError, DataError, FitError
-from cohortgmm.mixture.background import Background
-from cohortgmm.mixture.em import fit_mixture
+from cohortgmm.mixture.fit import fit_mixture
 from cohortgmm.mixture.model import GaussianMixture
+from cohortgmm.mixture.observations.background import Background
 
 N = 60
 

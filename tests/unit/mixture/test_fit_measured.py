@@ -5,10 +5,14 @@ import pytest
 from measured import GAPS, make_gaps, make_noise, posterior_by_definition, with_background
 
 from cohortgmm.errors import ConfigError, DataError
-from cohortgmm.mixture import density, expectation, measurements, noisy, tiles
-from cohortgmm.mixture.background import Background
-from cohortgmm.mixture.em import fit_mixture
+from cohortgmm.mixture.density import evaluate as density
+from cohortgmm.mixture.estep import base as expectation
+from cohortgmm.mixture.estep import noisy
+from cohortgmm.mixture.fit import fit_mixture
 from cohortgmm.mixture.model import GaussianMixture
+from cohortgmm.mixture.numerics import tiles
+from cohortgmm.mixture.observations import measurements
+from cohortgmm.mixture.observations.background import Background
 
 COVARIANCE_TYPES = ["full", "diag"]
 

@@ -6,8 +6,8 @@ from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 
 from cohortgmm.errors import DataError
-from cohortgmm.mixture.gaussian import floor_covariances
 from cohortgmm.mixture.model import GaussianMixture
+from cohortgmm.mixture.numerics.gaussian import floor_covariances
 
 COVARIANCE_TYPES = ["full", "diag"]
 

@@ -5,9 +5,9 @@ import pytest
 from measured import with_background
 
 from cohortgmm.errors import DataError
-from cohortgmm.mixture.background import Background
 from cohortgmm.mixture.model import GaussianMixture
-from cohortgmm.mixture.noise import Noise
+from cohortgmm.mixture.observations.background import Background
+from cohortgmm.mixture.observations.noise import Noise
 
 COVARIANCE_TYPES = ["full", "diag"]
 

@@ -6,12 +6,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from cohortgmm.mixture.data import CellData
-from cohortgmm.mixture.em import fit_mixture
-from cohortgmm.mixture.expectation import DenseExpectation, QuadraticExpectation
+from cohortgmm.mixture.em.initialize import STARTS
+from cohortgmm.mixture.estep.base import DenseExpectation, QuadraticExpectation
+from cohortgmm.mixture.estep.screened import ScreenedExpectation
+from cohortgmm.mixture.fit import fit_mixture
 from cohortgmm.mixture.model import GaussianMixture
-from cohortgmm.mixture.screened import ScreenedExpectation
-from cohortgmm.mixture.start import STARTS
+from cohortgmm.mixture.observations.cells import CellData
 
 PROPERTY = settings(max_examples=100, derandomize=True, deadline=None)
 

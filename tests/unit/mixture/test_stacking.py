@@ -8,8 +8,8 @@ from scipy import integrate, optimize, special, stats
 
 from cohortgmm.errors import CohortgmmError, ConfigError, DataError
 from cohortgmm.mixture import stacking
-from cohortgmm.mixture.background import Background
 from cohortgmm.mixture.model import GaussianMixture
+from cohortgmm.mixture.observations.background import Background
 from cohortgmm.mixture.stacking import cross_validate, stack, stacking_weights
 
 COVARIANCE_TYPES = ["full", "diag"]

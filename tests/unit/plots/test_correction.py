@@ -8,9 +8,9 @@ from matplotlib.collections import EllipseCollection
 from matplotlib.colors import to_rgba
 from matplotlib.patches import Rectangle, StepPatch
 
-from cohortgmm.cohort.correction import Correction
-from cohortgmm.mixture.background import Background
+from cohortgmm.cohort.naive_comparison import Correction
 from cohortgmm.mixture.model import GaussianMixture
+from cohortgmm.mixture.observations.background import Background
 from cohortgmm.mixture.result import MixtureFit
 from cohortgmm.plots.correction import plot_correction
 from cohortgmm.plots.style import ALARM, PLAIN, component_colors

@@ -17,9 +17,9 @@ from hostile import IDS, TEXTS
 from matplotlib.text import Text
 
 import cohortgmm
-from cohortgmm.cohort.correction import Correction
-from cohortgmm.mixture.background import Background
+from cohortgmm.cohort.naive_comparison import Correction
 from cohortgmm.mixture.model import GaussianMixture
+from cohortgmm.mixture.observations.background import Background
 from cohortgmm.mixture.result import MixtureFit
 from cohortgmm.plots.composition import plot_composition
 from cohortgmm.plots.correction import plot_correction

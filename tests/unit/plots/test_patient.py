@@ -5,8 +5,8 @@ from matplotlib.colors import to_rgba
 from matplotlib.patches import Ellipse
 
 from cohortgmm.errors import DataError
-from cohortgmm.mixture.background import Background
 from cohortgmm.mixture.model import GaussianMixture
+from cohortgmm.mixture.observations.background import Background
 from cohortgmm.plots.patient import ellipse_axes, plot_patient, type_counts
 from cohortgmm.plots.style import component_colors
 

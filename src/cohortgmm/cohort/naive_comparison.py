@@ -1,0 +1,106 @@
+"""What noise, gaps, selection and background change: a patient's mixture beside one that disregards them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cohortgmm.cohort.annotation import draw_cells
+from cohortgmm.cohort.cells import MIN_CELLS_PER_COMPONENT, PatientCells, derived_seed
+from cohortgmm.cohort.fit_arguments import fit_arguments
+from cohortgmm.errors import CohortgmmError
+from cohortgmm.mixture.fit import fit_mixture
+from cohortgmm.mixture.model import GaussianMixture
+from cohortgmm.mixture.observations.completeness import CellNoise
+from cohortgmm.mixture.result import MixtureFit
+
+#: Cells drawn from the mixture for the figure, seen or not.
+_DRAWN = 20_000
+
+
+@dataclass(frozen=True, eq=False)
+class Correction:
+    """A corrected mixture, and what it is compared with.
+
+    Attributes
+    ----------
+    fit
+        The corrected fit.
+    shown
+        (m,) positions of the cells that are drawn.
+    naive
+        Mixture of the same number of components, fitted to complete cells as if nothing were wrong with them; None if
+        there are too few.
+    background
+        (m,) probability of being background of the cells that are drawn; None without background.
+    seen, unseen
+        Cells drawn from the corrected mixture, with noise, that are seen and that are not, in their proportion; None
+        without completeness.
+    """
+
+    fit: MixtureFit
+    shown: np.ndarray
+    naive: GaussianMixture | None
+    background: np.ndarray | None = None
+    seen: np.ndarray | None = None
+    unseen: np.ndarray | None = None
+
+
+def correction_of(
+    cells: PatientCells, fit: MixtureFit, options: Mapping[str, Any], *, max_cells: int, seed: int
+) -> Correction:
+    """Compare a corrected mixture with a naive one.
+
+    Parameters
+    ----------
+    cells
+        The patient.
+    fit
+        Its final mixture.
+    options
+        See :func:`cohortgmm.cohort.fit_arguments.fit_arguments`.
+    max_cells
+        Most cells to draw, and to fit the naive mixture to.
+    seed
+        Seed of the run.
+    """
+    arguments = fit_arguments(options, cells)
+    shown = draw_cells(len(cells.x), max_cells, seed)
+    model, x = fit.model, cells.x[shown]
+    background = None
+    if model.background is not None:
+        background = model.background_probability(x, cells.noise_of(shown))
+    seen = unseen = None
+    if arguments["completeness"] is not None:
+        seen, unseen = _draw(model, cells, arguments, fit.completeness, seed)
+    return Correction(fit, shown, _naive(cells, x, model, seed), background, seen, unseen)
+
+
+def _naive(cells: PatientCells, x: np.ndarray, model: GaussianMixture, seed: int) -> GaussianMixture | None:
+    complete = x[~np.isnan(x).any(axis=1)]
+    k = model.n_components
+    if len(complete) < MIN_CELLS_PER_COMPONENT * k:
+        return None
+    try:
+        fit = fit_mixture(
+            complete,
+            k,
+            covariance_type=model.covariance_type,
+            n_init=10,
+            random_state=derived_seed(seed, cells.patient, k),
+        )
+    except CohortgmmError:
+        return None
+    return fit.model
+
+
+def _draw(
+    model: GaussianMixture, cells: PatientCells, arguments: Mapping[str, Any], share_seen: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    noise = arguments["noise_at"]
+    if noise is None and cells.noise is not None:
+        noise = CellNoise(cells.noise, seed)
+    draw = {"noise": noise, "completeness": arguments["completeness"]}
+    n_seen = max(1, round(_DRAWN * share_seen))
+    return tuple(model.sample_observed(n_seen, seed, inverted=inverted, **draw).x for inverted in (False, True))

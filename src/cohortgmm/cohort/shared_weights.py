@@ -1,0 +1,84 @@
+"""Weights of patients that share their components, where cells are hidden: those of unseen cells count too."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from cohortgmm.cohort.cells import PatientCells, derived_seed
+from cohortgmm.errors import CohortgmmError
+from cohortgmm.mixture.fit import fit_mixture
+from cohortgmm.mixture.model import GaussianMixture
+from cohortgmm.mixture.observations.completeness import CellNoise
+
+
+def is_corrected(cells: PatientCells, model: GaussianMixture, arguments: Mapping[str, Any]) -> bool:
+    """Whether mean responsibilities are not the weights: noise and gaps draw them to the pooled ones, gates bias them."""
+    return (
+        cells.noise is not None
+        or arguments["completeness"] is not None
+        or model.background is not None
+        or bool(np.isnan(cells.x).any())
+    )
+
+
+def patient_weights(
+    cells: PatientCells, model: GaussianMixture, arguments: Mapping[str, Any], *, seed: int, n_threads: int = 1
+) -> np.ndarray:
+    """Weights of every patient's own mixture of the shared components, fitted to all of its cells.
+
+    Parameters
+    ----------
+    cells
+        The cells of the cohort.
+    model
+        The shared mixture.
+    arguments
+        See :func:`cohortgmm.cohort.fit_arguments.fit_arguments`; frozen weights stay as they are in ``model``.
+    seed
+        Seed of the run; that of a patient's weights follows from it, the patient and k.
+    n_threads
+        Threads of each fit.
+
+    Returns
+    -------
+    ndarray
+        (P, K); what a row lacks of one is the patient's background.
+
+    Raises
+    ------
+    CohortgmmError
+        If a fit fails, naming the patient.
+    """
+    kept = (arguments["frozen"] or {}).get("amp", [])
+    arguments = {
+        **arguments,
+        "initial": model,
+        "background": None,  # that of `initial`
+        "frozen": {"amp": kept, "mean": "all", "covar": "all"},
+        "split_merge": 0,
+        "n_threads": n_threads,
+    }
+    weights = np.empty((len(cells.patients), model.n_components))
+    for i, patient in enumerate(cells.patients):
+        rows = np.flatnonzero(cells.owner == i)
+        try:
+            weights[i] = fit_mixture(
+                cells.x[rows],
+                model.n_components,
+                noise=cells.noise_of(rows),
+                random_state=derived_seed(seed, patient, model.n_components),
+                **{**arguments, "noise_at": _noise_at(cells, rows, arguments, seed)},
+            ).model.weights
+        except CohortgmmError as error:
+            error.args = (f"weights of patient {patient!r}: {error}",)
+            raise
+    return weights
+
+
+def _noise_at(cells: PatientCells, rows: np.ndarray, arguments: Mapping[str, Any], seed: int):
+    """The noise of a patient's unseen cells: None for that of its own, or the cohort's where none of these is complete."""
+    if arguments["noise_at"] is not None or arguments["completeness"] is None or cells.noise is None:
+        return arguments["noise_at"]
+    finite = np.isfinite(cells.noise[rows]).all(axis=tuple(range(1, cells.noise.ndim)))
+    return None if finite.any() else CellNoise(cells.noise, seed)

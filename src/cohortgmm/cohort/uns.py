@@ -1,0 +1,363 @@
+"""The layout of the mixtures in ``adata.uns``: ggml_ot's, with a few keys of our own."""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cohortgmm.cohort.covariances import ModelsOf, StackedCovariances
+from cohortgmm.cohort.stored_mixtures import stored_mixtures
+from cohortgmm.cohort.tables import Row
+from cohortgmm.config.gmm import GmmConfig
+from cohortgmm.errors import DataError
+from cohortgmm.mixture.model import GaussianMixture
+from cohortgmm.mixture.observations.background import Background
+from cohortgmm.mixture.result import MixtureFit
+
+SCHEMA_VERSION = "1"
+
+#: Names of score columns in ggml_ot's layout.
+_SCORE_NAMES = {
+    "train_nll": "train_nll",
+    "heldout_nll": "validation_nll",
+    "nll_gap": "nll_gap",
+    "n_train": "n_train_cells",
+    "n_val": "n_val_cells",
+    "aic": "aic",
+    "bic": "bic",
+}
+
+
+def uns_key(patient: str) -> str:
+    """Key of a patient in a dict of ``uns``: its id, where HDF5 allows it, else escaped reversibly.
+
+    A ``/`` would nest groups and a lone ``.`` names the group itself.
+    """
+    return "=2E" if patient == "." else patient.replace("=", "=3D").replace("/", "=2F")
+
+
+@dataclass(frozen=True, eq=False)
+class CellAssignment:
+    """What the mixtures say of every cell of the cohort.
+
+    Attributes
+    ----------
+    components
+        (n,) most probable component, also of a cell that is more probably background; −1 for cells of patients without
+        a mixture.
+    resp
+        (n, max K) responsibilities, padded with zeros; zero for cells of patients without a mixture.
+    background
+        (n,) probability of being background; None if no mixture has one.
+    """
+
+    components: np.ndarray
+    resp: np.ndarray
+    background: np.ndarray | None = None
+
+
+def assign_components(
+    fits: Mapping[str, MixtureFit], parts: Iterable[Any], positions: Mapping[str, np.ndarray], n_cells: int
+) -> tuple[CellAssignment, dict[str, np.ndarray]]:
+    """Responsibilities of all cells.
+
+    Parameters
+    ----------
+    fits
+        Mixture of every part.
+    parts
+        The :class:`~cohortgmm.cohort.cells.PatientCells` that were fitted.
+    positions
+        Rows of the cohort that the cells of every part come from.
+    n_cells
+        Number of cells of the cohort.
+
+    Returns
+    -------
+    cells : CellAssignment
+    weights : dict
+        (K,) weights of every patient where components are shared: those that come with the fit, or the mean
+        responsibilities of its cells.
+    """
+    sizes = [(fit.model.n_components, fit.model.background is not None) for fit in fits.values()]
+    components, resp = np.full(n_cells, -1), np.zeros((n_cells, max(k for k, _ in sizes)))
+    background = np.zeros(n_cells) if any(has_background for _, has_background in sizes) else None
+    weights = {}
+    for part in parts:
+        fit = fits[part.patient]
+        model, of_patients = fit.model, fit.patient_weights
+        own = model.responsibilities(part.x, part.noise_of())
+        rows = positions[part.patient]
+        if background is not None:
+            background[rows] = np.clip(1.0 - own.sum(axis=1), 0.0, 1.0)
+        components[rows] = own.argmax(axis=1)
+        resp[rows, : own.shape[1]] = own
+        if part.owner is None:
+            continue
+        if of_patients is None:
+            counts = np.bincount(part.owner)
+            sums = np.add.reduceat(own, np.r_[0, np.cumsum(counts)[:-1]])  # the owners are in order
+            of_patients = sums / counts[:, None]
+        weights |= dict(zip(part.patients, of_patients, strict=True))
+    return CellAssignment(components, resp, background), weights
+
+
+def build_uns(
+    *,
+    patients: Sequence[str],
+    fits: Mapping[str, MixtureFit],
+    weights: Mapping[str, np.ndarray],
+    scores: Mapping[str, Sequence[Row]],
+    selection: Mapping[str, Row],
+    gmm: GmmConfig,
+    component_sharing: str,
+    use_rep: str | None,
+    n_fit: Mapping[str, int],
+    n_cells: Mapping[str, int],
+    provenance: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The dict that goes under ``uns[gmm_key]``.
+
+    Parameters
+    ----------
+    patients
+        Ids of the P patients, in order.
+    fits, scores, selection, n_fit
+        By patient; with ``component_sharing="global"`` all have one key, the cohort's: the final mixture, the scores
+        of its candidates, the row of the choice, and the number of cells of the final fit.
+    weights
+        Weights by patient where components are shared, see :func:`assign_components`.
+    gmm
+        The arguments of the fit.
+    component_sharing
+        ``"sample_specific"`` or ``"global"``.
+    use_rep
+        Key of the embedding; None for X.
+    n_cells
+        Cells of every patient.
+    provenance
+        Where the mixtures come from (scalars and texts).
+
+    Returns
+    -------
+    dict
+        Arrays, scalars, texts and dicts only, so that ``.h5ad`` gives it back as it is; the covariances are
+        :class:`~cohortgmm.cohort.covariances.StackedCovariances`, of which :func:`write_covariances` or
+        ``numpy.asarray`` makes an array.
+    """
+    shared = component_sharing == "global"
+    owners = list(fits) if shared else list(patients)
+    chosen = [_Chosen.of(fits[owner], n_fit[owner]) for owner in owners]  # a fit may be read at every look-up
+    k_max = max(len(own.weights) for own in chosen)
+    mu = np.stack([_pad(own.means, k_max) for own in chosen])
+    pi = np.stack([_pad(own.weights, k_max) for own in chosen])
+    shape = (*mu.shape, mu.shape[-1])
+    var = StackedCovariances(ModelsOf(fits), owners, shape[1:] if shared else shape)
+    shares = np.stack([_shares(own) for own in ([weights[patient] for patient in patients] if shared else pi)])
+    fitted = any(own.has_patient_weights for own in chosen)
+    uns: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "component_sharing": component_sharing,
+        "covariance_type": gmm.covariance_type,
+        "n_components": k_max,
+        "distribution_n_components": np.array(
+            [k_max] * len(patients) if shared else [len(own.weights) for own in chosen]
+        ),
+        "fit_params": {
+            **gmm.settings,
+            "eps": float(gmm.eps),
+            "singularity_handling": gmm.singularity_handling,
+            "init": gmm.init,
+            "split_merge": gmm.split_merge,
+            "missing": gmm.missing,
+        }
+        | ({} if gmm.cutoff is None else {"cutoff": float(gmm.cutoff)}),
+        "backend": "cohortgmm",
+        "model_family": "gmm",
+        "representation_space": "use_rep",
+        "backend_metadata": {
+            "fit_indices_count": int(sum(n_fit.values())),
+            "refit": "full" if gmm.fixed_k is not None else gmm.refit,
+        },
+        "model": {"mu": mu[0] if shared else mu, "var": var, "pi": pi},
+        "distribution_weights": shares,
+        "weight_inference": {
+            "weights_fit_scope": "all_cells" if shared or gmm.refit == "full" or gmm.fixed_k else "selection_cells",
+            "weights_source": "mean_responsibilities" if shared and not fitted else "mixture",
+            "distribution_ids": np.array(patients, dtype=object),
+        },
+        "diagnostics": _diagnostics(chosen, [n_cells[p] for p in patients], shared),
+        "provenance": dict(provenance),
+    }
+    if use_rep is not None:  # None itself cannot be written by anndata < 0.12; ggml_ot reads a missing key as None
+        uns["use_rep"] = use_rep
+    if gmm.noise is not None:
+        uns["noise"] = {key: value for key, value in gmm.noise.model_dump().items() if value is not None}
+    backgrounds = [own.background for own in chosen]
+    if all(backgrounds):
+        uns["background"] = {
+            "lower": np.stack([background.lower for background in backgrounds]),
+            "upper": np.stack([background.upper for background in backgrounds]),
+            "amp": np.array(_amplitudes(backgrounds, patients, weights, shared)),
+        }
+    if gmm.fixed_k is None:
+        uns["selection"] = _selection(scores, selection, gmm, shared)
+    return uns
+
+
+def _shares(weights: np.ndarray) -> np.ndarray:
+    """Weights (K,) among the components: even, where all is background."""
+    total = weights.sum()
+    return weights / total if total > 0 else np.full(len(weights), 1.0 / len(weights))
+
+
+def _amplitudes(backgrounds, patients, weights, shared: bool) -> list[float]:
+    """The background's share of every patient: where components are shared, what these leave."""
+    if not shared:
+        return [background.amp for background in backgrounds]
+    return [float(np.clip(1.0 - weights[patient].sum(), 0.0, 1.0)) for patient in patients]
+
+
+def _pad(array: np.ndarray, k_max: int) -> np.ndarray:
+    return np.concatenate([array, np.zeros((k_max - len(array), *array.shape[1:]))])
+
+
+@dataclass(frozen=True, eq=False)
+class _Chosen:
+    """What is written of a final fit besides its covariances."""
+
+    weights: np.ndarray
+    means: np.ndarray
+    background: Background | None
+    has_patient_weights: bool
+    diagnostics: dict[str, Any]
+
+    @classmethod
+    def of(cls, fit: MixtureFit, n_fit: int) -> "_Chosen":
+        model = fit.model
+        diagnostics = {
+            "n_fit": n_fit,
+            "n_iter": fit.n_iter,
+            "converged": fit.converged,
+            "log_likelihood": fit.log_likelihood,
+            "max_condition": model.condition_numbers.max(),
+            "n_floored": int(fit.floored.sum()),
+            "completeness": fit.completeness,
+            "n_unobserved": fit.n_unobserved,
+            "n_empty": fit.n_empty,
+        }
+        signal = model.signal()
+        return cls(signal.weights, signal.means, model.background, fit.patient_weights is not None, diagnostics)
+
+
+def _diagnostics(chosen: Sequence[_Chosen], n_cells: Sequence[int], shared: bool) -> dict[str, Any]:
+    names = chosen[0].diagnostics
+    return {"n_cells": np.array([sum(n_cells)] if shared else n_cells)} | {
+        name: np.array([own.diagnostics[name] for own in chosen]) for name in names
+    }
+
+
+def _selection(scores, selection, gmm: GmmConfig, shared: bool) -> dict[str, Any]:
+    metric = gmm.k_selection_metric
+    tables = {
+        owner: _score_table([row for row in rows if row["status"] == "ok"], metric) for owner, rows in scores.items()
+    }
+    best = {owner: int(row["k"]) for owner, row in selection.items()}
+    result = {
+        "metric": metric,
+        "k_comps": np.array(gmm.candidates),
+        "best_k": max(best.values()),
+        "scores": _mean_scores(tables.values()),
+        "selection_cells_count": int(sum(rows[0]["n_train"] for rows in scores.values())),
+        "refit": gmm.refit,
+        "train_frac": float(gmm.train_size),
+        "val_frac": float(1 - gmm.train_size),
+        "score_name": "validation_nll" if metric == "heldout_nll" else metric,
+    }
+    if not shared:
+        result["best_k_by_distribution"] = {uns_key(owner): k for owner, k in best.items()}
+        result["scores_by_distribution"] = {uns_key(owner): table for owner, table in tables.items()}
+    return result
+
+
+def _score_table(rows: Sequence[Row], metric: str) -> dict[str, np.ndarray]:
+    table = {"k": np.array([row["k"] for row in rows]), "score": np.array([row[metric] for row in rows], dtype=float)}
+    return table | {theirs: np.array([row[ours] for row in rows]) for ours, theirs in _SCORE_NAMES.items()}
+
+
+def _mean_scores(tables: Iterable[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Mean over patients of every column at every k that some patient has."""
+    tables = list(tables)
+    ks = np.concatenate([table["k"] for table in tables])
+    values, index = np.unique(ks, return_inverse=True)
+    counts = np.bincount(index)
+    names = [name for name in tables[0] if name != "k"]
+    stacked = {name: np.concatenate([table[name] for table in tables]) for name in names}
+    return {"k": values} | {name: np.bincount(index, weights=stacked[name]) / counts for name in names}
+
+
+def read_gmm(data, gmm_key: str | None = None) -> dict[str, GaussianMixture]:
+    """Read the mixtures of a cohort, whether cohortgmm or ggml_ot wrote them.
+
+    Parameters
+    ----------
+    data
+        AnnData, or the path of an ``.h5ad`` (of which only ``uns`` is read).
+    gmm_key
+        Key in ``uns``; None takes the only one that holds mixtures.
+
+    Returns
+    -------
+    dict
+        Patient id to mixture, in the stored order; shared components come with each patient's own weights.
+
+    Raises
+    ------
+    DataError
+        If there is no such key or it holds no mixtures, or invalid ones.
+
+    Examples
+    --------
+    >>> import anndata, numpy, cohortgmm
+    >>> cells = numpy.random.default_rng(0).normal(size=(60, 2))
+    >>> adata = anndata.AnnData(cells, obs={"patient": ["a"] * 30 + ["b"] * 30})
+    >>> adata = cohortgmm.fit_gmm(adata, patient_col="patient", k_comps=2, verbose=False)
+    >>> read_gmm(adata)["b"].means.shape
+    (2, 2)
+    """
+    with _stored_uns(data) as uns:
+        keys = [key for key, value in uns.items() if isinstance(value, Mapping) and "model" in value]
+        if gmm_key is None and len(keys) == 1:
+            gmm_key = keys[0]
+        if gmm_key is None or gmm_key not in keys:
+            asked = "no gmm_key given" if gmm_key is None else f"no mixtures under uns[{gmm_key!r}]"
+            raise DataError(f"{asked}; keys with mixtures: {', '.join(keys) or 'none'}")
+        return stored_mixtures(uns[gmm_key], f"uns[{gmm_key!r}]")
+
+
+@contextmanager
+def _stored_uns(data) -> Iterator[Mapping[str, Any]]:
+    """``uns`` of an AnnData; of a file only the entries with mixtures, whose covariances stay in it until asked for."""
+    if not isinstance(data, (str, os.PathLike)):
+        if not isinstance(getattr(data, "uns", None), Mapping):
+            raise DataError(f"data must be AnnData or the path of an .h5ad, got {type(data).__name__}")
+        yield data.uns
+        return
+    from cohortgmm.cohort.h5ad import member_names, open_h5ad, read_element, stored_array
+
+    with open_h5ad(Path(data)) as file:
+        uns: dict[str, dict[str, Any]] = {}
+        for key in member_names(file, "uns"):
+            entry, model = f"uns/{key}", f"uns/{key}/model"
+            if model not in file:
+                continue
+            uns[key] = {name: read_element(file, f"{entry}/{name}") for name in file[entry] if name != "model"}
+            parts = member_names(file, model)
+            uns[key]["model"] = {
+                part: (stored_array if part == "var" else read_element)(file, f"{model}/{part}") for part in parts
+            }
+        yield uns

@@ -1,0 +1,106 @@
+"""Drawing cells as they would be measured: noise first, then selection."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cohortgmm.arguments import check_count, generator
+from cohortgmm.errors import ConfigError, DataError
+from cohortgmm.mixture.model import GaussianMixture
+from cohortgmm.mixture.observations.completeness import Completeness, NoiseAt, noise_of_places
+from cohortgmm.mixture.observations.noise import Noise
+
+#: Cells drawn at a time, at least and at most.
+_FEWEST, _MOST = 1 << 10, 1 << 20
+
+#: Cells drawn without one that is seen, after which none is expected any more.
+_HOPELESS = 10_000_000
+
+
+@dataclass(frozen=True, eq=False)
+class ObservedSample:
+    """Cells drawn from a mixture as they would be measured.
+
+    Attributes
+    ----------
+    x
+        (n, D) measured cells.
+    noise
+        Their measurement noise, (n, D, D) or (n, D), or the shared one; None without noise.
+    components
+        (n,) the component of every cell; −1 for the background.
+    n_drawn
+        Number of cells drawn, seen or not.
+    """
+
+    x: np.ndarray
+    noise: np.ndarray | None
+    components: np.ndarray
+    n_drawn: int
+
+
+def sample_observed(
+    model: GaussianMixture,
+    n: int,
+    rng: np.random.Generator | int | None = None,
+    *,
+    noise: NoiseAt | None = None,
+    completeness: Callable[[np.ndarray], np.ndarray] | None = None,
+    inverted: bool = False,
+) -> ObservedSample:
+    """See :meth:`cohortgmm.GaussianMixture.sample_observed`."""
+    n, rng = check_count("n, the number of cells,", n, 0), generator(rng, "rng")
+    checked = None if completeness is None else Completeness(completeness)
+    noise = _noise_of_sample(noise, n, model.n_features, selected=checked is not None)
+    parts, n_seen, n_drawn, size = [], 0, 0, max(n, _FEWEST)
+    if isinstance(noise, Noise) and not noise.is_shared:
+        size = n
+    while n_seen < n or not parts:
+        size = int(min(size, _MOST))
+        x, components = model.sample(size, rng)
+        own = None
+        if noise is not None:
+            own = noise_of_places(x, noise, "noise") if callable(noise) else noise
+            x = x + own.scale(rng.standard_normal(x.shape))
+        seen = np.ones(size, dtype=bool) if checked is None else rng.random(size) < checked(x)
+        # Up to the cell with which the sample is complete.
+        end = size
+        if n_seen + seen.sum() >= n:
+            end = int(np.flatnonzero(seen)[n - n_seen - 1]) + 1 if n else 0
+        chosen = np.flatnonzero(~seen[:end] if inverted else seen[:end])
+        parts.append((x[chosen], None if own is None else own.of(chosen), components[chosen]))
+        n_seen, n_drawn = n_seen + int(seen[:end].sum()), n_drawn + end
+        if n_seen == 0 and n_drawn > _HOPELESS:
+            raise DataError(f"none of {n_drawn} cells drawn from the mixture passes the selection")
+        size = size if n_seen == 0 else 1.1 * (n - n_seen) * n_drawn / n_seen + _FEWEST
+    x, own, components = zip(*parts, strict=True)
+    return ObservedSample(np.concatenate(x), _together(own), np.concatenate(components), n_drawn)
+
+
+def _noise_of_sample(noise: Any, n: int, n_features: int, *, selected: bool) -> Callable | Noise | None:
+    """What a user gave: a function as it is, an array as noise of all the cells or of each."""
+    if noise is None or callable(noise):
+        return noise
+    said = isinstance(noise, Noise)
+    noise = Noise.read(noise, n, n_features)
+    if not np.isfinite(noise.values).all():
+        raise DataError("noise gave values that are not finite")
+    if not (noise.is_shared or said):
+        raise DataError(
+            f"noise of shape {noise.values.shape} is not one for all cells: cohortgmm.Noise.per_cell(values) says that it "
+            "is of each cell that is drawn"
+        )
+    if selected and not noise.is_shared:
+        raise ConfigError(
+            "noise of each cell does not go with completeness, which decides which cells there are: give a function of "
+            "places"
+        )
+    return noise
+
+
+def _together(parts: Sequence[Noise | None]) -> np.ndarray | None:
+    if parts[0] is None or parts[0].is_shared:
+        return None if parts[0] is None else parts[0].values
+    return np.concatenate([part.values for part in parts])

@@ -1,0 +1,97 @@
+"""Split-and-merge moves out of a local optimum (Ueda, Nakano, Ghahramani & Hinton 2000, Neural Computation 12)."""
+
+from collections.abc import Iterator
+from itertools import islice
+
+import numpy as np
+
+from cohortgmm.mixture.density.evaluate import map_joint
+from cohortgmm.mixture.model import GaussianMixture
+from cohortgmm.mixture.numerics.gaussian import floor_covariances
+from cohortgmm.mixture.numerics.posterior import responsibilities
+from cohortgmm.mixture.observations.measurements import Measurements
+
+#: Splits that are tried together with every merger, and moves that are tried from one optimum.
+_SPLITS_PER_MERGER = 2
+_TRIED = 6
+
+
+def moves(cells: Measurements, model: GaussianMixture) -> Iterator[tuple[int, int, int]]:
+    """Moves worth trying, the most promising first.
+
+    Parameters
+    ----------
+    cells
+        The cells.
+    model
+        A mixture of at least three components.
+
+    Yields
+    ------
+    tuple of int
+        Two components to merge, those with the most similar responsibilities (their equation 14), and one to split,
+        that with the largest local Kullback-Leibler divergence (their equation 15).
+    """
+    similarity, divergence = _criteria(cells, model)
+    first, second = np.triu_indices(model.n_components, 1)
+    mergers = np.argsort(-similarity[first, second], kind="stable")
+    splits = np.argsort(-divergence, kind="stable")
+    return islice(
+        (
+            (int(first[pair]), int(second[pair]), int(k))
+            for pair in mergers
+            for k in [k for k in splits if k not in (first[pair], second[pair])][:_SPLITS_PER_MERGER]
+        ),
+        _TRIED,
+    )
+
+
+def move(model: GaussianMixture, merged: tuple[int, int], split: int, floor: float) -> GaussianMixture:
+    """The mixture with two components merged into one, and another one split along its longest axis.
+
+    Both keep the weight, mean and covariance of what they replace; ``floor`` as in
+    :func:`cohortgmm.mixture.numerics.gaussian.floor_covariances`.
+    """
+    weights, means, covariances = (array.copy() for array in (model.weights, model.means, model.covariances))
+    i, j = merged
+    diagonal = model.covariance_type == "diag"
+    share = weights[[i, j]] / max(weights[[i, j]].sum(), np.finfo(float).tiny)
+    mean = share @ means[[i, j]]
+    shift = means[[i, j]] - mean
+    spread = shift**2 if diagonal else shift[:, :, None] * shift[:, None, :]
+    covariances[i] = np.tensordot(share, covariances[[i, j]] + spread, 1)
+    weights[i], means[i] = weights[[i, j]].sum(), mean
+
+    if diagonal:
+        offset = 0.5 * np.sqrt(covariances[split]) * (np.arange(len(mean)) == covariances[split].argmax())
+        rest = covariances[split] - offset**2
+    else:
+        values, vectors = np.linalg.eigh(covariances[split])
+        offset = 0.5 * np.sqrt(values[-1]) * vectors[:, -1]
+        rest = covariances[split] - np.outer(offset, offset)
+    covariances[[split, j]] = rest
+    weights[[split, j]] = 0.5 * weights[split]
+    means[[split, j]] = means[split] + np.stack([offset, -offset])
+    covariances, factors, _ = floor_covariances(covariances, floor, strict=False)
+    return GaussianMixture.from_factors(weights, means, covariances, factors, model.background)
+
+
+def _criteria(cells: Measurements, model: GaussianMixture) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines between the components' responsibilities (K, K), and local divergences (K,) of the components."""
+    alive = model.weights > 0
+    log_weights = np.log(np.where(alive, model.weights, 1.0))[:, None]
+
+    def sums(joint: np.ndarray, background: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        log_density = np.where(alive[:, None], joint - log_weights, 0.0)
+        resp, _ = responsibilities(joint, background)
+        gap = np.log(np.where(resp > 0, resp, 1.0)) - log_density
+        return resp @ resp.T, (resp * gap).sum(axis=1), resp.sum(axis=1)
+
+    parts = (part for _, part in map_joint(sums, cells, model))
+    gram, gap, nk = (sum(parts) for parts in zip(*parts, strict=True))
+    norms = np.sqrt(np.diagonal(gram))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        similarity = gram / (norms[:, None] * norms)
+        divergence = gap / nk - np.log(nk)
+    # To merge a component without weight costs nothing, to split it brings nothing.
+    return np.where(alive[:, None] & alive, similarity, np.inf), np.where(alive, divergence, -np.inf)

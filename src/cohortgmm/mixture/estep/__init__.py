@@ -1,0 +1,1 @@
+"""The E-steps: ways to the same expected moments, each the fastest for some kind of cells."""

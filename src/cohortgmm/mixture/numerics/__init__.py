@@ -1,0 +1,1 @@
+"""Arrays and matrices: tiles of rows, Gaussian factors, packed matrices, normalisation."""

@@ -1,0 +1,1 @@
+"""What is observed of the cells: features, noise, background, completeness."""

@@ -1,0 +1,215 @@
+"""What went wrong in a run: one line a job, with patient and k, what SLURM says, and what to change."""
+
+import errno
+import logging
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from cohortgmm.cohort.tables import read_rows, write_table
+from cohortgmm.pipeline.job import ERROR_PREFIX
+from cohortgmm.pipeline.slurm import watch
+from cohortgmm.storage.names import describe
+
+#: The table of what failed in the last run, within the results.
+FAILED_TABLE = "failed.tsv"
+
+#: What to do about a job that SLURM ended; `{rule}`, `{memory}` and `{minutes}` are filled in.
+_REMEDIES = {
+    "OUT_OF_MEMORY": "give it more: --set-resources '{rule}:mem_mb={memory}*attempt'",
+    "TIMEOUT": "give it longer: --set-resources '{rule}:runtime={minutes}*attempt'",
+    "DEADLINE": "run again",
+    "CANCELLED": "somebody cancelled it: run again",
+    "PREEMPTED": "run again, or on a partition without preemption",
+    "NODE_FAIL": "run again",
+    "BOOT_FAIL": "run again",
+    watch.FORGOTTEN: "SLURM has lost it: run again",
+}
+_NEVER = (
+    "SLURM would never have started it: lower its limits (--set-resources '{rule}:runtime=...', '{rule}:mem_mb=...'), or "
+    "choose another partition"
+)
+_UNKNOWN = "see what SLURM says of it"
+_FULL = f"{os.strerror(errno.ENOSPC)} for its log: free space, then run again"
+_KILLED = (
+    "it was killed (out of memory?): give it more with --set-resources '{rule}:mem_mb={memory}*attempt', or run again"
+)
+
+#: Seconds that the clocks of nodes may be apart.
+_CLOCKS_APART = 120
+
+#: A disk with less space is full.
+_FULL_BYTES = 1 << 14
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A job that failed for good.
+
+    Attributes
+    ----------
+    rule, patient, k
+        The job; patient and k as in file names, or empty.
+    reason
+        What was found and what to change.
+    log
+        Path of its log.
+    slurm_job, slurm_state, slurm_log
+        Its number, the state it ended in and its output on the cluster; empty for a local job.
+    """
+
+    rule: str
+    patient: str
+    k: str
+    reason: str
+    log: str
+    slurm_job: str = ""
+    slurm_state: str = ""
+    slurm_log: str = ""
+
+    def __str__(self) -> str:
+        job = f"SLURM job {self.slurm_job} {self.slurm_state}".rstrip() if self.slurm_job else ""
+        return f"{self.reason}  [{', '.join(filter(None, [self.log, job, self.slurm_log]))}]"
+
+
+def event_of(record: logging.LogRecord) -> str:
+    """Name of the event that a record of Snakemake's log is about; empty if it is about none."""
+    return getattr(getattr(record, "event", None), "name", "")
+
+
+class JobErrors(logging.Handler):
+    """Collects what Snakemake's log says of jobs that end with an error, by Snakemake's number of the job."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self._started = time.time()
+        self._last: dict[Any, logging.LogRecord] = {}
+        self._error = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        event = event_of(record)
+        if event == "JOB_ERROR":
+            self._last[record.jobid] = record
+        elif event == "JOB_INFO":  # another attempt
+            self._last.pop(record.jobid, None)
+        elif event == "ERROR":
+            self._error = " ".join(record.getMessage().split())
+
+    def failures(self, jobs: Iterable[Any], numbers: Any, on_cluster: bool = False) -> list[Failure]:
+        """What is known of Snakemake's jobs that failed for good.
+
+        Parameters
+        ----------
+        jobs
+            The jobs.
+        numbers
+            Function from a job to its number.
+        on_cluster
+            Whether they are SLURM's.
+        """
+        since = self._started - _CLOCKS_APART
+        single = [member for job in jobs for member in getattr(job, "jobs", [job])]  # of a group, its jobs
+        unseen = (self._error or _UNKNOWN) if on_cluster else _KILLED
+        found = [_failure(job, self._last.get(numbers(job)), since, unseen) for job in single]
+        return sorted(found, key=lambda failure: (failure.rule, failure.patient, int(failure.k or 0)))
+
+
+def _failure(job: Any, record: logging.LogRecord | None, since: float, unseen: str) -> Failure:
+    log = str(job.log[0]) if job.log else ""
+    rule, wildcards = job.rule.name, job.wildcards
+    text = "" if record is None else f"{record.getMessage()} {getattr(record, 'rule_msg', '')}"
+    state = match[1] if (match := re.search(r"SLURM status is: '(\w+)", text)) else ""
+    number = "" if record is None else str((getattr(record, "aux", None) or {}).get("external_jobid") or "")
+    others = [] if record is None or not number else [path for path in record.log if path != log]
+    slurm_log = next((path for path in others if Path(path).name == f"{number}.log"), "")
+    if state == "FAILED" and _ran_out_of_memory(slurm_log):
+        state = "OUT_OF_MEMORY"
+    refusal = "" if number else _refusal(text)
+    said = last_error(log, since)
+    if refusal:
+        said = f"{describe(wildcards) or rule}: SLURM refused the job: {refusal}"
+    elif not said or state in _REMEDIES or watch.is_never(state):
+        unknown = _FULL if _disk_is_full(log) else _NEVER if watch.is_never(state) else _UNKNOWN if number else unseen
+        remedy = _REMEDIES.get(state, unknown)
+        for name, value in (("rule", rule), ("memory", _doubled(job, "mem_mb")), ("minutes", _doubled(job, "runtime"))):
+            remedy = remedy.replace(f"{{{name}}}", value)
+        attempts = f", {job.attempt} attempts" if job.attempt > 1 else ""
+        said = f"{describe(wildcards) or rule}: {rule} ended without a result{attempts}; {remedy}"
+    return Failure(
+        rule=rule,
+        patient=str(getattr(wildcards, "patient", "")),
+        k=str(getattr(wildcards, "k", "")),
+        reason=said,
+        log=log,
+        slurm_job=number,
+        slurm_state=state,
+        slurm_log=slurm_log,
+    )
+
+
+def _doubled(job: Any, resource: str) -> str:
+    return str(2 * int(job.resources.get(resource, 0)))
+
+
+def _refusal(text: str) -> str:
+    """What SLURM said to a job that it did not take; empty if it took it."""
+    said = re.search(
+        r"The error message was '(.*?)'\.\n|submission failed with exception: (.*?)(?:For further error details|\Z)",
+        text,
+        re.S,
+    )
+    lines = (said[1] or said[2] or "").splitlines() if said else []
+    lines = [line.strip().removeprefix("sbatch: error: ") for line in lines]
+    return "; ".join(filter(None, lines))
+
+
+def _disk_is_full(log: str) -> bool:
+    """Whether a job could not even have written its log."""
+    try:
+        return shutil.disk_usage(Path(log).parent).free < _FULL_BYTES
+    except OSError:
+        return False
+
+
+def _ran_out_of_memory(slurm_log: str) -> bool:
+    """Whether SLURM's own words say so: where only a step did, the job is just FAILED."""
+    try:
+        text = Path(slurm_log).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return re.search(r"oom.kill|Out Of Memory|exceeded (job )?memory limit", text, re.IGNORECASE) is not None
+
+
+def last_error(log: str, since: float = 0.0) -> str:
+    """The error that ended a job, from its log; empty if it did not end with one, or that was before a time."""
+    try:
+        if os.stat(log).st_mtime < since:
+            return ""
+        last = Path(log).read_text(encoding="utf-8", errors="replace").rstrip().rsplit("\n", 1)[-1]
+    except OSError:
+        return ""
+    return last.removeprefix(ERROR_PREFIX) if last.startswith(ERROR_PREFIX) else ""
+
+
+def write_failures(results: str, failures: Iterable[Failure]) -> None:
+    """Keep what failed for :func:`read_failures`; without failures, remove what an earlier run left."""
+    path, rows = Path(results) / FAILED_TABLE, [vars(failure) for failure in failures]
+    if rows:
+        write_table(path, [field.name for field in fields(Failure)], rows)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def read_failures(results: str) -> list[Failure]:
+    """What failed in the last run."""
+    names = [field.name for field in fields(Failure)]
+    try:
+        rows = read_rows(Path(results) / FAILED_TABLE, names, "failures", "remove it")
+        return [Failure(**{name: row[name] for name in names}) for row in rows]
+    except FileNotFoundError:
+        return []

@@ -1,0 +1,125 @@
+"""What an AnnData file holds and how much, from its header, by itself: ``python -m cohortgmm.pipeline.stored cohort.h5ad``.
+
+A process of its own: h5py and numpy would stay in the memory of Snakemake, which needs neither.
+"""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+
+def megabytes(path: str | os.PathLike, parts: tuple[str, ...] = ()) -> float:
+    """MB that the arrays of a file take in memory, where the file may hold them compressed.
+
+    Parameters
+    ----------
+    path
+        An HDF5 file; of another one, its own size counts.
+    parts
+        Names in its root, as ``"obsm"``; all of them by default.
+    """
+    found = contents(path)
+    if found is None:
+        return os.stat(path).st_size / 1e6
+    sizes = found["sizes"]
+    return sum(sizes.get(part, 0) for part in parts or sizes) / 1e6
+
+
+def contents(path: str | os.PathLike) -> dict[str, Any] | None:
+    """What a file holds, read once for each version of it; None for a file of another kind.
+
+    Parameters
+    ----------
+    path
+        The file.
+
+    Returns
+    -------
+    dict
+        ``root``: names in the root; ``sizes``: bytes of the arrays by name in the root; ``columns``: those of ``obs`` and
+        ``var``, or None where they cannot be told; ``n_cells``: rows of ``obs``; ``shapes``: shape of every element of
+        ``obsm`` and ``layers`` and of X, by path, None where it cannot be told; ``uns``: names in every
+        entry, and of those within its ``model``.
+    """
+    stat = os.stat(path)
+    return _contents(os.fspath(path), stat.st_mtime_ns, stat.st_size)
+
+
+@functools.lru_cache
+def _contents(path: str, *version: int) -> dict[str, Any] | None:
+    source = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    command = [sys.executable, "-m", "cohortgmm.pipeline.stored", os.path.abspath(path)]
+    result = subprocess.run(command, cwd=source, capture_output=True, check=False)
+    return json.loads(result.stdout) if result.returncode == 0 else None
+
+
+def _read(path: str) -> dict[str, Any]:
+    import h5py
+
+    sizes: dict[str, int] = {}
+
+    def add(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset):
+            part = name.split("/", 1)[0]
+            sizes[part] = sizes.get(part, 0) + item.size * item.dtype.itemsize
+
+    with h5py.File(path) as file:
+        file.visititems(add)
+        return {
+            "root": list(file),
+            "sizes": sizes,
+            "columns": {name: _columns(file.get(name)) for name in ("obs", "var")},
+            "n_cells": (_shape(file.get("obs")) or [None])[0],
+            "shapes": _shapes(file),
+            "uns": _entries(file.get("uns")),
+        }
+
+
+def _columns(table: Any) -> list[str] | None:
+    """Names of the columns of a table in anndata's layout; None for another one."""
+    names = getattr(table, "attrs", {}).get("column-order")
+    return None if names is None else [_text(name) for name in names]
+
+
+def _text(name: Any) -> str:
+    return name.decode(errors="replace") if isinstance(name, bytes) else str(name)
+
+
+def _shapes(file: Any) -> dict[str, list[int] | None]:
+    found = {"X": _shape(file["X"])} if "X" in file else {}
+    for group in ("obsm", "layers"):
+        elements = file.get(group)
+        if hasattr(elements, "keys"):
+            for name in elements:
+                # A link to another file that is not there: the job that reads it will tell.
+                found[f"{group}/{name}"] = _shape(elements.get(name))
+    return found
+
+
+def _entries(uns: Any) -> dict[str, dict[str, list[str]]]:
+    """Names in every entry of ``uns``, and of those within its model; none of an entry that is no group."""
+    found = {}
+    for key in uns if hasattr(uns, "keys") else ():
+        entry = uns.get(key)
+        names = list(entry) if hasattr(entry, "keys") else []
+        found[key] = {name: list(getattr(entry.get(name), "keys", list)()) if name == "model" else [] for name in names}
+    return found
+
+
+def _shape(element: Any) -> list[int] | None:
+    """Shape of an array, a sparse matrix or a table; None where it cannot be told."""
+    if element is None:
+        return None
+    attributes = element.attrs
+    if "column-order" in attributes:
+        index = element.get(_text(attributes.get("_index", "")))
+        return None if index is None else [int(index.shape[0]), len(attributes["column-order"])]
+    shape = attributes.get("shape", getattr(element, "shape", None))
+    return None if shape is None else [int(size) for size in shape]
+
+
+if __name__ == "__main__":
+    print(json.dumps(_read(sys.argv[1])))

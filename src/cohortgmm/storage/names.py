@@ -1,0 +1,94 @@
+"""Patients as file names, and how messages show texts and paths."""
+
+import os
+import re
+from typing import Any
+
+from cohortgmm.errors import DataError
+
+#: File name of all patients together; escaped patient names never start with an underscore.
+COHORT = "_cohort"
+
+#: What all patients together are called in tables, figures and messages.
+ALL_PATIENTS = "all patients"
+
+_PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
+_MAX_NAME = 200
+
+#: Snakemake refuses wildcards that end in a pattern repeated this often, as signs of an infinite recursion.
+_MAX_REPEATS = 20
+
+
+def escape_id(patient: str) -> str:
+    """File name of a patient id: reversible, and safe in paths, wildcards, shells and SLURM.
+
+    Letters, digits, ``.``, ``_`` and ``-`` stay; every other byte of the UTF-8 text, and a leading ``.``, ``_``
+    or ``-``, becomes ``=XX`` (hexadecimal).
+
+    Parameters
+    ----------
+    patient
+        Any non-empty text.
+
+    Returns
+    -------
+    str
+        The escaped name.
+
+    Raises
+    ------
+    DataError
+        If the id is empty, its escaped name is longer than 200 characters, or ends in a pattern repeated 20 times.
+    """
+    if not patient:
+        raise DataError("an empty patient id: give every cell a patient")
+    name = "".join(
+        chr(byte) if byte in _PLAIN and (i > 0 or chr(byte) not in "._-") else f"={byte:02X}"
+        for i, byte in enumerate(patient.encode())
+    )
+    if len(name) > _MAX_NAME:
+        raise DataError(
+            f"patient id {patient[:40]!r}... needs {len(name)} characters as a file name, {_MAX_NAME} at most: shorten it"
+        )
+    if re.search(rf"(.+?)\1{{{_MAX_REPEATS - 1},}}$", name):
+        raise DataError(
+            f"patient id {patient[:40]!r} ends in a pattern repeated {_MAX_REPEATS} times or more (padding?): shorten it"
+        )
+    return name
+
+
+def unescape_id(name: str) -> str:
+    """Patient id of a file name made by :func:`escape_id`."""
+    return re.sub(rb"=([0-9A-F]{2})", lambda m: bytes([int(m[1], 16)]), name.encode()).decode()
+
+
+def patient_name(name: str) -> str:
+    """Patient id of a file name, as messages and the report show it."""
+    return ALL_PATIENTS if name == COHORT else unescape_id(name)
+
+
+def shown_path(path: str | os.PathLike) -> str:
+    """A path as messages show it: UTF-8, as configurations and tables are, whatever the locale."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def shown_text(text: str) -> str:
+    """A text for a line of a terminal: itself, or as Python writes it where characters of it would not be seen as they are.
+
+    Examples
+    --------
+    >>> print(shown_text("P 1 é"), shown_text("P\\n1"), shown_text(" "))
+    P 1 é 'P\\n1' ' '
+    """
+    return text if text.isprintable() and text == text.strip() and text else repr(text)
+
+
+def describe(wildcards: Any) -> str:
+    """What a job is about, for messages: patient and k."""
+    words = []
+    if hasattr(wildcards, "patient"):
+        name = wildcards.patient
+        words.append(ALL_PATIENTS if name == COHORT else f"patient {patient_name(name)!r}")
+    if hasattr(wildcards, "k"):
+        words.append(f"k={wildcards.k}")
+    return ", ".join(words)

@@ -1,0 +1,634 @@
+"""Frozen parameters and the background in the M-step: bits that stay, optima within what is left free, errors."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import optimize, stats
+
+from cohortgmm.errors import CohortgmmError, ConfigError, SingularCovarianceError
+from cohortgmm.mixture import fit as em
+from cohortgmm.mixture.em.constraints import Constraints, Frozen
+from cohortgmm.mixture.em.mstep import Moments, maximize
+from cohortgmm.mixture.fit import fit_mixture
+from cohortgmm.mixture.model import GaussianMixture
+from cohortgmm.mixture.numerics.gaussian import floor_covariances
+from cohortgmm.mixture.observations.background import Background
+
+COVARIANCE_TYPES = ["full", "diag"]
+KINDS = {"amp": "weights", "mean": "means", "covar": "covariances"}
+SUBSETS = [("amp",), ("mean",), ("covar",), ("amp", "mean"), ("amp", "covar"), ("mean", "covar"), tuple(KINDS)]
+
+# A floor far below every eigenvalue here.
+NO_FLOOR = 1e-9
+
+
+def constraints(n_components, floor=NO_FLOOR, strict=False, **frozen):
+    return Constraints(floor, strict, Frozen.read(frozen, n_components))
+
+
+def above(c):
+    return lambda x: np.where(x[:, 0] > c, 1.0, 0.3)
+
+
+@pytest.fixture
+def few_nodes(monkeypatch):
+    monkeypatch.setattr(em, "_MOST_NODES", 1 << 12)
+
+
+# ---- what a user asks for ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("nothing", [None, {}, {"amp": []}, {"mean": np.array([], dtype=int), "covar": ()}])
+def test_nothing_is_frozen_unless_asked_for(nothing):
+    frozen = Frozen.read(nothing, 3)
+    assert not frozen.any
+    assert frozen.n_parameters == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("components", "expected"),
+    [
+        ("all", [True, True, True, True]),
+        ([0, 2], [True, False, True, False]),
+        ((3,), [False, False, False, True]),
+        (1, [False, True, False, False]),
+        (np.array([1, 1, 2]), [False, True, True, False]),
+        (np.uint8(3), [False, False, False, True]),
+        (range(2, 4), [False, False, True, True]),
+    ],
+)
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_components_are_frozen_by_their_numbers(kind, components, expected):
+    frozen = Frozen.read({kind: components}, 4)
+    for name, attribute in KINDS.items():
+        assert getattr(frozen, attribute).tolist() == (expected if name == kind else [False] * 4)
+    assert frozen.any
+    assert sum(frozen.n_parameters) == sum(expected)
+
+
+def test_kinds_are_counted_in_their_order():
+    assert Frozen.read({"covar": "all", "amp": [0], "mean": [0, 1]}, 3).n_parameters == (1, 2, 3)
+
+
+@pytest.mark.parametrize("frozen", ["all", ["amp"], [0], 3, {"amp", "mean"}, True])
+def test_what_is_no_mapping_is_refused(frozen):
+    with pytest.raises(ConfigError, match="frozen must be a mapping with the keys amp, mean, covar, got"):
+        Frozen.read(frozen, 2)
+
+
+@pytest.mark.parametrize("kind", ["weights", "means", "Amp", "", 0, None])
+def test_another_kind_is_refused(kind):
+    with pytest.raises(ConfigError, match=rf"frozen has the keys amp, mean, covar, not {kind!r}"):
+        Frozen.read({kind: [0]}, 2)
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize(
+    "components", [[2], [-1], 2, [0.0], [0, 1.5], "0", "ALL", ["all"], [True, False], None, [None], {0, 1}, [[0], [2]]]
+)
+def test_components_that_are_not_there_are_refused(kind, components):
+    with pytest.raises(ConfigError, match=rf"frozen\['{kind}'\] must be 'all' or numbers of components from 0 to 1"):
+        Frozen.read({kind: components}, 2)
+
+
+# ---- the floor -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+def test_without_frozen_covariances_the_floor_is_all_there_is(make_mixture, covariance_type):
+    model = make_mixture(4, 3, covariance_type)
+    covariances = model.covariances * np.array([1.0, 1e-3, 1.0, 1e-6]).reshape(-1, *[1] * (model.covariances.ndim - 1))
+    left = constraints(4, 0.1, amp=[0], mean=[1]).admit(covariances, model)
+    right = floor_covariances(covariances, 0.1, strict=False)
+    for i in (0, 2):
+        assert np.array_equal(left[i], right[i])
+    for name in ("root", "whitener", "half_log_det"):
+        assert np.array_equal(getattr(left[1], name), getattr(right[1], name))
+    assert left[2].tolist() == [False, True, False, True]
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+@pytest.mark.parametrize("floor", [0.05, 30.0])
+@pytest.mark.parametrize("suspected", [None, np.array([True, True, False, False])])
+def test_frozen_covariances_are_those_of_the_mixture_whatever_the_floor(
+    make_mixture, covariance_type, floor, suspected
+):
+    model = make_mixture(4, 3, covariance_type)
+    tiny = model.covariances.copy()
+    tiny[1] *= 1e-6
+    model = GaussianMixture(model.weights, model.means, tiny)
+    proposed = make_mixture(4, 3, covariance_type, seed=1).covariances
+    proposed[1] = np.nan_to_num(np.full_like(proposed[1], 0.0))  # what a dead component would be given
+    before = proposed.copy()
+    covariances, factors, floored = constraints(4, floor, covar=[1, 2]).admit(proposed, model, suspected)
+    assert np.array_equal(proposed, before)
+    expected, expected_factors, expected_floored = floor_covariances(proposed[[0, 3]], floor, strict=False)
+    for k in (1, 2):
+        assert np.array_equal(covariances[k], model.covariances[k])
+        assert not floored[k]
+        for name in ("root", "whitener", "half_log_det"):
+            assert np.array_equal(getattr(factors, name)[k], getattr(model.factors, name)[k])
+    # Two matrices are factored in the same bits as four, but for those that are suspected and go another way.
+    np.testing.assert_allclose(covariances[[0, 3]], expected, rtol=1e-12)
+    np.testing.assert_allclose(factors.half_log_det[[0, 3]], expected_factors.half_log_det, rtol=1e-12)
+    assert floored[[0, 3]].tolist() == expected_floored.tolist()
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+def test_strict_lets_a_frozen_covariance_be_below_the_floor(make_mixture, covariance_type):
+    model = make_mixture(3, 2, covariance_type)
+    below = model.covariances.copy()
+    below[1] *= 1e-6
+    model = GaussianMixture(model.weights, model.means, below)
+    covariances, _, floored = constraints(3, 1e-3, strict=True, covar=[1]).admit(below, model)
+    assert np.array_equal(covariances, below)
+    assert not floored.any()
+    with pytest.raises(SingularCovarianceError, match="component 1 of 3"):
+        constraints(3, 1e-3, strict=True, covar=[0]).admit(below, model)
+
+
+# ---- the M-step ----------------------------------------------------------------------------------------------------
+
+
+def problem(seed, covariance_type, n_features=2, n_components=3, amp=None):
+    """Cells, a mixture, and responsibilities of the components (n, K), which leave a rest to a background."""
+    rng = np.random.default_rng(seed)
+    x = 2.0 * rng.normal(size=(60, n_features))
+    covariances = rng.uniform(0.3, 2.0, size=(n_components, n_features))
+    if covariance_type == "full":
+        roots = rng.normal(size=(n_components, n_features, n_features))
+        covariances = roots @ roots.transpose(0, 2, 1) + 0.3 * np.eye(n_features)
+    background = None if amp is None else Background(np.full(n_features, -9.0), np.full(n_features, 9.0), amp)
+    weights = rng.dirichlet(np.ones(n_components)) * (1 - (amp or 0.0))
+    model = GaussianMixture(weights, rng.normal(size=(n_components, n_features)), covariances, background)
+    resp = rng.dirichlet(np.ones(n_components + (amp is not None)), size=60)[:, :n_components]
+    return x, model, resp
+
+
+def expected_log_likelihood(x, resp, model):
+    """Σ responsibility × log(weight × density), with that of the background's amplitude."""
+    with np.errstate(divide="ignore"):
+        shares = np.log(model.weights)
+    total = 0.0
+    for k in range(model.n_components):
+        density = stats.multivariate_normal(model.means[k], model.full_covariances[k]).logpdf(x)
+        total += resp[:, k] @ (shares[k] + density)
+    if model.background is not None:
+        total += (1 - resp.sum(axis=1)).sum() * np.log(model.background.amp)
+    return total
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+@pytest.mark.parametrize("n_features", [1, 3])
+@pytest.mark.parametrize("kinds", SUBSETS)
+def test_the_m_step_is_the_definition_but_for_what_is_frozen(moments_by_definition, covariance_type, n_features, kinds):
+    x, model, resp = problem(0, covariance_type, n_features)
+    moments = moments_by_definition(x, resp, model.means, covariance_type)
+    fitted, floored = maximize(moments, model, constraints(3, **{kind: [1] for kind in kinds}))
+    assert not floored.any()
+    for kind, name in KINDS.items():
+        is_same = np.array_equal(getattr(fitted, name)[1], getattr(model, name)[1])
+        assert is_same == (kind in kinds), name
+    nk = resp.sum(axis=0)
+    # Weights in proportion to the cells, of what frozen ones leave.
+    rest = 1 - model.weights[1] if "amp" in kinds else 1.0
+    free = [0, 2] if "amp" in kinds else [0, 1, 2]
+    np.testing.assert_allclose(fitted.weights[free], rest * nk[free] / nk[free].sum(), rtol=1e-12)
+    # Means of the cells, and covariances about them, or about the mean that is frozen.
+    for k in range(3):
+        mean = model.means[k] if k == 1 and "mean" in kinds else resp[:, k] @ x / nk[k]
+        np.testing.assert_allclose(fitted.means[k], mean, rtol=1e-12, atol=1e-12)
+        if not (k == 1 and "covar" in kinds):
+            covariance = (resp[:, k, None] * (x - mean)).T @ (x - mean) / nk[k]
+            covariance = np.diag(covariance) if covariance_type == "diag" else covariance
+            np.testing.assert_allclose(fitted.covariances[k], covariance, rtol=1e-10, atol=1e-10)
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    covariance_type=st.sampled_from(COVARIANCE_TYPES),
+    amp=st.sampled_from([None, 0.1, 0.7]),
+    adjust=st.booleans(),
+    masks=st.lists(st.lists(st.integers(0, 2), max_size=3), min_size=3, max_size=3),
+)
+@settings(max_examples=60, derandomize=True, deadline=None)
+def test_no_mixture_within_the_constraints_is_more_likely_than_the_m_step(seed, covariance_type, amp, adjust, masks):
+    x, model, resp = problem(seed, covariance_type, amp=amp)
+    if amp is not None and not adjust:
+        background = Background(model.background.lower, model.background.upper, amp, adjust_amp=False)
+        model = GaussianMixture(model.weights, model.means, model.covariances, background)
+    limits = constraints(3, **dict(zip(KINDS, masks, strict=True)))
+    deviation = x[None] - model.means[:, None, :]
+    best, _ = maximize(Moments.weighted(deviation, resp.T, covariance_type, n=len(x)), model, limits)
+    highest = expected_log_likelihood(x, resp, best)
+    rng = np.random.default_rng(seed)
+    frozen = limits.frozen
+    for size in (0.3, 1e-2):
+        shares = best.weights * np.exp(size * rng.normal(size=3))
+        background, rest = best.background, 1.0
+        if background is not None and adjust and not frozen.weights.all():
+            taken = best.weights[frozen.weights].sum()
+            background = background.with_amp((1 - taken) * rng.beta(1 + 9 * background.amp, 2))
+        rest = 1.0 - (0.0 if background is None else background.amp) - best.weights[frozen.weights].sum()
+        free = np.where(frozen.weights, 0.0, shares)
+        weights = best.weights
+        if free.sum() > 0:
+            weights = np.where(frozen.weights, best.weights, rest * free / free.sum())
+        means = np.where(frozen.means[:, None], best.means, best.means + size * rng.normal(size=best.means.shape))
+        if covariance_type == "diag":
+            covariances = best.covariances * np.exp(size * rng.normal(size=best.covariances.shape))
+        else:
+            roots = np.eye(2) + size * rng.normal(size=(3, 2, 2))
+            covariances = roots @ best.covariances @ roots.transpose(0, 2, 1) + 1e-6 * np.eye(2)
+        covariances[frozen.covariances] = best.covariances[frozen.covariances]
+        other = GaussianMixture(weights, means, covariances, background)
+        assert expected_log_likelihood(x, resp, other) <= highest + 1e-9
+
+
+def shares_by_optimisation(nk, n_background, model, frozen):
+    """The weights and the amplitude that maximise Σ n log share, by a general optimiser."""
+    background = model.background
+    counts = np.append(nk, n_background)
+    bounds = [(w, w) if f else (1e-12, 1.0) for w, f in zip(model.weights, frozen, strict=True)]
+    bounds.append((max(background.amp_min, 1e-12), background.amp_max))
+    if not background.adjust_amp:
+        bounds[-1] = (background.amp, background.amp)
+    found = optimize.minimize(
+        lambda w: -counts @ np.log(np.maximum(w, 1e-300)),
+        np.append(model.weights, background.amp),
+        jac=lambda w: -counts / np.maximum(w, 1e-300),
+        bounds=bounds,
+        constraints={"type": "eq", "fun": lambda w: w.sum() - 1, "jac": lambda w: np.ones_like(w)},
+        method="SLSQP",
+        options={"ftol": 1e-14, "maxiter": 500},
+    )
+    return found.x
+
+
+@pytest.mark.parametrize("frozen", [[], [0], [0, 2]])
+@pytest.mark.parametrize(
+    ("amp", "amp_min", "amp_max", "adjust"),
+    [(0.2, 0.0, 1.0, True), (0.2, 0.15, 1.0, True), (0.1, 0.0, 0.12, True), (0.2, 0.0, 1.0, False)],
+)
+@pytest.mark.parametrize("n_background", [0.5, 20.0])
+def test_shares_are_those_of_a_general_optimiser(frozen, amp, amp_min, amp_max, adjust, n_background):
+    background = Background([-1.0], [1.0], amp, amp_min, amp_max, adjust)
+    weights = np.array([0.5, 0.3, 0.2]) * (1 - amp)
+    model = GaussianMixture(weights, np.zeros((3, 1)), np.ones((3, 1)), background)
+    nk = np.array([10.0, 30.0, 5.0])
+    n = float(nk.sum() + n_background)
+    # Two fifths of the cells were never seen.
+    moments = Moments(nk, np.zeros((3, 1)), nk[:, None].copy(), 0.0, 0.6 * n, 0.4 * n)
+    fitted, _ = maximize(moments, model, constraints(3, amp=frozen))
+    mask = np.isin(np.arange(3), frozen)
+    expected = shares_by_optimisation(nk, n_background, model, mask)
+    np.testing.assert_allclose(np.append(fitted.weights, fitted.background.amp), expected, atol=2e-6)
+    assert fitted.weights.sum() + fitted.background.amp == pytest.approx(1, rel=1e-14)
+    assert np.array_equal(fitted.weights[mask], weights[mask])
+    if not adjust:
+        assert fitted.background.amp == amp
+
+
+def test_a_background_beside_frozen_weights_stays_as_it_is():
+    background = Background([-1.0], [1.0], 0.2)
+    model = GaussianMixture(np.array([0.5, 0.3]), np.zeros((2, 1)), np.ones((2, 1)), background)
+    moments = Moments(np.array([1.0, 2.0]), np.zeros((2, 1)), np.ones((2, 1)), 0.0, 10)
+    fitted, _ = maximize(moments, model, constraints(2, amp="all"))
+    assert fitted.background.amp == 0.2
+    assert np.array_equal(fitted.weights, model.weights)
+
+
+@pytest.mark.parametrize("claimed", [0.0, 1e-11])
+@pytest.mark.parametrize("amp", [None, 0.2])
+def test_a_dead_component_loses_its_weight_unless_that_is_frozen(amp, claimed):
+    background = None if amp is None else Background([-1.0], [1.0], amp, adjust_amp=False)
+    rest = 1 - (amp or 0.0)
+    model = GaussianMixture(rest * np.array([0.5, 0.3, 0.2]), np.arange(3.0)[:, None], np.ones((3, 1)), background)
+    nk = np.array([30.0, claimed, 10.0])
+    moments = Moments(nk, np.zeros((3, 1)), nk[:, None].copy(), 0.0, 50 if amp else 40)
+    fitted, floored = maximize(moments, model, constraints(3))
+    np.testing.assert_allclose(fitted.weights, rest * np.array([0.75, 0.0, 0.25]), rtol=1e-12)
+    assert floored.tolist() == [False, True, False]
+    assert fitted.weights[1] == 0
+    assert np.array_equal(fitted.means[1], model.means[1])
+    kept, floored = maximize(moments, model, constraints(3, amp=[1], covar=[1]))
+    assert floored.tolist() == [False, True, False]
+    assert kept.weights[1] == model.weights[1]
+    assert np.array_equal(kept.covariances[1], model.covariances[1])
+    np.testing.assert_allclose(kept.weights[[0, 2]], (rest - model.weights[1]) * np.array([0.75, 0.25]), rtol=1e-12)
+
+
+def test_strict_refuses_a_dead_component_unless_its_covariance_is_frozen():
+    model = GaussianMixture(np.array([0.5, 0.5]), np.zeros((2, 1)), np.ones((2, 1)))
+    moments = Moments(np.array([10.0, 0.0]), np.zeros((2, 1)), np.array([[10.0], [0.0]]), 0.0, 10)
+    with pytest.raises(SingularCovarianceError, match="component 1 of 2"):
+        maximize(moments, model, constraints(2, strict=True, covar=[0], mean=[1], amp=[1]))
+    fitted, _ = maximize(moments, model, constraints(2, strict=True, covar=[1]))
+    assert fitted.covariances[1, 0] == 1
+
+
+def test_weights_that_nobody_claims_stay_in_their_proportions():
+    """All cells are background, or belong to a component of frozen weight."""
+    background = Background([-1.0], [1.0], 0.4)
+    model = GaussianMixture(np.array([0.4, 0.2]), np.zeros((2, 1)), np.ones((2, 1)), background)
+    nothing = Moments(np.zeros(2), np.zeros((2, 1)), np.zeros((2, 1)), 0.0, 10)
+    fitted, _ = maximize(nothing, model, constraints(2))
+    assert fitted.background.amp == 1
+    assert not fitted.weights.any()
+    again, _ = maximize(nothing, fitted, constraints(2))
+    assert again.background.amp == 1
+    assert not again.weights.any()
+    limited = GaussianMixture(model.weights, model.means, model.covariances, Background([-1], [1], 0.4, amp_max=0.7))
+    fitted, _ = maximize(nothing, limited, constraints(2))
+    np.testing.assert_allclose(fitted.weights, [0.2, 0.1], rtol=1e-12)
+    moments = Moments(np.array([10.0, 0.0]), np.zeros((2, 1)), np.array([[10.0], [0.0]]), 0.0, 10)
+    plain = GaussianMixture(np.array([0.4, 0.6]), np.zeros((2, 1)), np.ones((2, 1)))
+    fitted, _ = maximize(moments, plain, constraints(2, amp=[0]))
+    assert fitted.weights.tolist() == [0.4, 0.6]
+
+
+# ---- fits ----------------------------------------------------------------------------------------------------------
+
+COMPLICATIONS = {
+    "plain": {},
+    "noise": {"noise": True},
+    "missing": {"missing": True},
+    "background": {"background": True},
+    "fixed background": {"background": False},
+    "truncated": {"completeness": above(0.5)},
+    "everything": {"noise": True, "missing": True, "background": True, "completeness": above(0.5)},
+}
+
+
+def initial_mixture(covariance_type, background=None):
+    weights = np.array([0.37, 0.23, 0.41]) / 1.01
+    means = np.array([[-2.1, 0.3], [1.9, 2.2], [3.3, -1.7]])
+    if covariance_type == "diag":
+        covariances = np.array([[1.3, 0.7], [0.9, 1.1], [0.6, 1.7]])
+    else:
+        covariances = np.array([[[1.3, 0.4], [0.4, 0.7]], [[0.9, -0.2], [-0.2, 1.1]], [[0.6, 0.1], [0.1, 1.7]]])
+    model = GaussianMixture(weights, means, covariances)
+    return model if background is None else model.with_background(background)
+
+
+def mean_log_prob(model, x, noise=None):
+    """Of the cells that have a feature at all."""
+    return model.log_prob(x, noise)[~np.isnan(x).all(axis=1)].mean()
+
+
+def complicated(name, covariance_type, n=150):
+    """Cells of another mixture than the initial one, and the arguments that go with the complication."""
+    asked, rng = dict(COMPLICATIONS[name]), np.random.default_rng(4)
+    truth = initial_mixture(covariance_type)
+    truth = GaussianMixture(np.array([0.2, 0.5, 0.3]), truth.means + 0.5, 1.3 * truth.covariances)
+    x = truth.sample(n, 4)[0]
+    options = {"covariance_type": covariance_type}
+    background = None
+    if "background" in asked:
+        background = Background([-7.0, -7.0], [8.0, 8.0], 0.1, adjust_amp=asked["background"])
+        x[: n // 10] = rng.uniform(-7, 8, size=(n // 10, 2))
+    if "noise" in asked:
+        options["noise"] = rng.uniform(0.1, 0.6, size=x.shape)
+        x = x + np.sqrt(options["noise"]) * rng.normal(size=x.shape)
+    if "completeness" in asked:
+        options["completeness"] = lambda places: above(0.5)(np.nan_to_num(places))
+    if "missing" in asked:
+        x[rng.random(x.shape) < 0.15] = np.nan
+    options["initial"] = initial_mixture(covariance_type, background)
+    return x, options
+
+
+@pytest.mark.usefixtures("few_nodes")
+@pytest.mark.parametrize("name", list(COMPLICATIONS))
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+@pytest.mark.parametrize(("kinds", "handling"), [*((kinds, "guarded") for kinds in SUBSETS), (tuple(KINDS), "strict")])
+def test_frozen_parameters_end_in_the_bits_that_they_began_with(name, covariance_type, kinds, handling):
+    x, options = complicated(name, covariance_type)
+    initial = options["initial"]
+    frozen = {kind: [0] if kind == "amp" else [1, 2] for kind in kinds}
+    fit = fit_mixture(x, 3, frozen=frozen, singularity_handling=handling, max_iter=20, tol=1e-6, **options)
+    for kind, attribute in KINDS.items():
+        now, then = getattr(fit.model, attribute), getattr(initial, attribute)
+        for k in range(3):
+            stays = k in frozen.get(kind, [])
+            assert np.array_equal(now[k], then[k]) == stays, (attribute, k)
+    amp = 0.0
+    if initial.background is not None:
+        amp = fit.model.background.amp
+        assert (amp == initial.background.amp) == (name == "fixed background")
+    assert fit.model.weights.sum() + amp == pytest.approx(1, rel=1e-12)
+    assert fit.model.weights.min() >= 0
+    if "completeness" not in options:  # else the nodes are made again on the way
+        assert np.diff(fit.history).min() >= -1e-12
+        assert fit.log_likelihood == pytest.approx(mean_log_prob(fit.model, x, options.get("noise")), rel=1e-10)
+
+
+@pytest.mark.usefixtures("few_nodes")
+@pytest.mark.parametrize("name", list(COMPLICATIONS))
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+def test_a_mixture_that_is_frozen_whole_stays_and_is_evaluated(name, covariance_type):
+    x, options = complicated(name, covariance_type)
+    initial = options["initial"]
+    fit = fit_mixture(x, 3, frozen=dict.fromkeys(KINDS, "all"), **options)
+    for part, array in initial.arrays().items():
+        assert np.array_equal(fit.model.arrays()[part], array), part
+    expected = mean_log_prob(initial, x, options.get("noise")) - np.log(fit.completeness)
+    assert fit.log_likelihood == pytest.approx(expected, rel=1e-10)
+    assert fit.converged
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+@pytest.mark.parametrize("singularity_handling", ["guarded", "robust", "strict"])
+@pytest.mark.parametrize("noise", [None, np.array([0.2, 0.3])])
+def test_a_frozen_covariance_may_be_below_the_floor(covariance_type, singularity_handling, noise):
+    x, options = complicated("plain", covariance_type)
+    tiny = options["initial"].covariances.copy()
+    tiny[1] *= 1e-9
+    initial = GaussianMixture(options["initial"].weights, options["initial"].means, tiny)
+    fit = fit_mixture(
+        x,
+        3,
+        initial=initial,
+        covariance_type=covariance_type,
+        singularity_handling=singularity_handling,
+        eps=1e-3,
+        frozen={"covar": [1], "mean": [1]},
+        noise=noise,
+    )
+    assert np.array_equal(fit.model.covariances[1], tiny[1])
+    assert np.array_equal(fit.model.means[1], initial.means[1])
+    assert np.linalg.eigvalsh(fit.model.full_covariances[[0, 2]]).min() >= 1e-3
+    assert not fit.floored[[0, 2]].any()
+    if singularity_handling == "strict":
+        with pytest.raises(SingularCovarianceError, match="component 1 of 3"):
+            fit_mixture(
+                x, 3, initial=initial, covariance_type=covariance_type, singularity_handling="strict", noise=noise
+            )
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+@pytest.mark.parametrize("background", [None, Background([-9.0, -9.0], [9.0, 9.0], 0.1)])
+@pytest.mark.parametrize("kinds", SUBSETS)
+def test_a_frozen_component_without_any_cell_stays(covariance_type, background, kinds):
+    """Far from all cells: what is frozen of it stays, the rest dies as usual."""
+    x, _ = complicated("plain", covariance_type)
+    initial = initial_mixture(covariance_type, background)
+    means = initial.means.copy()
+    means[1] = 1e4
+    initial = GaussianMixture(initial.weights, means, initial.covariances, background)
+    frozen = {kind: [1] for kind in kinds}
+    fit = fit_mixture(x, 3, covariance_type=covariance_type, initial=initial, frozen=frozen)
+    for kind in kinds:
+        assert np.array_equal(getattr(fit.model, KINDS[kind])[1], getattr(initial, KINDS[kind])[1])
+    if "amp" not in kinds:
+        assert fit.model.weights[1] == 0
+    assert np.diff(fit.history).min() >= -1e-12
+    total = fit.model.weights.sum() + (0 if background is None else fit.model.background.amp)
+    assert total == pytest.approx(1, rel=1e-12)
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+@pytest.mark.parametrize("name", ["plain", "noise", "missing", "background", "fixed background"])
+def test_weights_beside_frozen_means_and_covariances_are_those_of_a_general_optimiser(covariance_type, name):
+    x, options = complicated(name, covariance_type, n=100)
+    x = x[~np.isnan(x).all(axis=1)]
+    frozen = {"mean": "all", "covar": "all"}
+    fit = fit_mixture(x, 3, frozen=frozen, tol=1e-13, max_iter=20_000, **options)
+    initial = options["initial"]
+    # Densities of every cell under every component by itself, and under the background.
+    densities = [
+        np.exp(
+            GaussianMixture(np.ones(1), initial.means[[k]], initial.covariances[[k]]).log_prob(x, options.get("noise"))
+        )
+        for k in range(3)
+    ]
+    fixed = 0.0
+    if initial.background is not None:
+        box = initial.background
+        inside = ((x >= box.lower) & (x <= box.upper)).all(axis=1)
+        densities.append(inside / np.prod(box.upper - box.lower))
+        fixed = box.amp if not box.adjust_amp else 0.0
+    densities = np.array(densities)
+
+    def shares(p):
+        free = np.exp(np.append(p, 0.0))
+        free /= free.sum()
+        return np.append((1 - fixed) * free, fixed) if fixed else free
+
+    found = optimize.minimize(
+        lambda p: -np.log(shares(p) @ densities).mean(), np.zeros(len(densities) - 1 - bool(fixed)), tol=1e-12
+    )
+    fitted = fit.model.weights if initial.background is None else np.append(fit.model.weights, fit.model.background.amp)
+    assert fit.log_likelihood == pytest.approx(-found.fun, abs=1e-9)
+    # Flat optima: 1e-9 nats leave 1e-4 of a weight.
+    np.testing.assert_allclose(fitted, shares(found.x), atol=2e-4)
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+def test_the_covariance_beside_a_frozen_mean_is_about_that_mean(make_cells, covariance_type):
+    x = make_cells(200, 3, n_components=1)
+    mean = x.mean(axis=0) + np.array([1.0, -2.0, 0.5])
+    initial = GaussianMixture(np.ones(1), mean[None], np.ones((1, 3)) if covariance_type == "diag" else np.eye(3)[None])
+    fit = fit_mixture(x, 1, initial=initial, covariance_type=covariance_type, frozen={"mean": [0]}, tol=1e-10)
+    expected = (x - mean).T @ (x - mean) / len(x)
+    expected = np.diag(expected) if covariance_type == "diag" else expected
+    np.testing.assert_allclose(fit.model.covariances[0], expected, rtol=1e-10)
+
+
+def test_the_covariance_beside_a_frozen_mean_behind_noise_is_about_that_mean():
+    """With noise that all share, what is seen has the covariance Σ + S about the mean."""
+    rng = np.random.default_rng(0)
+    noise, mean = np.array([0.5, 1.5]), np.array([0.3, -0.4])
+    x = rng.normal(size=(500, 2)) * [1.5, 1.0] + np.sqrt(noise) * rng.normal(size=(500, 2))
+    initial = GaussianMixture(np.ones(1), mean[None], np.eye(2)[None])
+    fit = fit_mixture(x, 1, initial=initial, frozen={"mean": "all"}, noise=noise, tol=1e-14)
+    expected = (x - mean).T @ (x - mean) / len(x) - np.diag(noise)
+    np.testing.assert_allclose(fit.model.covariances[0], expected, atol=1e-5)
+
+
+def test_the_mean_beside_a_frozen_covariance_weighs_cells_by_their_noise():
+    rng = np.random.default_rng(0)
+    noise = rng.uniform(0.1, 5.0, size=(300, 1))
+    x = rng.normal(size=(300, 1)) + np.sqrt(noise) * rng.normal(size=(300, 1))
+    initial = GaussianMixture(np.ones(1), np.full((1, 1), 3.0), np.full((1, 1, 1), 0.7))
+    fit = fit_mixture(x, 1, initial=initial, frozen={"covar": "all"}, noise=noise, tol=1e-14)
+    precision = 1 / (0.7 + noise[:, 0])
+    assert fit.model.means[0, 0] == pytest.approx(precision @ x[:, 0] / precision.sum(), abs=1e-7)
+    assert fit.model.covariances[0, 0, 0] == 0.7
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+@pytest.mark.parametrize("amp", [0.0, 0.1, 0.4])
+@pytest.mark.parametrize("from_file", [False, True])
+def test_frozen_weights_are_those_of_the_initial_mixture_beside_a_background_too(covariance_type, amp, from_file):
+    """Given on its own, the background takes its share from the weights that are free."""
+    x, _ = complicated("background", covariance_type)
+    background = Background([-7.0, -7.0], [8.0, 8.0], amp)
+    initial = initial_mixture(covariance_type)
+    if from_file:  # the same background again, in another object
+        initial = initial_mixture(covariance_type, Background([-7.0, -7.0], [8.0, 8.0], amp))
+    fit = fit_mixture(
+        x, 3, initial=initial, covariance_type=covariance_type, background=background, frozen={"amp": [0, 1]}
+    )
+    assert np.array_equal(fit.model.weights[:2], initial.weights[:2])
+    assert fit.model.weights.sum() + fit.model.background.amp == pytest.approx(1, rel=1e-12)
+
+
+def test_frozen_weights_that_leave_nothing_for_a_background_are_an_error():
+    x, _ = complicated("background", "full")
+    background = Background([-7.0, -7.0], [8.0, 8.0], 0.1, adjust_amp=False)
+    with pytest.raises(CohortgmmError):
+        fit_mixture(x, 3, initial=initial_mixture("full"), background=background, frozen={"amp": "all"})
+
+
+@pytest.mark.parametrize(
+    ("weights", "amp", "frozen", "total", "beside"),
+    [
+        ([0.5, 0.3, 0.2], 0.1, "all", "1", 0.1),
+        ([0.5, 0.4, 0.1], 0.2, [0, 1], "0.9", 0.2),
+        ([0.3, 0.3, 0.0], 0.1, [0, 1], "0.6", 0.1),
+    ],
+)
+def test_frozen_weights_must_leave_the_free_ones_what_is_missing_to_one(weights, amp, frozen, total, beside):
+    x, _ = complicated("background", "full")
+    known = initial_mixture("full")
+    own = Background([-7.0, -7.0], [8.0, 8.0], 1.0 - sum(weights)) if sum(weights) < 0.999 else None
+    initial = GaussianMixture(weights, known.means, known.covariances, own)
+    background = Background([-7.0, -7.0], [8.0, 8.0], amp)
+    with pytest.raises(ConfigError) as caught:
+        fit_mixture(x, 3, initial=initial, frozen={"amp": frozen}, background=background)
+    assert str(caught.value) == (
+        f"the frozen weights sum to {total} beside a background of {beside}: together they must not exceed one, nor fall "
+        "short of it where no other weight could take the rest"
+    )
+
+
+def test_weights_in_single_precision_start_a_fit_as_they_are():
+    x, _ = complicated("plain", "full")
+    known = initial_mixture("full")
+    weights = np.full(3, 1 / 3, dtype=np.float32)
+    initial = GaussianMixture(weights, known.means, known.covariances)
+    fit = fit_mixture(x, 3, initial=initial, frozen={"amp": "all", "mean": "all", "covar": "all"})
+    assert np.array_equal(fit.model.weights, weights)
+    assert fit.history[0] == pytest.approx(initial.log_prob(x).mean(), rel=1e-12)
+
+
+# ---- errors --------------------------------------------------------------------------------------------------------
+
+
+def test_frozen_needs_an_initial_mixture(make_cells):
+    with pytest.raises(ConfigError, match="frozen keeps parameters of `initial`, which is not given"):
+        fit_mixture(make_cells(50, 2), 2, frozen={"amp": [0]})
+
+
+def test_frozen_does_not_go_with_moves(make_cells):
+    initial = initial_mixture("full")
+    with pytest.raises(ConfigError, match="split_merge moves components, which frozen forbids"):
+        fit_mixture(make_cells(50, 2), 3, initial=initial, frozen={"amp": [0]}, split_merge=1)
+
+
+@pytest.mark.parametrize("frozen", [{"weights": [0]}, {"amp": [3]}, {"mean": "some"}, [0]])
+def test_a_bad_choice_is_an_error_of_the_fit_too(make_cells, frozen):
+    with pytest.raises(ConfigError, match="frozen"):
+        fit_mixture(make_cells(50, 2), 3, initial=initial_mixture("full"), frozen=frozen)

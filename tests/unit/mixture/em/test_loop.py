@@ -1,0 +1,509 @@
+"""The loop of EM: what it returns, when it ends, when it begins again, and which of several starts it keeps."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from cohortgmm.errors import CohortgmmError, DataError, DivergedError, FitError, SingularCovarianceError
+from cohortgmm.mixture import fit as em
+from cohortgmm.mixture.em import loop as run
+from cohortgmm.mixture.em.loop import Climb
+from cohortgmm.mixture.em.mstep import maximize
+from cohortgmm.mixture.em.split_merge import moves
+from cohortgmm.mixture.estep.base import DenseExpectation, Expectation
+from cohortgmm.mixture.estep.grouped import expectation_of
+from cohortgmm.mixture.fit import fit_mixture
+from cohortgmm.mixture.model import GaussianMixture
+from cohortgmm.mixture.observations.background import Background
+from cohortgmm.mixture.observations.completeness import Completeness, Selection, TruncatedExpectation
+from cohortgmm.mixture.observations.measurements import Measurements
+
+COVARIANCE_TYPES = ["full", "diag"]
+
+NO_FLOOR = 1e-9
+
+
+def above(c):
+    return lambda x: (x[:, 0] > c).astype(float)
+
+
+@pytest.fixture
+def climb_of(floor_only):
+    """Factory of climbs on cells by the reference E-step, or another one."""
+
+    def make(x, n_components=2, *, expectation=None, max_iter=50, tol=1e-6, accelerated=False, floor=NO_FLOOR):
+        expectation = DenseExpectation(Measurements(x).whole) if expectation is None else expectation
+        return Climb(expectation, floor_only(n_components, floor), max_iter, tol, accelerated)
+
+    return make
+
+
+@pytest.fixture
+def truncated(make_cells):
+    """Cells cut off in the first feature, and their E-step."""
+    x = make_cells(300, 2, n_components=2, spread=1.5)
+    x = x[x[:, 0] > 0]
+    selection = Selection(Completeness(above(0.0)), None, 3)
+    return x, TruncatedExpectation(expectation_of(Measurements(x), 2, "full"), selection, 1 << 12)
+
+
+def em_by_hand(x, model, limits, n_iter):
+    """Mean log-likelihoods and mixtures of plain EM, step after step."""
+    expect = DenseExpectation(Measurements(x).whole)
+    models = [model]
+    for _ in range(n_iter):
+        models.append(maximize(expect(models[-1]), models[-1], limits)[0])
+    return np.array([m.log_prob(x).mean() for m in models]), models
+
+
+# ---- what is returned ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+@pytest.mark.parametrize("max_iter", [1, 2, 7, 200])
+def test_a_plain_climb_is_em_step_after_step(
+    make_cells, start_at_cells, climb_of, floor_only, covariance_type, max_iter
+):
+    x = make_cells(200, 2)
+    start = start_at_cells(x, 3, covariance_type)
+    fit = climb_of(x, 3, max_iter=max_iter, tol=1e-5).run(start)
+    history, models = em_by_hand(x, start, floor_only(3, NO_FLOOR), max_iter)
+    ends = np.flatnonzero(np.diff(history) < 1e-5)
+    n_iter = int(ends[0]) + 1 if len(ends) else max_iter
+    assert fit.n_iter == n_iter
+    assert fit.converged == (len(ends) > 0)
+    np.testing.assert_allclose(fit.history, history[: n_iter + 1], rtol=1e-12)
+    np.testing.assert_allclose(fit.model.means, models[n_iter].means, rtol=1e-9)
+    np.testing.assert_allclose(fit.model.covariances, models[n_iter].covariances, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("accelerated", [False, True])
+@pytest.mark.parametrize("noise", [None, np.array([0.3, 0.2])])
+@pytest.mark.parametrize("max_iter", [1, 2, 3, 4, 100])
+def test_the_mixture_is_that_of_the_last_likelihood(make_cells, start_at_cells, climb_of, accelerated, noise, max_iter):
+    x = make_cells(150, 2)
+    expectation = expectation_of(Measurements(x, noise), 2, "full")
+    fit = climb_of(x, expectation=expectation, max_iter=max_iter, accelerated=accelerated).run(start_at_cells(x, 2))
+    assert fit.log_likelihood == fit.history[-1]
+    assert fit.log_likelihood == pytest.approx(fit.model.log_prob(x, noise).mean(), rel=1e-12)
+    assert len(fit.history) == fit.n_iter + 1 <= max_iter + 1
+    assert np.diff(fit.history).min() >= -1e-13
+    assert (fit.n_unobserved, fit.completeness, fit.n_empty) == (0, 1, 0)
+    assert isinstance(fit.log_likelihood, float)
+    assert isinstance(fit.converged, bool)
+
+
+def test_a_run_goes_on_from_an_earlier_one(make_cells, start_at_cells, climb_of):
+    """Their iterations are one history."""
+    x = make_cells(150, 2)
+    climb = climb_of(x, max_iter=40, tol=1e-9)
+    whole = climb.run(start_at_cells(x, 2))
+    first = replace(climb, max_iter=5).run(start_at_cells(x, 2))
+    assert not first.converged
+    both = climb.run(first.model, first)
+    assert both.n_iter == whole.n_iter == len(both.history) - 1
+    np.testing.assert_allclose(both.history, whole.history, rtol=1e-13)
+    assert np.array_equal(both.history[:5], first.history[:5])
+
+
+def test_the_floor_is_reported_of_the_mixture_that_is_returned(climb_of):
+    x = np.random.default_rng(0).normal(size=(100, 2)) * [1.0, 1e-3]
+    start = GaussianMixture(np.ones(1), np.zeros((1, 2)), np.eye(2)[None])
+    for accelerated in (False, True):
+        fit = climb_of(x, 1, floor=1e-2, accelerated=accelerated).run(start)
+        assert fit.floored.tolist() == [True]
+        assert np.linalg.eigvalsh(fit.model.covariances[0])[0] == pytest.approx(1e-2, rel=1e-9)
+        fit = climb_of(x, 1, floor=1e-9, accelerated=accelerated).run(start)
+        assert fit.floored.tolist() == [False]
+
+
+@pytest.mark.parametrize("max_iter", [1, 20])
+@pytest.mark.parametrize("options", [{"noise": np.array([0.3, 0.2])}, {"n_init": 1}, {"completeness": above(-50.0)}])
+def test_no_more_iterations_are_made_than_allowed(make_cells, max_iter, options):
+    """The short climbs that compare starts are among them."""
+    fit = fit_mixture(make_cells(100, 2), 2, max_iter=max_iter, tol=0, **options)
+    assert fit.n_iter <= max_iter
+    assert len(fit.history) == fit.n_iter + 1
+
+
+@pytest.mark.parametrize("accelerated", [False, True])
+def test_a_likelihood_that_is_not_finite_is_an_error(make_cells, start_at_cells, climb_of, accelerated):
+    x = make_cells(50, 2)
+
+    class Broken(DenseExpectation):
+        n_calls = 0
+
+        def __call__(self, model, *, exact=True):
+            self.n_calls += 1
+            moments = super().__call__(model)
+            moments.log_likelihood = np.nan if self.n_calls > 3 else moments.log_likelihood
+            return moments
+
+    climb = climb_of(x, expectation=Broken(Measurements(x).whole), accelerated=accelerated, tol=0)
+    with pytest.raises(FitError, match=r"the log-likelihood became nan after [123] iterations; rescale the data"):
+        climb.run(start_at_cells(x, 2))
+
+
+# ---- bounds --------------------------------------------------------------------------------------------------------
+
+
+def test_a_bound_is_made_exact_before_a_run_ends(make_cells, start_at_cells, climb_of):
+    """And in the last iteration that is allowed."""
+    x = make_cells(150, 2)
+
+    class Bounded(DenseExpectation):
+        asked = ()
+
+        def __call__(self, model, *, exact=True):
+            self.asked += (exact,)
+            moments = super().__call__(model)
+            if not exact:
+                moments.log_likelihood -= 1.0
+                moments.is_bound = True
+            return moments
+
+    for max_iter, tol in ((4, 0.0), (500, 1e-7)):
+        expectation = Bounded(Measurements(x).whole)
+        fit = climb_of(x, expectation=expectation, max_iter=max_iter, tol=tol).run(start_at_cells(x, 2))
+        assert expectation.asked[0]
+        assert expectation.asked[-1]
+        assert fit.log_likelihood == pytest.approx(fit.model.log_prob(x).mean(), rel=1e-12)
+        assert fit.converged == (max_iter == 500)
+
+
+# ---- beginning again -----------------------------------------------------------------------------------------------
+
+
+def test_nodes_are_made_again_until_they_are_those_of_the_result(truncated, start_at_cells, climb_of):
+    x, expectation = truncated
+    origins = []
+
+    class Spy(TruncatedExpectation):
+        def begin(self, model):
+            origins.append(model)
+            return super().begin(model)
+
+    spy = Spy(expectation._seen, expectation._selection, 1 << 12)
+    for accelerated in (False, True):
+        origins.clear()
+        fit = climb_of(x, expectation=spy, max_iter=500, tol=1e-5, accelerated=accelerated).run(start_at_cells(x, 2))
+        assert fit.converged
+        assert len(origins) > 1
+        again = expectation.begin(origins[-1])
+        # The result is near to where the last nodes were made, so that the likelihood on nodes of its own is the same.
+        assert again.is_settled(fit.model)
+        own = expectation.begin(fit.model)(fit.model)
+        assert fit.log_likelihood == pytest.approx(own.log_likelihood / len(x), abs=2e-3)
+        assert fit.completeness == pytest.approx(len(x) / (len(x) + fit.n_unobserved), rel=1e-12)
+        assert fit.n_unobserved == pytest.approx(own.n_unobserved, rel=0.02)
+
+
+@pytest.mark.parametrize("accelerated", [False, True])
+def test_every_iteration_is_made_within_the_reach_of_its_nodes(truncated, start_at_cells, climb_of, accelerated):
+    x, expectation = truncated
+    evaluated = []
+
+    class Spy(TruncatedExpectation):
+        def begin(self, model):
+            begun = super().begin(model)
+            return Spy(begun._seen, begun._selection, self._n_nodes, begun.nodes)
+
+        def __call__(self, model, *, exact=True):
+            evaluated.append(self.nodes.distance(model))
+            return super().__call__(model, exact=exact)
+
+    spy = Spy(expectation._seen, expectation._selection, 1 << 12)
+    climb_of(x, expectation=spy, max_iter=200, accelerated=accelerated).run(start_at_cells(x, 2))
+    assert max(evaluated) <= 0.05
+    assert max(evaluated) > 0.01
+    assert evaluated.count(0.0) > 1
+
+
+class Restless(Expectation):
+    """An E-step that holds nowhere but where it begins, its likelihoods being given one after the other."""
+
+    def __init__(self, cells, values):
+        super().__init__(cells)
+        self.values, self.begun = values, []
+
+    def begin(self, model):
+        self.begun.append(model)
+        return self
+
+    def covers(self, model):
+        return model is self.begun[-1]
+
+    def is_settled(self, model):
+        return self.covers(model)
+
+    def __call__(self, model, *, exact=True):
+        moments = DenseExpectation(self.cells)(model)
+        moments.log_likelihood = self.values[min(len(self.begun), len(self.values)) - 1] * len(self.cells)
+        return moments
+
+
+def test_a_run_that_begins_again_in_vain_ends_with_the_best_of_its_beginnings(make_cells, start_at_cells, climb_of):
+    x = make_cells(100, 2)
+    expectation = Restless(Measurements(x).whole, [-9.0, -7.0, -5.0, -5.5, -5.4, -5.6, -5.3, -5.2, -5.1])
+    fit = climb_of(x, expectation=expectation, max_iter=100, tol=1e-3).run(start_at_cells(x, 2))
+    assert fit.log_likelihood == fit.history[-1] == -5.0
+    assert fit.model is expectation.begun[2]
+    assert fit.n_iter < 20
+
+
+def test_a_run_that_begins_again_with_success_goes_on(make_cells, start_at_cells, climb_of):
+    x = make_cells(100, 2)
+    expectation = Restless(Measurements(x).whole, -9.0 + 0.01 * np.arange(100))
+    fit = climb_of(x, expectation=expectation, max_iter=30, tol=1e-3).run(start_at_cells(x, 2))
+    assert fit.n_iter == 30
+    assert not fit.converged
+    np.testing.assert_allclose(fit.history, -9.0 + 0.01 * np.arange(31))
+
+
+def test_a_leap_into_divergence_is_not_taken(monkeypatch, make_cells, start_at_cells, climb_of):
+    x, taken = make_cells(100, 2), []
+
+    class Abyss(DenseExpectation):
+        def __call__(self, model, *, exact=True):
+            if model.means.max() > 1e5:
+                raise DivergedError("too far")
+            return super().__call__(model)
+
+    class Leaps(run.Squarem):
+        def extrapolate(self, model):
+            super().extrapolate(model)
+            return GaussianMixture(model.weights, model.means + 1e6, model.covariances)
+
+        def judge(self, model):
+            taken.append(model)
+
+    monkeypatch.setattr(run, "Squarem", Leaps)
+    start = start_at_cells(x, 2)
+    expectation = Abyss(Measurements(x).whole)
+    fit = climb_of(x, expectation=expectation, accelerated=True, max_iter=10, tol=0).run(start)
+    assert taken == [None] * 9
+    np.testing.assert_allclose(fit.history, climb_of(x, max_iter=10, tol=0).run(start).history, rtol=1e-13)
+
+
+def test_a_leap_beyond_the_reach_of_the_nodes_is_not_taken(monkeypatch, make_cells, start_at_cells, climb_of):
+    x, taken = make_cells(100, 2), []
+
+    class Near(DenseExpectation):
+        def covers(self, model):
+            return model.means.max() < 1e5
+
+        def __call__(self, model, *, exact=True):
+            assert self.covers(model)
+            return super().__call__(model)
+
+    class Leaps(run.Squarem):
+        def extrapolate(self, model):
+            super().extrapolate(model)
+            return GaussianMixture(model.weights, model.means + 1e6, model.covariances)
+
+        def judge(self, model):
+            taken.append(model)
+
+    monkeypatch.setattr(run, "Squarem", Leaps)
+    climb_of(x, expectation=Near(Measurements(x).whole), accelerated=True, max_iter=5, tol=0).run(start_at_cells(x, 2))
+    assert taken == [None] * 4
+
+
+def test_an_accelerated_run_does_not_end_between_two_leaps(monkeypatch, make_cells, start_at_cells, climb_of):
+    """A small gain of EM alone says nothing about what a leap would bring."""
+    x, tried = make_cells(150, 2), []
+
+    class Counted(run.Squarem):
+        def extrapolate(self, model):
+            found = super().extrapolate(model)
+            tried.append(self.has_leapt)
+            return found
+
+    monkeypatch.setattr(run, "Squarem", Counted)
+    fit = climb_of(x, accelerated=True, tol=1e10, max_iter=50).run(start_at_cells(x, 2))
+    assert fit.converged
+    assert fit.n_iter == 2
+    assert tried == [False, True]
+
+
+# ---- trials --------------------------------------------------------------------------------------------------------
+
+
+def test_a_trial_is_a_short_climb_with_few_nodes(truncated, climb_of):
+    x, expectation = truncated
+    climb = climb_of(x, expectation=expectation.with_nodes(1 << 16), max_iter=1000, tol=1e-9, accelerated=True)
+    trial = climb.trial()
+    assert (trial.max_iter, trial.tol, trial.accelerated) == (50, 1e-4, True)
+    assert trial.constraints is climb.constraints
+    start = GaussianMixture(np.array([0.5, 0.5]), x[:2], np.array([np.eye(2)] * 2))
+    assert len(trial.expectation.begin(start).nodes.points) < len(climb.expectation.begin(start).nodes.points) / 8
+    shorter = replace(climb, max_iter=7, tol=0.1).trial()
+    assert (shorter.max_iter, shorter.tol) == (7, 0.1)
+    plain = climb_of(x, max_iter=1000)
+    assert plain.trial().expectation is plain.expectation
+
+
+@pytest.fixture
+def starts(monkeypatch):
+    """Fits begin with these mixtures one after the other."""
+
+    def set_starts(*models):
+        left = iter(models)
+        for name in em.STARTS:  # several starts may be of several kinds
+            monkeypatch.setitem(em.STARTS, name, lambda *arguments: next(left))
+
+    return set_starts
+
+
+def two_blobs():
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(200, 1)) + np.repeat([[-5.0], [5.0]], 100, axis=0)
+
+
+GOOD = GaussianMixture(np.array([0.5, 0.5]), np.array([[-4.0], [4.0]]), np.ones((2, 1, 1)))
+#: Both components on one side: EM leaves them there, the other side being claimed by one of them.
+SYMMETRIC = GaussianMixture(np.array([0.5, 0.5]), np.array([[0.0], [0.0]]), np.full((2, 1, 1), 26.0))
+
+
+@pytest.mark.parametrize("order", [(GOOD, SYMMETRIC), (SYMMETRIC, GOOD), (SYMMETRIC, GOOD, SYMMETRIC)])
+@pytest.mark.parametrize("noise", [None, np.array([0.2])])
+def test_the_best_of_several_starts_is_kept(starts, order, noise):
+    starts(*order)
+    fit = fit_mixture(two_blobs(), 2, n_init=len(order), noise=noise)
+    np.testing.assert_allclose(np.sort(fit.model.means[:, 0]), [-5, 5], atol=0.4)
+    starts(*[SYMMETRIC] * len(order))
+    worse = fit_mixture(two_blobs(), 2, n_init=len(order), noise=noise)
+    assert worse.log_likelihood < fit.log_likelihood - 0.3
+
+
+def test_one_component_beside_a_background_has_several_optima():
+    """It may be on either of two clumps, the other one being background: a bad start is not the only one."""
+    rng = np.random.default_rng(0)
+    clumps = (0.3 * rng.normal(size=(60, 2)) + 5, 0.5 * rng.normal(size=(90, 2)))
+    x = np.vstack([*clumps, rng.uniform(-8, 12, size=(50, 2))])
+    background = Background([-8.0, -8.0], [12.0, 12.0], 0.2)
+    fits = [fit_mixture(x, 1, init="random", random_state=seed, background=background) for seed in range(6)]
+    best = max(fit.log_likelihood for fit in fits)
+    for fit in fits:
+        assert fit.log_likelihood == pytest.approx(best, abs=1e-3)
+
+
+def test_only_the_best_trial_goes_on(monkeypatch, starts):
+    runs, climbed = [], Climb.run
+
+    def spy(self, start, before=None):
+        fit = climbed(self, start, before)
+        runs.append((self.max_iter, start, fit))
+        return fit
+
+    monkeypatch.setattr(Climb, "run", spy)
+    starts(SYMMETRIC, GOOD, SYMMETRIC)
+    fit = fit_mixture(two_blobs(), 2, n_init=3, noise=np.array([0.2]), max_iter=500)
+    assert [max_iter <= 50 for max_iter, _, _ in runs] == [True, True, True, False]
+    best = runs[1][2]
+    assert runs[3][1] is best.model
+    assert fit.log_likelihood >= best.log_likelihood
+    assert np.array_equal(fit.history[: best.n_iter], best.history[:-1])
+
+
+def test_if_the_best_trial_fails_in_the_end_the_next_goes_on(monkeypatch, starts):
+    climbed = Climb.run
+
+    def fails_for_good(self, start, before=None):
+        if before is not None and np.ptp(before.model.means) > 5:
+            raise DivergedError("too far")
+        return climbed(self, start, before)
+
+    monkeypatch.setattr(Climb, "run", fails_for_good)
+    starts(GOOD, SYMMETRIC)
+    fit = fit_mixture(two_blobs(), 2, n_init=2, noise=np.array([0.2]))
+    np.testing.assert_allclose(fit.model.means[:, 0], 0, atol=0.5)
+    starts(GOOD, GOOD)
+    with pytest.raises(DivergedError, match="too far"):
+        fit_mixture(two_blobs(), 2, n_init=2, noise=np.array([0.2]))
+
+
+def test_an_error_in_the_data_is_not_taken_for_a_bad_start(starts):
+    starts(GOOD, GOOD)
+    with pytest.raises(DataError, match="completeness function failed"):
+        fit_mixture(two_blobs(), 2, n_init=2, completeness=lambda x: 1 / 0)
+
+
+# ---- moves ---------------------------------------------------------------------------------------------------------
+
+
+def three_blobs():
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(300, 2)) * 0.5 + np.repeat([[0.0, 0.0], [8.0, 0.0], [9.5, 0.0]], 100, axis=0)
+
+
+#: Two components share one blob, the third has two of them.
+STUCK = GaussianMixture(
+    np.array([1, 1, 4]) / 6,
+    np.array([[0.0, 0.4], [0.0, -0.4], [8.75, 0.0]]),
+    np.array([0.1 * np.eye(2), 0.1 * np.eye(2), np.eye(2)]),
+)
+
+
+@pytest.mark.parametrize("noise", [None, np.array([0.05, 0.05]), "own"])
+def test_a_move_frees_a_fit_that_is_stuck(climb_of, noise):
+    x = three_blobs()
+    noise = np.full(x.shape, 0.05) if isinstance(noise, str) else noise
+    cells = Measurements(x, noise)
+    climb = climb_of(x, 3, expectation=expectation_of(cells, 3, "full"), max_iter=200, accelerated=noise is not None)
+    stuck = climb.run(STUCK)
+    assert climb.move(cells, stuck, 0) is stuck
+    moved = climb.move(cells, stuck, 1)
+    assert moved.log_likelihood > stuck.log_likelihood + 0.04
+    np.testing.assert_allclose(np.sort(moved.model.means[:, 0]), [0, 8, 9.5], atol=0.3)
+    again = climb.move(cells, moved, 5)
+    assert again.log_likelihood >= moved.log_likelihood
+
+
+@pytest.mark.parametrize("error", [SingularCovarianceError(0, 3, 0.0, 1e-4), DivergedError("too far")])
+def test_a_move_that_fails_is_left_out(monkeypatch, climb_of, error):
+    x = three_blobs()
+    climb, cells = climb_of(x, 3), Measurements(x)
+    stuck = climb.run(STUCK)
+    tried, climbed = [], Climb.run
+
+    def fails_first(self, start, before=None):
+        tried.append(start)
+        if len(tried) == 1:
+            raise error
+        return climbed(self, start, before)
+
+    monkeypatch.setattr(Climb, "run", fails_first)
+    moved = climb.move(cells, stuck, 1)
+    assert len(tried) > 1
+    assert moved.log_likelihood >= stuck.log_likelihood
+    assert len(list(moves(cells, stuck.model))) >= len(tried)
+
+
+def test_rounds_end_when_no_move_helps(monkeypatch, climb_of):
+    x = three_blobs()
+    climb, cells = climb_of(x, 3), Measurements(x)
+    fit, tried = climb.run(STUCK), []
+
+    def leads_nowhere(self, start, before=None):
+        tried.append(start)
+        return fit  # as likely is not more likely
+
+    monkeypatch.setattr(Climb, "run", leads_nowhere)
+    assert climb.move(cells, fit, 100) is fit
+    assert len(tried) == len(list(moves(cells, fit.model))) > 1
+
+
+def test_two_components_are_not_moved(climb_of):
+    x = three_blobs()
+    climb, cells = climb_of(x, 2), Measurements(x)
+    fit = climb.run(GaussianMixture(np.array([0.5, 0.5]), x[[0, 250]], np.array([np.eye(2)] * 2)))
+    assert climb.move(cells, fit, 3) is fit
+
+
+def test_errors_of_all_starts_are_one_error():
+    x = np.zeros((50, 2))
+    for options in ({}, {"noise": np.zeros(2)}, {"n_init": 3}):
+        with pytest.raises(CohortgmmError, match="component"):
+            fit_mixture(x, 2, singularity_handling="strict", **options)

@@ -1,0 +1,533 @@
+"""Cells with noise or gaps of their own: what is evaluated, what is left out, and why it may be."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from measured import GAPS, e_step_by_definition, make_gaps, make_noise, posterior_by_definition, with_background
+from scipy.stats import multivariate_normal
+
+from cohortgmm.mixture.estep import noisy
+from cohortgmm.mixture.estep.noisy import DiagonalPairs, NoisyExpectation, NoisyPairs, lifted, pairs_of
+from cohortgmm.mixture.estep.pruned import PairedExpectation
+from cohortgmm.mixture.model import GaussianMixture
+from cohortgmm.mixture.observations import measurements
+from cohortgmm.mixture.observations.cells import CellData
+from cohortgmm.mixture.observations.measurements import Group, Measurements
+from cohortgmm.mixture.observations.noise import Noise
+
+COVARIANCE_TYPES = ["full", "diag"]
+OWN_NOISES = ["none", "shared variances", "shared covariance", "own variances", "own covariances"]
+EVERYONE = slice(None)
+
+# Condition numbers below 1e3 and some hundred cells leave eleven digits of the moments.
+RTOL = 1e-10
+
+
+@pytest.fixture(autouse=True)
+def _all_in_one_group(monkeypatch):
+    """Cells are never sorted into groups that are treated alike."""
+    monkeypatch.setattr(measurements, "_SMALLEST_GROUP", 1 << 30)
+    monkeypatch.setattr(measurements, "_CELLS_PER_NOISE", 1 << 30)
+
+
+@pytest.fixture
+def evaluated(monkeypatch):
+    """Numbers of pairs that are evaluated, call by call."""
+    numbers = []
+    evaluate = NoisyPairs.evaluate
+
+    def count(self, k, rows):
+        numbers.append(len(rows))
+        evaluate(self, k, rows)
+
+    monkeypatch.setattr(NoisyPairs, "evaluate", count)
+    return numbers
+
+
+def one_group(x, noise=None, background=None):
+    """All cells together, in the kind of group that this E-step is made for."""
+    if not np.isnan(x).any():
+        group = Group(CellData(x), noise=None if noise is None else Noise.read(noise, *x.shape))
+        if background is not None:
+            group.cells.log_background = Measurements(x, noise, 1, background).groups[0].cells.log_background
+        return group
+    (group,) = Measurements(x, noise, 1, background).groups
+    return group
+
+
+def all_pairs(group, model):
+    """Every component evaluated for every cell."""
+    pairs = pairs_of(group, EVERYONE, model)
+    for k in range(model.n_components):
+        pairs.evaluate(k, np.arange(len(group.cells)))
+    return pairs
+
+
+def noisy_cells(model, kind, n, seed=0, scale=1.0):
+    rng = np.random.default_rng(seed)
+    x = model.sample(n, rng)[0]
+    return x + np.sqrt(scale) * rng.normal(size=x.shape), make_noise(kind, n, model.n_features, rng, scale)
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+@pytest.mark.parametrize("gaps", GAPS)
+@pytest.mark.parametrize("kind", OWN_NOISES)
+def test_pairs_have_the_densities_and_distances_of_the_definition(make_mixture, kind, gaps, covariance_type):
+    model = make_mixture(3, 4, covariance_type, spread=1.5)
+    x, noise = noisy_cells(model, kind, 40)
+    x = make_gaps(gaps, x, np.random.default_rng(1))
+    x[np.isnan(x).all(axis=1)] = 1.0  # cells without any feature are in no group
+    pairs = all_pairs(one_group(x, noise), model)
+    truth = posterior_by_definition(model, x, noise)
+    np.testing.assert_allclose(pairs.joint, truth.joint.T, rtol=1e-11)
+    np.testing.assert_allclose(pairs.distance, truth.distance.T, rtol=1e-10)
+
+
+def test_densities_are_scipys(make_mixture):
+    model = make_mixture(2, 3)
+    x, noise = noisy_cells(model, "own covariances", 30)
+    x[::2, 1] = np.nan
+    joint = all_pairs(one_group(x, noise), model).joint
+    for i in range(30):
+        there = np.flatnonzero(~np.isnan(x[i]))
+        for k in range(2):
+            total = (model.covariances[k] + noise[i])[np.ix_(there, there)]
+            density = multivariate_normal(model.means[k, there], total).logpdf(x[i, there])
+            assert joint[k, i] == pytest.approx(np.log(model.weights[k]) + density, rel=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("kind", "covariance_type", "expected"),
+    [
+        ("none", "full", NoisyPairs),
+        ("none", "diag", DiagonalPairs),
+        ("own variances", "full", NoisyPairs),
+        ("own variances", "diag", DiagonalPairs),
+        ("shared variances", "diag", DiagonalPairs),
+        ("own covariances", "full", NoisyPairs),
+        ("own covariances", "diag", NoisyPairs),
+        ("shared covariance", "diag", NoisyPairs),
+    ],
+)
+def test_variances_alone_need_no_matrices(make_mixture, kind, covariance_type, expected):
+    model = make_mixture(2, 3, covariance_type)
+    x, noise = noisy_cells(model, kind, 10)
+    assert type(pairs_of(one_group(x, noise), EVERYONE, model)) is expected
+
+
+@pytest.mark.parametrize("gaps", ["complete", "any pattern"])
+@pytest.mark.parametrize("kind", ["none", "own variances", "shared variances"])
+def test_pairs_of_variances_are_those_of_their_matrices(make_mixture, assert_same_moments, kind, gaps):
+    model = make_mixture(3, 4, "diag", spread=1.0)
+    x, noise = noisy_cells(model, kind, 50)
+    x[x > (4.0 if gaps == "any pattern" else np.inf)] = np.nan
+    group = one_group(x, noise)
+    left, right = DiagonalPairs(group, EVERYONE, model), NoisyPairs(group, EVERYONE, model)
+    for pairs in (left, right):
+        for k in range(3):
+            pairs.evaluate(k, np.arange(50))
+    np.testing.assert_allclose(left.joint, right.joint, rtol=1e-12)
+    np.testing.assert_allclose(left.distance, right.distance, rtol=1e-12)
+    left, right = (lifted(pairs.moments(None)[0], model) for pairs in (left, right))
+    assert_same_moments(left, right, rtol=1e-11)
+
+
+def test_pairs_that_were_not_evaluated_have_no_share(make_mixture, assert_same_moments):
+    model = make_mixture(3, 2, spread=1.0)
+    x, noise = noisy_cells(model, "own covariances", 30)
+    truth = posterior_by_definition(model, x, noise)
+    listed = np.random.default_rng(0).random((3, 30)) < 0.5
+    listed[truth.joint.argmax(axis=1), np.arange(30)] = True
+    pairs = pairs_of(one_group(x, noise), EVERYONE, model)
+    for k in range(3):
+        pairs.evaluate(k, np.flatnonzero(listed[k]))
+    assert (pairs.joint[~listed] == -np.inf).all()
+    assert (pairs.distance[~listed] == np.inf).all()
+    truth.joint[~listed.T] = -np.inf
+    moments, resp = pairs.moments(None)
+    np.testing.assert_allclose(resp, truth.responsibilities.T, rtol=1e-9, atol=1e-300)
+    assert_same_moments(lifted(moments, model), truth.moments(model), rtol=RTOL)
+
+
+def test_pairs_may_be_evaluated_bit_by_bit_and_for_no_cells(make_mixture, assert_same_moments):
+    model = make_mixture(2, 3, spread=1.0)
+    x, noise = noisy_cells(model, "own variances", 30)
+    x[::3, 0] = np.nan
+    group = one_group(x, noise)
+    pairs = pairs_of(group, EVERYONE, model)
+    for rows in (np.arange(0, 30, 2), np.empty(0, dtype=int), np.arange(1, 30, 2)):
+        for k in (1, 0):
+            pairs.evaluate(k, rows)
+    whole = all_pairs(group, model)
+    np.testing.assert_allclose(pairs.joint, whole.joint, rtol=1e-14)
+    assert_same_moments(pairs.moments(None)[0], whole.moments(None)[0], rtol=1e-12)
+
+
+def test_densities_alone_do_not_keep_what_moments_need(make_mixture):
+    model = make_mixture(2, 3)
+    pairs = all_pairs(one_group(*noisy_cells(model, "own variances", 10)), model)
+    assert len(pairs._kept) == 2
+    pairs.forget()
+    assert pairs._kept == []
+    pairs = all_pairs(one_group(*noisy_cells(model, "own variances", 10)), model)
+    pairs.moments(None)
+    assert pairs._kept == []
+
+
+def test_a_tile_of_a_group_is_those_cells(make_mixture):
+    model = make_mixture(2, 3)
+    x, noise = noisy_cells(model, "own covariances", 30)
+    x[::3, 0] = np.nan
+    group = one_group(x, noise)
+    tile = slice(10, 25)
+    pairs = pairs_of(group, tile, model)
+    for k in range(2):
+        pairs.evaluate(k, np.arange(15))
+    np.testing.assert_allclose(pairs.joint, all_pairs(group, model).joint[:, tile], rtol=1e-14)
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+def test_what_is_lifted_is_the_posterior_of_the_cell_behind_the_noise(make_mixture, covariance_type):
+    """Of one cell and one component: μ + Σ T⁻¹ (x − μ) and Σ − Σ T⁻¹ Σ."""
+    model = make_mixture(1, 3, covariance_type)
+    x, noise = noisy_cells(model, "own covariances", 1)
+    moments = lifted(all_pairs(one_group(x, noise), model).moments(None)[0], model)
+    sigma = model.full_covariances[0]
+    gain = sigma @ np.linalg.inv(sigma + noise[0])
+    b = gain @ (x[0] - model.means[0])
+    second = np.outer(b, b) + sigma - gain @ sigma
+    np.testing.assert_allclose(moments.first[0], b, rtol=1e-11)
+    expected = np.diag(second) if covariance_type == "diag" else second
+    np.testing.assert_allclose(moments.second[0], expected, rtol=1e-10, atol=1e-11)
+
+
+MIXTURES = st.tuples(st.integers(1, 4), st.integers(1, 5))
+
+
+def uneven_problem(make_mixture, shape, covariance_type, kind, seed, log_scale, log_range, shrink, reach):
+    """Ten cells, near or far, behind noise of many sizes; one component smaller than the others."""
+    model, rng, n = make_mixture(*shape, covariance_type, seed=seed), np.random.default_rng(seed), 10
+    covariances = model.covariances.copy()
+    covariances[0] *= 10**shrink
+    model = GaussianMixture(model.weights, model.means, covariances)
+    noise = make_noise(kind, n, shape[1], rng, 10**log_scale)
+    if noise is not None and kind.startswith("own"):
+        noise = noise * 10 ** rng.uniform(-log_range, 0, size=(n, *[1] * (noise.ndim - 1)))
+    return model, model.sample(n, rng)[0] + reach * rng.normal(size=(n, shape[1])), noise
+
+
+@settings(max_examples=120, derandomize=True, deadline=None)
+@given(
+    shape=MIXTURES,
+    covariance_type=st.sampled_from(COVARIANCE_TYPES),
+    kind=st.sampled_from(OWN_NOISES),
+    seed=st.integers(0, 2**32 - 1),
+    log_scale=st.floats(-8, 6),
+    log_range=st.floats(0, 4),
+    shrink=st.floats(-6, 0),
+    reach=st.sampled_from([0.0, 3.0, 100.0]),
+)
+def test_the_bounds_hold_for_every_pair(
+    make_mixture, shape, covariance_type, kind, seed, log_scale, log_range, shrink, reach
+):
+    """The density is never above its bound, the distance never below its own."""
+    model, x, noise = uneven_problem(
+        make_mixture, shape, covariance_type, kind, seed, log_scale, log_range, shrink, reach
+    )
+    step = NoisyExpectation(one_group(x, noise), shape[0], covariance_type)
+    _, bound, distance = step._reach(model)(EVERYONE)
+    truth = posterior_by_definition(model, x, noise)
+    # Condition numbers up to 1e9 leave seven digits of a distance; those in the E-step have room for 1e-9 and 37 nats.
+    assert (bound >= truth.joint.T - 1e-9 * np.maximum(100.0, np.abs(truth.joint.T))).all()
+    assert (distance <= truth.distance.T * (1 + 1e-9) + 1e-9).all()
+
+
+@settings(max_examples=120, derandomize=True, deadline=None)
+@given(
+    shape=MIXTURES,
+    covariance_type=st.sampled_from(COVARIANCE_TYPES),
+    kind=st.sampled_from(OWN_NOISES),
+    seed=st.integers(0, 2**32 - 1),
+    log_scale=st.floats(-8, 6),
+    log_range=st.floats(0, 4),
+    shrink=st.floats(-6, 0),
+    reach=st.sampled_from([0.0, 3.0, 100.0]),
+)
+def test_a_closer_look_leaves_out_no_pair_that_is_needed(
+    make_mixture, shape, covariance_type, kind, seed, log_scale, log_range, shrink, reach
+):
+    model, x, noise = uneven_problem(
+        make_mixture, shape, covariance_type, kind, seed, log_scale, log_range, shrink, reach
+    )
+    pairs, _, _ = NoisyExpectation(one_group(x, noise), shape[0], covariance_type)._reach(model)(EVERYONE)
+    truth = posterior_by_definition(model, x, noise).joint.T
+    rows = np.array([0, 2, 3, 7, 9])
+    for k in range(shape[0]):
+        just_below = truth[k, rows] - 1e-9 * np.maximum(100.0, np.abs(truth[k, rows]))
+        assert np.array_equal(pairs.narrow(k, rows, just_below), rows)
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+@pytest.mark.parametrize("kind", OWN_NOISES)
+def test_a_closer_look_leaves_out_pairs_that_are_far_below(make_mixture, kind, covariance_type):
+    model = make_mixture(3, 4, covariance_type)
+    x, noise = noisy_cells(model, kind, 200)
+    group = one_group(x, noise)
+    pairs, bound, _ = NoisyExpectation(group, 3, covariance_type)._reach(model)(EVERYONE)
+    joint, everyone = all_pairs(group, model).joint, np.arange(200)
+    for k in range(3):
+        needed = joint[k] + 20.0
+        kept = pairs.narrow(k, everyone, needed)
+        assert len(kept) < 100
+        assert len(kept) <= (bound[k] > needed).sum()
+    assert len(pairs.narrow(0, np.empty(0, dtype=int), np.empty(0))) == 0
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+@pytest.mark.parametrize("kind", OWN_NOISES)
+def test_a_cell_at_a_mean_is_needed_there(make_mixture, kind, covariance_type):
+    model = make_mixture(3, 4, covariance_type)
+    noise = make_noise(kind, 3, 4, np.random.default_rng(0))
+    group = one_group(model.means, noise)
+    pairs, _, _ = NoisyExpectation(group, 3, covariance_type)._reach(model)(EVERYONE)
+    joint = all_pairs(group, model).joint
+    for k in range(3):
+        assert pairs.narrow(k, np.array([k]), joint[k, [k]] - 1e-9).tolist() == [k]
+
+
+def test_a_closer_look_at_cells_with_gaps_tells_nothing(make_mixture):
+    model = make_mixture(2, 3)
+    x, noise = noisy_cells(model, "own variances", 20)
+    x[::4, 1] = np.nan
+    pairs, _, _ = NoisyExpectation(one_group(x, noise), 2, "full")._reach(model)(EVERYONE)
+    rows = np.arange(0, 20, 2)
+    assert np.array_equal(pairs.narrow(1, rows, np.full(10, 1e9)), rows)
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+@pytest.mark.parametrize("shape", [None, (4,), (200, 4), (200, 4, 4)])
+def test_the_bounds_are_the_densities_where_there_is_no_noise(make_mixture, covariance_type, shape):
+    model = make_mixture(3, 4, covariance_type)
+    x = model.sample(200, 0)[0]
+    group = one_group(x, None if shape is None else np.zeros(shape))
+    _, bound, distance = NoisyExpectation(group, 3, covariance_type)._reach(model)(EVERYONE)
+    pairs = all_pairs(group, model)
+    np.testing.assert_allclose(bound, pairs.joint, rtol=1e-10)
+    np.testing.assert_allclose(distance, pairs.distance, rtol=1e-10)
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+def test_the_bounds_are_close_where_the_noise_is_round(make_mixture, covariance_type):
+    """The distance is exact; the determinant is by no more than half a nat too small for eigenvalues of 0.3 to 3."""
+    model = make_mixture(3, 4, covariance_type)
+    x = model.sample(300, 0)[0]
+    group = one_group(x, np.geomspace(1e-5, 1e3, 300)[:, None] * np.ones(4))
+    _, bound, distance = NoisyExpectation(group, 3, covariance_type)._reach(model)(EVERYONE)
+    pairs = all_pairs(group, model)
+    np.testing.assert_allclose(distance, pairs.distance, rtol=1e-10)
+    gap = bound - pairs.joint
+    assert gap.min() >= -1e-9
+    assert gap.max() < 0.5
+
+
+def test_cells_with_gaps_have_no_bounds(make_mixture):
+    model = make_mixture(2, 3)
+    x, noise = noisy_cells(model, "own variances", 20)
+    x[::4, 1] = np.nan
+    step = NoisyExpectation(one_group(x, noise), 2, "full")
+    _, bound, distance = step._reach(model)(EVERYONE)
+    assert (bound[:, ::4] == np.inf).all()
+    assert (distance[:, ::4] == 0).all()
+    assert np.isfinite(np.delete(bound, np.s_[::4], axis=1)).all()
+
+
+@pytest.mark.parametrize("kind", OWN_NOISES)
+def test_the_spread_of_the_noise_is_that_of_its_eigenvalues(make_mixture, kind):
+    x, noise = noisy_cells(make_mixture(2, 3), kind, 400)
+    spread = NoisyExpectation(one_group(x, noise), 2, "full")._spread
+    for i in range(0, 400, 7):
+        own = np.zeros((3, 3)) if noise is None else noise[i] if len(noise) == 400 else noise
+        matrix = np.diag(own) if own.ndim == 1 else own
+        assert spread.most[i] == pytest.approx(np.linalg.eigvalsh(matrix)[-1], rel=1e-12)
+        assert spread.mean[i] == pytest.approx(np.trace(matrix) / 3, rel=1e-12)
+        expected = 0.0 if noise is None else np.linalg.det(matrix) ** (1 / 3)
+        assert spread.geometric[i] == pytest.approx(expected, rel=1e-10)
+
+
+def overlapping(make_mixture, kind, covariance_type):
+    return make_mixture(6, 4, covariance_type, spread=0.5), 1.0
+
+
+def separated(make_mixture, kind, covariance_type):
+    return make_mixture(6, 4, covariance_type, spread=20.0), 1.0
+
+
+def behind_huge_noise(make_mixture, kind, covariance_type):
+    return make_mixture(6, 4, covariance_type, spread=5.0), 1e4
+
+
+def behind_tiny_noise(make_mixture, kind, covariance_type):
+    return make_mixture(6, 4, covariance_type, spread=5.0), 1e-12
+
+
+def with_a_weight_of_zero(make_mixture, kind, covariance_type):
+    model = make_mixture(6, 4, covariance_type, spread=2.0)
+    weights = np.where(np.arange(6) == 1, 0.0, model.weights)
+    return GaussianMixture(weights / weights.sum(), model.means, model.covariances), 1.0
+
+
+def with_a_tiny_and_a_huge_covariance(make_mixture, kind, covariance_type):
+    model = make_mixture(6, 4, covariance_type, spread=2.0)
+    covariances = model.covariances.copy()
+    covariances[0] *= 1e-6
+    covariances[1] *= 1e6
+    return GaussianMixture(model.weights, model.means, covariances), 0.1
+
+
+PROBLEMS = [
+    overlapping,
+    separated,
+    behind_huge_noise,
+    behind_tiny_noise,
+    with_a_weight_of_zero,
+    with_a_tiny_and_a_huge_covariance,
+]
+
+
+@pytest.mark.usefixtures("bounded")
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+@pytest.mark.parametrize("kind", ["own variances", "own covariances"])
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_nothing_that_could_be_seen_is_left_out(make_mixture, assert_same_moments, problem, kind, covariance_type):
+    model, scale = problem(make_mixture, kind, covariance_type)
+    x, noise = noisy_cells(model, kind, 300, scale=scale)
+    group = one_group(x, noise)
+    step = NoisyExpectation(group, 6, covariance_type)
+    others = [GaussianMixture(model.weights[::-1], model.means[::-1], model.covariances[::-1]), model]
+    for mixture in (model, *others):  # the second remembers the first, whose components come in another order
+        everything = lifted(all_pairs(group, mixture).moments(None)[0], mixture)
+        assert_same_moments(step(mixture), everything, rtol=RTOL)
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+@pytest.mark.parametrize("kind", ["own variances", "own covariances"])
+def test_far_components_are_not_evaluated(make_mixture, evaluated, kind, covariance_type):
+    model = make_mixture(24, 4, covariance_type, spread=100.0)
+    x, noise = noisy_cells(model, kind, 500)
+    step = NoisyExpectation(one_group(x, noise), 24, covariance_type)
+    step(model)
+    assert sum(evaluated) == 24 * 500  # nothing is known yet of how many matter
+    for _ in range(2):
+        evaluated.clear()
+        step(model)
+        assert 500 <= sum(evaluated) < 600
+
+
+def test_all_pairs_are_evaluated_where_many_matter(make_mixture, evaluated):
+    near, far = make_mixture(16, 3, spread=1.0), make_mixture(16, 3, spread=1000.0)
+    x, noise = noisy_cells(near, "own covariances", 200)
+    step = NoisyExpectation(one_group(x, noise), 16, "full")
+    for mixture, fewest, most in ((near, 3200, 3200), (far, 3200, 3200), (far, 200, 400), (near, 200, 3200)):
+        evaluated.clear()
+        step(mixture)
+        assert fewest <= sum(evaluated) <= most
+    evaluated.clear()
+    step(near)
+    assert sum(evaluated) == 3200
+
+
+@pytest.mark.usefixtures("bounded")
+def test_pairs_that_matter_are_evaluated_and_some_of_the_others_are_not(make_mixture, evaluated):
+    model = make_mixture(8, 4, spread=6.0)
+    x, noise = noisy_cells(model, "own variances", 500)
+    NoisyExpectation(one_group(x, noise), 8, "full")(model)
+    n_evaluated = sum(evaluated)
+    matter = (model.responsibilities(x, noise) > 1e-16).sum()
+    assert 600 < matter <= n_evaluated < 0.8 * 8 * 500
+
+
+@pytest.mark.usefixtures("bounded")
+def test_every_component_is_evaluated_for_cells_with_gaps(make_mixture, evaluated):
+    model = make_mixture(6, 4, spread=30.0)
+    x, _ = noisy_cells(model, "none", 100)
+    x[:40, 0] = np.nan
+    NoisyExpectation(one_group(x), 6, "full")(model)
+    assert 60 + 6 * 40 <= sum(evaluated) < 60 + 6 * 40 + 20
+
+
+def test_components_of_weight_zero_get_nothing(make_mixture):
+    model = make_mixture(3, 2, spread=1.0)
+    model = GaussianMixture([0.4, 0.0, 0.6], model.means, model.covariances)
+    for limit in (np.inf, 1.0):
+        x, noise = noisy_cells(model, "own variances", 60)
+        x[x > limit] = np.nan
+        noise, x = noise[~np.isnan(x).all(axis=1)], x[~np.isnan(x).all(axis=1)]
+        moments = NoisyExpectation(one_group(x, noise), 3, "full")(model)
+        assert (moments.nk[1], moments.first[1].any(), moments.second[1].any()) == (0, False, False)
+        assert moments.nk.sum() == pytest.approx(len(x), rel=1e-13)
+
+
+def test_tiles_hold_as_many_rows_as_their_factors_have_room_for(monkeypatch):
+    monkeypatch.setattr(noisy, "_FEWEST_ROWS", 100)
+    monkeypatch.setattr(noisy, "_MOST_ROWS", 3000)
+    monkeypatch.setattr(noisy, "_TILE_VALUES", 2_000_000)
+    x = np.zeros((10_000, 40))
+    # A component has 820 values of a matrix for every cell, or 80 of variances.
+    for n_components, covariance_type, expected in (
+        (1, "diag", 3000),
+        (10, "diag", 2500),
+        (2, "full", 1219),
+        (99, "full", 100),
+    ):
+        tiles = NoisyExpectation(Group(CellData(x)), n_components, covariance_type).tiles
+        assert [tile.start for tile in tiles] == list(range(0, 10_000, expected))
+        assert [tile.stop for tile in tiles] == [*range(expected, 10_000, expected), 10_000]
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+@pytest.mark.parametrize("gaps", GAPS)
+@pytest.mark.parametrize("kind", OWN_NOISES)
+def test_several_tiles_have_the_moments_of_the_definition(
+    monkeypatch, make_mixture, assert_same_moments, kind, gaps, covariance_type
+):
+    monkeypatch.setattr(noisy, "_FEWEST_ROWS", 17)
+    monkeypatch.setattr(noisy, "_MOST_ROWS", 17)
+    model = with_background(make_mixture(3, 3, covariance_type, spread=1.0))
+    x, noise = noisy_cells(model, kind, 60)
+    x = make_gaps(gaps, x, np.random.default_rng(0))
+    group = one_group(x, noise, model.background)
+    step = NoisyExpectation(group, 3, covariance_type)
+    assert isinstance(step, PairedExpectation)
+    assert len(step.tiles) == 4
+    assert_same_moments(step(model), e_step_by_definition(model, x, noise), rtol=RTOL)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_covariances_at_the_limit_of_double_precision_are_bounded_too(seed):
+    """Ratios of eigenvalues of 1e13 are let through by the floor."""
+    rng = np.random.default_rng(seed)
+    basis = np.linalg.qr(rng.normal(size=(3, 6, 6)))[0]
+    covariances = (basis * 10 ** rng.uniform(-4, 8.9, size=(3, 1, 6))) @ basis.transpose(0, 2, 1)
+    covariances = 0.5 * (covariances + covariances.transpose(0, 2, 1))
+    model = GaussianMixture(np.full(3, 1 / 3), rng.normal(size=(3, 6)), covariances)
+    noise = 10 ** rng.uniform(-8, 3, size=(200, 6))
+    x = model.sample(200, rng)[0] + np.sqrt(noise) * rng.normal(size=(200, 6))
+    group = one_group(x, noise)
+    everything = lifted(all_pairs(group, model).moments(None)[0], model)
+    found = NoisyExpectation(group, 3, "full")(model)
+    np.testing.assert_allclose(found.nk, everything.nk, atol=1e-6)
+    assert found.log_likelihood == pytest.approx(everything.log_likelihood, rel=1e-9)
+
+
+def test_noise_of_slightly_negative_eigenvalues_is_taken_for_what_it_rounds():
+    """A covariance of rank one in float32 has eigenvalues of −1e-8 of the largest; the mixture's may be smaller."""
+    rng = np.random.default_rng(0)
+    direction = rng.normal(size=(60, 3))
+    noise = (1e6 * direction[:, :, None] * direction[:, None, :]).astype(np.float32)
+    assert np.linalg.eigvalsh(noise.astype(float))[:, 0].min() < -1e-3
+    x = 0.03 * rng.normal(size=(60, 3)) + 1e3 * direction * rng.normal(size=(60, 1))
+    model = GaussianMixture([1.0], np.zeros((1, 3)), 1e-3 * np.eye(3)[None])
+    for values in (noise, noise[0]):
+        log_prob = model.log_prob(x[:1] if values.ndim == 2 else x, values)
+        assert np.isfinite(log_prob).all()
