@@ -1,6 +1,6 @@
 from cohortgmm.cohort.cells import PatientCells
 from cohortgmm.cohort.naive_comparison import correction_of
-from cohortgmm.mixture.result import MixtureFit
+from cohortgmm.mixture import MixtureFit
 from cohortgmm.pipeline.job import job_log
 from cohortgmm.plots.correction import plot_correction
 from cohortgmm.plots.style import save_figure

@@ -1,7 +1,7 @@
 from cohortgmm.cohort.annotation import CellAnnotation, draw_cells
 from cohortgmm.cohort.cells import PatientCells, read_positions
 from cohortgmm.cohort.diagnostics import members_of, read_frame
-from cohortgmm.mixture.model import GaussianMixture
+from cohortgmm.mixture import GaussianMixture
 from cohortgmm.pipeline.job import job_log
 from cohortgmm.plots.patient import plot_patient
 from cohortgmm.plots.style import save_figure

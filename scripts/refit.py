@@ -2,7 +2,7 @@ from cohortgmm.cohort.cells import PatientCells
 from cohortgmm.cohort.fitting import final_fit, write_fit
 from cohortgmm.cohort.tables import RUN_AGAIN, read_scores
 from cohortgmm.errors import DataError
-from cohortgmm.mixture.result import MixtureFit
+from cohortgmm.mixture import MixtureFit
 from cohortgmm.pipeline.job import job_log
 from cohortgmm.pipeline.made_with import fit_mark
 

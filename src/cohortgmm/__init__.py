@@ -7,14 +7,14 @@ __version__ = "0.1.0"
 # PEP 562: a fit job must not pay for anndata, pandas or matplotlib, which the notebook functions need.
 _EXPORTS = {
     "fit_gmm": "cohortgmm.api",
-    "fit_mixture": "cohortgmm.mixture.fit",
-    "MixtureFit": "cohortgmm.mixture.result",
-    "Noise": "cohortgmm.mixture.observations.noise",
-    "Background": "cohortgmm.mixture.observations.background",
-    "GaussianMixture": "cohortgmm.mixture.model",
-    "cross_validate": "cohortgmm.mixture.stacking",
-    "stack": "cohortgmm.mixture.stacking",
-    "stacking_weights": "cohortgmm.mixture.stacking",
+    "fit_mixture": "cohortgmm.mixture",
+    "MixtureFit": "cohortgmm.mixture",
+    "Noise": "cohortgmm.mixture",
+    "Background": "cohortgmm.mixture",
+    "GaussianMixture": "cohortgmm.mixture",
+    "cross_validate": "cohortgmm.mixture",
+    "stack": "cohortgmm.mixture",
+    "stacking_weights": "cohortgmm.mixture",
     "read_gmm": "cohortgmm.cohort.uns",
     "CohortgmmError": "cohortgmm.errors",
 }

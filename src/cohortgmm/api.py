@@ -25,9 +25,7 @@ from cohortgmm.columns import joined_column
 from cohortgmm.config import overwritten, read_gmm_options
 from cohortgmm.config.gmm import GmmConfig, default_gmm_key
 from cohortgmm.errors import CohortgmmError, ConfigError, one_line_repr
-from cohortgmm.mixture.model import GaussianMixture
-from cohortgmm.mixture.numerics.tiles import one_blas_thread
-from cohortgmm.mixture.result import MixtureFit
+from cohortgmm.mixture import GaussianMixture, MixtureFit, one_blas_thread
 from cohortgmm.storage.names import shown_text
 
 

@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from cohortgmm.mixture.observations.noise import Noise, is_one_for_all
+from cohortgmm.mixture import Noise, is_one_for_all
 from cohortgmm.storage.atomic import atomic_path
 from cohortgmm.storage.npz import read_arrays
 

@@ -12,7 +12,7 @@ import pandas as pd
 from cohortgmm.arrays import real_array
 from cohortgmm.cohort.reading import named_layers, unknown_name
 from cohortgmm.errors import DataError
-from cohortgmm.mixture.numerics.tiles import range_slices
+from cohortgmm.mixture import range_slices
 
 #: Whole numbers up to here are exact in single precision.
 _EXACT_IN_SINGLE = 2**24

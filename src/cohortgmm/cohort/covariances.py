@@ -7,7 +7,7 @@ import numpy as np
 
 from cohortgmm.errors import ConfigError
 from cohortgmm.memory import available_memory
-from cohortgmm.mixture.model import GaussianMixture
+from cohortgmm.mixture import GaussianMixture
 
 #: Rows and columns of a block of a file in which only blocks on the diagonal are stored.
 _BLOCK = 64

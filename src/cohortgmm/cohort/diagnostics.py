@@ -10,8 +10,7 @@ import pandas as pd
 from cohortgmm.cohort.cells import PatientCells
 from cohortgmm.cohort.tables import FRAME_COLUMNS, RUN_AGAIN, read_rows, table_heading
 from cohortgmm.errors import DataError
-from cohortgmm.mixture.model import GaussianMixture
-from cohortgmm.mixture.result import MixtureFit
+from cohortgmm.mixture import GaussianMixture, MixtureFit
 from cohortgmm.storage.atomic import atomic_path
 
 _TEXT_COLUMNS = ["patient", "file", "label", "metric", "status", "reason", "cell_type", "best_by"]

@@ -14,11 +14,7 @@ import numpy as np
 
 from cohortgmm.cohort.cells import PatientCells
 from cohortgmm.errors import ConfigError, one_line
-from cohortgmm.mixture.model import GaussianMixture
-from cohortgmm.mixture.numerics.tiles import tile_slices
-from cohortgmm.mixture.observations.background import Background
-from cohortgmm.mixture.observations.completeness import Completeness
-from cohortgmm.mixture.result import as_mixture
+from cohortgmm.mixture import Background, Completeness, GaussianMixture, as_mixture, tile_slices
 
 
 def fit_arguments(options: Mapping[str, Any], cells: PatientCells) -> dict[str, Any]:

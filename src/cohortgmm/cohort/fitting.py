@@ -15,12 +15,16 @@ from cohortgmm.cohort.fit_arguments import check_seen, fit_arguments
 from cohortgmm.cohort.shared_weights import is_corrected, patient_weights
 from cohortgmm.cohort.tables import SCORE_COLUMNS, Row
 from cohortgmm.errors import DataError
-from cohortgmm.mixture.criteria import aic, bic, n_free_parameters
-from cohortgmm.mixture.em.constraints import Frozen
-from cohortgmm.mixture.fit import fit_mixture
-from cohortgmm.mixture.model import GaussianMixture
-from cohortgmm.mixture.numerics.tiles import one_blas_thread
-from cohortgmm.mixture.result import MixtureFit
+from cohortgmm.mixture import (
+    Frozen,
+    GaussianMixture,
+    MixtureFit,
+    aic,
+    bic,
+    fit_mixture,
+    n_free_parameters,
+    one_blas_thread,
+)
 from cohortgmm.storage.atomic import atomic_path
 from cohortgmm.storage.marks import mark_archive
 

@@ -23,7 +23,7 @@ from cohortgmm.cohort.reading import (
 from cohortgmm.cohort.split import check_finite
 from cohortgmm.cohort.texts import check_id
 from cohortgmm.errors import ConfigError, DataError
-from cohortgmm.mixture.observations.noise import Noise, check_meaning, is_one_for_all
+from cohortgmm.mixture import Noise, check_meaning, is_one_for_all
 
 
 def cells_of_anndata(

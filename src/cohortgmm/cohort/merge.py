@@ -25,7 +25,7 @@ from cohortgmm.cohort.texts import column_list
 from cohortgmm.cohort.uns import CellAssignment, assign_components, build_uns
 from cohortgmm.columns import joined_column
 from cohortgmm.config.gmm import GmmConfig
-from cohortgmm.mixture.result import MixtureFit
+from cohortgmm.mixture import MixtureFit
 from cohortgmm.storage.atomic import atomic_path
 from cohortgmm.storage.names import shown_path
 from cohortgmm.storage.npz import read_arrays

@@ -10,10 +10,7 @@ from cohortgmm.cohort.annotation import draw_cells
 from cohortgmm.cohort.cells import MIN_CELLS_PER_COMPONENT, PatientCells, derived_seed
 from cohortgmm.cohort.fit_arguments import fit_arguments
 from cohortgmm.errors import CohortgmmError
-from cohortgmm.mixture.fit import fit_mixture
-from cohortgmm.mixture.model import GaussianMixture
-from cohortgmm.mixture.observations.completeness import CellNoise
-from cohortgmm.mixture.result import MixtureFit
+from cohortgmm.mixture import CellNoise, GaussianMixture, MixtureFit, fit_mixture
 
 #: Cells drawn from the mixture for the figure, seen or not.
 _DRAWN = 20_000

@@ -25,8 +25,7 @@ from cohortgmm.cohort.labels import patient_labels
 from cohortgmm.cohort.patients import check_cell_names, check_input, patient_ids
 from cohortgmm.cohort.texts import check_column
 from cohortgmm.errors import DataError
-from cohortgmm.mixture.numerics.tiles import tile_slices
-from cohortgmm.mixture.observations.noise import Noise, check_meaning, is_one_for_all
+from cohortgmm.mixture import Noise, check_meaning, is_one_for_all, tile_slices
 
 __all__ = [
     "Embedding",

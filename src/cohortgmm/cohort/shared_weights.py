@@ -7,9 +7,7 @@ import numpy as np
 
 from cohortgmm.cohort.cells import PatientCells, derived_seed
 from cohortgmm.errors import CohortgmmError
-from cohortgmm.mixture.fit import fit_mixture
-from cohortgmm.mixture.model import GaussianMixture
-from cohortgmm.mixture.observations.completeness import CellNoise
+from cohortgmm.mixture import CellNoise, GaussianMixture, fit_mixture
 
 
 def is_corrected(cells: PatientCells, model: GaussianMixture, arguments: Mapping[str, Any]) -> bool:

@@ -8,9 +8,7 @@ import numpy as np
 from cohortgmm.arrays import dense_array
 from cohortgmm.cohort.covariances import diagonals
 from cohortgmm.errors import ConfigError, DataError
-from cohortgmm.mixture.density.parameters import SUM_TO_ONE
-from cohortgmm.mixture.model import GaussianMixture
-from cohortgmm.mixture.observations.background import Background
+from cohortgmm.mixture import SUM_TO_ONE, Background, GaussianMixture
 
 #: Weights may miss a sum of one by this, as those that others computed in single precision do; they are divided by it.
 _SINGLE_PRECISION = 1e-3

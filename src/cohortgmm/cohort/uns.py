@@ -14,9 +14,7 @@ from cohortgmm.cohort.stored_mixtures import stored_mixtures
 from cohortgmm.cohort.tables import Row
 from cohortgmm.config.gmm import GmmConfig
 from cohortgmm.errors import DataError
-from cohortgmm.mixture.model import GaussianMixture
-from cohortgmm.mixture.observations.background import Background
-from cohortgmm.mixture.result import MixtureFit
+from cohortgmm.mixture import Background, GaussianMixture, MixtureFit
 
 SCHEMA_VERSION = "1"
 

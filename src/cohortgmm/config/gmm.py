@@ -8,10 +8,10 @@ from pydantic import Field, field_validator
 
 from cohortgmm.config.problems import FUNCTION, Conflict, Number, Section
 from cohortgmm.errors import ConfigError, one_line_repr
-from cohortgmm.mixture.settings import effective_settings
+from cohortgmm.mixture import effective_settings
 
 if TYPE_CHECKING:
-    from cohortgmm.mixture.model import GaussianMixture
+    from cohortgmm.mixture import GaussianMixture
 
 #: Candidates for k where none are given; those a patient is too small for are left out for that patient.
 DEFAULT_K = tuple(range(1, 11))

@@ -62,7 +62,7 @@ def load_config(
     found = find_files(named, source, workflow_dir, refuse_results=refuse_results)
     gmm = checked.gmm.with_files({key: path for key, path in found.items() if key.startswith("gmm.")})
     if gmm.reference is not None:
-        from cohortgmm.mixture.model import GaussianMixture  # numpy, which the Snakefile can do without
+        from cohortgmm.mixture import GaussianMixture  # numpy, which the Snakefile can do without
 
         gmm = gmm.for_reference(GaussianMixture.load(gmm.reference), source)
     tops = {key: path for key, path in found.items() if not key.startswith("gmm.")}
@@ -221,6 +221,7 @@ def _imported_modules(path: Path) -> dict[str, Path]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             # `from package import module` imports a module, `from module import name` does not: both are tried.
             names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= {_lazy_exports(node.module).get(alias.name, node.module) for alias in node.names}
     names |= {name.rpartition(".")[0] for name in names}  # packages, which Python loads before what is in them
     names |= {name.rpartition(".")[0] for name in names}
     root = Path(__file__).parents[1]
@@ -231,6 +232,18 @@ def _imported_modules(path: Path) -> dict[str, Path]:
 def _module_file(path: Path) -> Path | None:
     """The file of a module or a package at this place; None for neither."""
     return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
+
+
+@functools.cache
+def _lazy_exports(package: str) -> dict[str, str]:
+    """Names that a package of ours imports when they are asked for, and the modules that they come from."""
+    path = Path(__file__).parents[1].joinpath(*package.split(".")[1:], "__init__.py")
+    if not (package.startswith(PREFIX) and path.is_file()):
+        return {}
+    for node in _syntax_tree(path).body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "_EXPORTS":
+            return ast.literal_eval(node.value)
+    return {}
 
 
 def _executed(node: ast.AST) -> Iterator[ast.AST]:

@@ -11,7 +11,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.transforms import offset_copy
 
 from cohortgmm.cohort.naive_comparison import Correction
-from cohortgmm.mixture.model import GaussianMixture
+from cohortgmm.mixture import GaussianMixture
 from cohortgmm.plots.patient import ellipse_axes, plane_covariances
 from cohortgmm.plots.style import (
     ALARM,

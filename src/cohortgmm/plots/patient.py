@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse, Patch
 
-from cohortgmm.mixture.model import GaussianMixture
+from cohortgmm.mixture import GaussianMixture
 from cohortgmm.plots.criteria import criteria_legend, criterion_name, draw_criteria
 from cohortgmm.plots.style import (
     CELL_TYPES,
