@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cohortgmm import __version__
-from cohortgmm.arguments import check_count, shown
+from cohortgmm.arguments import check_count
 from cohortgmm.cohort.cells import PatientCells
 from cohortgmm.cohort.covariances import check_size
 from cohortgmm.cohort.fit_arguments import describe_arguments
@@ -24,9 +24,9 @@ from cohortgmm.cohort.uns import assign_components, build_uns
 from cohortgmm.columns import joined_column
 from cohortgmm.config import overwritten, read_gmm_options
 from cohortgmm.config.gmm import GmmConfig, default_gmm_key
-from cohortgmm.errors import CohortgmmError, ConfigError, one_line_repr
+from cohortgmm.display import format_repr, format_text, format_value
+from cohortgmm.errors import CohortgmmError, ConfigError
 from cohortgmm.mixture import GaussianMixture, MixtureFit, one_blas_thread
-from cohortgmm.storage.names import shown_text
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,10 +193,10 @@ def fit_gmm(
         gmm = gmm.for_reference(objects["reference"], "fit_gmm")
     options = gmm.fit_options() | objects
     if isinstance(random_state, bool) or not isinstance(random_state, (int, np.integer)) or random_state < 0:
-        raise ConfigError(f"random_state must be an integer of at least 0, got {shown(random_state)}")
+        raise ConfigError(f"random_state must be an integer of at least 0, got {format_value(random_state)}")
     min_cells = check_count("min_cells", min_cells, 0)
     if not isinstance(on_small_patient, str) or on_small_patient not in ("error", "drop"):
-        raise ConfigError(f"on_small_patient must be 'error' or 'drop', got {one_line_repr(on_small_patient)}")
+        raise ConfigError(f"on_small_patient must be 'error' or 'drop', got {format_repr(on_small_patient)}")
     is_mapping = isinstance(data, Mapping)
     if is_mapping:
         cells, ids = cells_of_mapping(data, noise, missing, all_finite=False)
@@ -316,14 +316,14 @@ def _n_workers(n_jobs: int) -> int:
 
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if isinstance(n_jobs, bool) or not isinstance(n_jobs, (int, np.integer)) or n_jobs < 1:
-        raise ConfigError(f"n_jobs must be -1 or an integer of at least 1, got {shown(n_jobs)}")
+        raise ConfigError(f"n_jobs must be -1 or an integer of at least 1, got {format_value(n_jobs)}")
     return int(n_jobs)
 
 
 def _report(outcomes: Iterator[tuple[str, _Outcome]], sharing: str, verbose: bool) -> Iterator[tuple[str, _Outcome]]:
     for name, outcome in outcomes:
         if verbose:
-            title = "all patients" if sharing == "global" else shown_text(name)
+            title = "all patients" if sharing == "global" else format_text(name)
             choice = outcome.choice
             state = f"{outcome.fit.n_iter} iterations" if outcome.fit.converged else "not converged"
             print(

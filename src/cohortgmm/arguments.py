@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from cohortgmm.display import format_value
 from cohortgmm.errors import ConfigError
 
 #: What numpy makes generators of, besides whole numbers.
@@ -15,20 +16,17 @@ _SOURCES = (np.random.Generator, np.random.BitGenerator, np.random.SeedSequence,
 #: Values of features beyond this are refused: their squares, and products of these with others, would overflow.
 LARGEST = 1e100
 
-#: Longest value that a message shows.
-_LONGEST = 60
-
 
 def check_choice(name: str, value: Any, allowed: Collection[str]) -> None:
     """Refuse a name that is not among those allowed."""
     if not isinstance(value, str) or value not in allowed:
-        raise ConfigError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {shown(value)}")
+        raise ConfigError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {format_value(value)}")
 
 
 def check_count(name: str, value: Any, least: int) -> int:
     """A whole number of at least ``least``, of Python or numpy."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, Integral) or value < least:
-        raise ConfigError(f"{name} is out of range: {shown(value)}; give an integer of at least {least}")
+        raise ConfigError(f"{name} is out of range: {format_value(value)}; give an integer of at least {least}")
     return int(value)
 
 
@@ -40,7 +38,7 @@ def check_number(name: str, value: Any, least: float, *, above: bool = False) ->
             number = float(value)
     if not np.isfinite(number) or not (least < number if above else least <= number):
         bound = f"above {least:g}" if above else f"of at least {least:g}"
-        raise ConfigError(f"{name} is out of range: {shown(value)}; give a finite number {bound}")
+        raise ConfigError(f"{name} is out of range: {format_value(value)}; give a finite number {bound}")
     return number
 
 
@@ -67,14 +65,6 @@ def generator(source: Any, name: str = "random_state") -> np.random.Generator:
     if numbers and all(isinstance(one, Integral) and not isinstance(one, bool) and one >= 0 for one in numbers):
         return np.random.default_rng(numbers if len(numbers) > 1 else numbers[0])
     raise ConfigError(
-        f"{name} must be an integer of at least 0, None, or a generator or seed sequence of numpy, got {shown(source)}"
+        f"{name} must be an integer of at least 0, None, or a generator or seed sequence of numpy, got "
+        f"{format_value(source)}"
     )
-
-
-def shown(value: Any) -> str:
-    """A value in a message: as Python writes it where that is one short line, else its type."""
-    if isinstance(value, str | bool | Real | np.generic | type(None)):
-        text = repr(value)
-        if len(text) <= _LONGEST:
-            return text
-    return f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")

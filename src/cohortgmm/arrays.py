@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from cohortgmm.errors import DataError, one_line
+from cohortgmm.display import format_error
+from cohortgmm.errors import DataError
 
 #: Kinds of numpy's types that hold real numbers: booleans, integers and floating-point numbers.
 _REAL_KINDS = "biuf"
@@ -52,7 +53,7 @@ def real_array(values: Any, name: str) -> Any:
     except MemoryError:
         raise
     except Exception as error:  # whatever the __array__ of somebody else's class raises
-        raise DataError(f"{name} must be a numeric array: {one_line(error)}") from None
+        raise DataError(f"{name} must be a numeric array: {format_error(error)}") from None
     if array.dtype.kind == "O" and array.ndim == 0 and not isinstance(values, Real):
         raise DataError(f"{name} must be a numeric array, got {type(values).__name__}")
     return _as_float(array, name)
@@ -74,7 +75,7 @@ def _in_memory(values: Any, name: str) -> Any:
     except MemoryError:
         raise
     except Exception as error:  # of a file, or of what dask was to compute
-        raise DataError(f"{name} cannot be read: {one_line(error)}") from None
+        raise DataError(f"{name} cannot be read: {format_error(error)}") from None
     return values
 
 
@@ -92,7 +93,7 @@ def _sparse(values: Any, name: str) -> Any:
             values.check_format(full_check=True)
         return values.tocsr()
     except ValueError as error:
-        raise DataError(f"{name} is a damaged sparse matrix: {one_line(error)}") from None
+        raise DataError(f"{name} is a damaged sparse matrix: {format_error(error)}") from None
 
 
 def _from_table(table: Any, name: str) -> np.ndarray:

@@ -1,19 +1,8 @@
 """The exceptions a user may see: each message is one line that says what was found and what to change."""
 
 
-def one_line_repr(value: object) -> str:
-    """A value as Python writes it, on one line."""
-    text = repr(value)
-    return " ".join(text.split()) if "\n" in text else text
-
-
 class CohortgmmError(Exception):
     """Base of every error that cohortgmm raises on purpose."""
-
-
-def one_line(error: Exception) -> str:
-    """What an exception of somebody else says, however many lines it has."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
 
 
 class ConfigError(CohortgmmError, ValueError):

@@ -9,9 +9,10 @@ from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
 import cohortgmm.pipeline.settings as helpers
+from cohortgmm.display import format_path
 from cohortgmm.cohort.tables import read_sheet
 from cohortgmm.errors import CohortgmmError
-from cohortgmm.storage.names import patient_name, shown_path
+from cohortgmm.storage.names import patient_name
 from cohortgmm.pipeline import closing
 from cohortgmm.pipeline import failures
 from cohortgmm.pipeline import messages
@@ -36,7 +37,7 @@ try:
     if workflow.is_main_process:
         helpers.check_surroundings(workflow.basedir)
         helpers.check_config_files(workflow.configfiles)
-    source = ", ".join(map(shown_path, workflow.configfiles)) or "config"
+    source = ", ".join(map(format_path, workflow.configfiles)) or "config"
     # A job reads what its run has looked at.
     CONFIG = helpers.load_config(config, source, workflow.basedir, refuse_results=workflow.is_main_process)
     SHEET = read_sheet(CONFIG.patients) if CONFIG.patients else None

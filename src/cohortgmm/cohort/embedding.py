@@ -12,7 +12,8 @@ import pandas as pd
 from cohortgmm.cohort.counts import row_blocks
 from cohortgmm.cohort.reading import check_column
 from cohortgmm.config import PreprocessConfig
-from cohortgmm.errors import CohortgmmError, ConfigError, DataError, one_line
+from cohortgmm.display import format_error
+from cohortgmm.errors import CohortgmmError, ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
@@ -140,7 +141,7 @@ def _quietly(doing: str) -> Iterator[None]:
     except (CohortgmmError, MemoryError):
         raise
     except Exception as error:
-        raise DataError(f"{doing} failed ({one_line(error)}): look at the counts of the cells and genes") from error
+        raise DataError(f"{doing} failed ({format_error(error)}): look at the counts of the cells and genes") from error
 
 
 def _check_variation(work: ad.AnnData, n_pcs: int) -> float:

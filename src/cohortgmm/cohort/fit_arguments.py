@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from cohortgmm.cohort.cells import PatientCells
-from cohortgmm.errors import ConfigError, one_line
+from cohortgmm.display import format_error
+from cohortgmm.errors import ConfigError
 from cohortgmm.mixture import Background, Completeness, GaussianMixture, as_mixture, tile_slices
 
 
@@ -137,7 +138,7 @@ def load_function(name: str) -> Callable:
     try:
         module = _module_of_file(Path(source)) if source.endswith(".py") else importlib.import_module(source)
     except Exception as error:  # anything may happen in a user's file
-        raise ConfigError(f"{name}: cannot be imported: {one_line(error)}") from error
+        raise ConfigError(f"{name}: cannot be imported: {format_error(error)}") from error
     found = getattr(module, function, None)
     if not hasattr(module, function):
         raise ConfigError(f"{name}: {source} has no {function}")

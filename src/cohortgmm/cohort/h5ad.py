@@ -16,7 +16,8 @@ import pandas as pd
 from anndata.io import read_elem
 from scipy import sparse
 
-from cohortgmm.errors import DataError, one_line
+from cohortgmm.display import format_error
+from cohortgmm.errors import DataError
 
 #: The first bytes of a file that gzip wrote.
 _GZIP = b"\x1f\x8b"
@@ -139,7 +140,7 @@ def find_item(file: h5py.File, path: str) -> h5py.Group | h5py.Dataset:
             ) from None
         if isinstance(error, KeyError):
             raise DataError(f"{file.filename}: {path} is not in the file") from None
-        raise DataError(f"{file.filename}: {path} cannot be read: {one_line(error)}") from None
+        raise DataError(f"{file.filename}: {path} cannot be read: {format_error(error)}") from None
 
 
 def _broken_link(file: h5py.File, path: str) -> Any:
@@ -273,7 +274,7 @@ def _why_unread(item: h5py.Group | h5py.Dataset, error: Exception) -> str:
             f"its format {kind or 'without a name'!r}, or that of a part of it, is unknown to anndata "
             f"{version('anndata')}: update anndata, or write the file again with this version"
         )
-    return f"{one_line(error)}; is the file damaged?" if isinstance(error, OSError) else one_line(error)
+    return f"{format_error(error)}; is the file damaged?" if isinstance(error, OSError) else format_error(error)
 
 
 # Tables: obs and var
@@ -357,7 +358,7 @@ def _read_series(file: h5py.File, path: str) -> Any:
         categories = item.parent[item.attrs["categories"]]
         return pd.Categorical.from_codes(values, read_elem(categories), ordered=bool(categories.attrs.get("ordered")))
     except Exception as error:
-        raise DataError(f"{file.filename}: the categories of {path} cannot be read: {one_line(error)}") from None
+        raise DataError(f"{file.filename}: the categories of {path} cannot be read: {format_error(error)}") from None
 
 
 def read_obs(file: h5py.File, columns: Iterable[str] | None = None) -> pd.DataFrame:

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cohortgmm.arguments import shown
 from cohortgmm.arrays import check_labels, check_names, dense_array
 from cohortgmm.cohort.h5ad import check_rows, unknown_name
 from cohortgmm.cohort.patients import check_cell_names, patient_ids
@@ -22,6 +21,7 @@ from cohortgmm.cohort.reading import (
 )
 from cohortgmm.cohort.split import check_finite
 from cohortgmm.cohort.texts import check_id
+from cohortgmm.display import format_value
 from cohortgmm.errors import ConfigError, DataError
 from cohortgmm.mixture import Noise, check_meaning, is_one_for_all
 
@@ -64,7 +64,7 @@ def cells_of_anndata(
     if patient_col is None:
         raise ConfigError("patient_col is required with AnnData")
     if not (use_rep is None or isinstance(use_rep, str)):
-        raise ConfigError(f"use_rep must be a key of obsm, or None for X, got {shown(use_rep)}")
+        raise ConfigError(f"use_rep must be a key of obsm, or None for X, got {format_value(use_rep)}")
     check_cell_names(adata.obs)
     ids = patient_ids(adata.obs, patient_col)
     if use_rep is None:

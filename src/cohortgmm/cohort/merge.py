@@ -25,9 +25,9 @@ from cohortgmm.cohort.texts import column_list
 from cohortgmm.cohort.uns import CellAssignment, assign_components, build_uns
 from cohortgmm.columns import joined_column
 from cohortgmm.config.gmm import GmmConfig
+from cohortgmm.display import format_path
 from cohortgmm.mixture import MixtureFit
 from cohortgmm.storage.atomic import atomic_path
-from cohortgmm.storage.names import shown_path
 from cohortgmm.storage.npz import read_arrays
 
 logger = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ def merge_models(
             "anndata": version("anndata"),
             "seed": seed,
             "config": config,
-            "source": shown_path(source),
+            "source": format_path(source),
             "source_sha256": _sha256(source),
         },
     )

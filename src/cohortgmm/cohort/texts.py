@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from cohortgmm.cohort.h5ad import unknown_name
-from cohortgmm.errors import ConfigError, DataError, one_line_repr
+from cohortgmm.display import format_repr
+from cohortgmm.errors import ConfigError, DataError
 
 
 def check_column(obs: pd.DataFrame, column: str, key: str) -> None:
@@ -36,7 +37,7 @@ def column_list(patient_col: str | Sequence[str]) -> list[str]:
     except TypeError:  # lists within the list, and whatever else cannot name a column
         pass
     raise ConfigError(
-        f"patient_col must be a column of obs, or a list of several different ones, got {one_line_repr(patient_col)}"
+        f"patient_col must be a column of obs, or a list of several different ones, got {format_repr(patient_col)}"
     )
 
 

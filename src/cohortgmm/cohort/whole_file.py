@@ -14,7 +14,8 @@ from anndata.io import read_elem
 
 from cohortgmm.cohort.entries import SUFFIX
 from cohortgmm.cohort.h5ad import check_sources, load_filters, open_h5ad, read_item
-from cohortgmm.errors import CohortgmmError, DataError, one_line
+from cohortgmm.display import format_error
+from cohortgmm.errors import CohortgmmError, DataError
 
 #: Name of a column that anndata keeps for itself.
 _RESERVED = "_index"
@@ -117,7 +118,7 @@ def write_cohort(adata: ad.AnnData, target: Path, source: str | os.PathLike, unr
         raise
     except Exception as error:
         raise DataError(
-            f"{source}: anndata {ad.__version__} cannot write what it read of it ({one_line(error)}): remove or rename "
+            f"{source}: anndata {ad.__version__} cannot write what it read of it ({format_error(error)}): remove or rename "
             "this entry"
         ) from error
     paths = [path for path in unread if path.startswith("uns/")]
@@ -155,7 +156,7 @@ def _read_by_elements(file: h5py.File) -> Cohort:
     try:
         return Cohort(ad.AnnData(X=x, raw=raw, **tables, **mappings), renamed, unread)
     except (TypeError, ValueError) as error:
-        raise DataError(f"{file.filename}: its entries do not fit together ({one_line(error)})") from error
+        raise DataError(f"{file.filename}: its entries do not fit together ({format_error(error)})") from error
 
 
 def _read_or_note(file: h5py.File, path: str, unread: dict[str, str]) -> Any:
@@ -167,7 +168,7 @@ def _read_or_note(file: h5py.File, path: str, unread: dict[str, str]) -> Any:
     except MemoryError:
         raise
     except Exception as error:
-        unread[path] = one_line(error)
+        unread[path] = format_error(error)
         return None
 
 
@@ -187,7 +188,7 @@ def _read_table(file: h5py.File, path: str, unread: dict[str, str]) -> pd.DataFr
         raise
     except Exception as error:
         if not isinstance(group, h5py.Group) or "_index" not in group.attrs:
-            raise DataError(f"{file.filename}: anndata cannot read {path} ({one_line(error)})") from error
+            raise DataError(f"{file.filename}: anndata cannot read {path} ({format_error(error)})") from error
     index = _read_or_note(file, f"{path}/{group.attrs['_index']}", unread)
     if index is None:
         raise DataError(f"{file.filename}: the names in {path} cannot be read")

@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from cohortgmm.columns import joined_column, unit_column
 from cohortgmm.config.gmm import GmmConfig, default_gmm_key
 from cohortgmm.config.problems import Conflict, Number, Section, section_of
-from cohortgmm.errors import ConfigError, one_line_repr
-from cohortgmm.storage.names import shown_path
+from cohortgmm.display import format_path, format_repr
+from cohortgmm.errors import ConfigError
 
 #: Keys of ``uns`` that the preprocessing writes.
 _OF_PREPROCESSING = ("cohortgmm_preprocess", "hvg", "log1p", "pca")
@@ -181,8 +181,8 @@ class Config(Section):
 
     def provenance_json(self) -> str:
         """What the merged file depends on, as JSON: everything but what concerns figures and logs."""
-        files = {key: shown_path(path) for key, path in self.gmm.files.items()}
-        named = {key: path and shown_path(path) for key, path in (("input", self.input), ("patients", self.patients))}
+        files = {key: format_path(path) for key, path in self.gmm.files.items()}
+        named = {key: path and format_path(path) for key, path in (("input", self.input), ("patients", self.patients))}
         plain = self.model_copy(update=named | {"gmm": self.gmm.with_files(files)})
         return plain.model_dump_json(exclude={"qc": True, "gmm": {"verbose"}})
 
@@ -355,4 +355,4 @@ def _problem(model: type[BaseModel], item: Any) -> str:
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "value_error":
         return f"{dotted}: {message}" if dotted else message
-    return f"{dotted}: {message[0].lower()}{message[1:]}, got {one_line_repr(value)}"
+    return f"{dotted}: {message[0].lower()}{message[1:]}, got {format_repr(value)}"

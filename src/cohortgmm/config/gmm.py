@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from cohortgmm.config.problems import FUNCTION, Conflict, Number, Section
-from cohortgmm.errors import ConfigError, one_line_repr
+from cohortgmm.display import format_repr
+from cohortgmm.errors import ConfigError
 from cohortgmm.mixture import effective_settings
 
 if TYPE_CHECKING:
@@ -241,7 +242,7 @@ class GmmConfig(Section):
         if value is None:
             return None
         if isinstance(value, (str, bytes, Mapping, bool, float)):
-            raise ValueError(f"must be an integer, a list of integers or null, got {one_line_repr(value)}")
+            raise ValueError(f"must be an integer, a list of integers or null, got {format_repr(value)}")
         try:
             values, several = list(value), True
         except TypeError:
@@ -255,7 +256,7 @@ class GmmConfig(Section):
             except TypeError:
                 number = 0
             if number < 1:
-                raise ValueError(f"must hold integers of at least 1, got {one_line_repr(k)}")
+                raise ValueError(f"must hold integers of at least 1, got {format_repr(k)}")
             ks.append(number)
         return sorted(set(ks)) if several else ks[0]
 

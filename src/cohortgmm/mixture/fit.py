@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from cohortgmm.arguments import check_choice, check_count, check_number, generator, shown
+from cohortgmm.arguments import check_choice, check_count, check_number, generator
+from cohortgmm.display import format_value
 from cohortgmm.errors import ConfigError, DataError, FitError
 from cohortgmm.mixture.density.parameters import SUM_TO_ONE
 from cohortgmm.mixture.em.constraints import Constraints, Frozen
@@ -173,7 +174,7 @@ def fit_mixture(
     rng = generator(random_state)
     initial = None if initial is None else as_mixture(initial, "initial")
     if background is not None and not isinstance(background, Background):
-        raise ConfigError(f"background must be a cohortgmm.Background, got {shown(background)}")
+        raise ConfigError(f"background must be a cohortgmm.Background, got {format_value(background)}")
     if initial is not None and background is None:
         background = initial.background
     cells = Measurements(x, noise, n_threads, background)

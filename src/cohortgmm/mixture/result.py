@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from cohortgmm.arguments import shown
+from cohortgmm.display import format_value
 from cohortgmm.errors import ConfigError, DataError
 from cohortgmm.mixture.model import GaussianMixture
 from cohortgmm.mixture.observations.background import BACKGROUND_ARRAYS
@@ -135,4 +135,4 @@ def as_mixture(value: Any, name: str, hint: str = "") -> GaussianMixture:
         way = ": make one, GaussianMixture(fitted.weights_, fitted.means_, fitted.covariances_)"
     elif isinstance(value, Mapping):
         way = ": name one of its mixtures"
-    raise ConfigError(f"{name} must be a cohortgmm.GaussianMixture{hint}, got {shown(value)}{way}")
+    raise ConfigError(f"{name} must be a cohortgmm.GaussianMixture{hint}, got {format_value(value)}{way}")

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from cohortgmm.arguments import generator, shown
+from cohortgmm.arguments import generator
 from cohortgmm.arrays import check_labels, dense_array
+from cohortgmm.display import format_value
 from cohortgmm.errors import ConfigError, DataError
 from cohortgmm.mixture.fit import fit_mixture
 from cohortgmm.mixture.model import GaussianMixture
@@ -134,7 +135,7 @@ def stack(models: Sequence[GaussianMixture], weights: np.ndarray | None = None) 
         If the mixtures or the weights do not fit together.
     """
     if isinstance(models, GaussianMixture | MixtureFit | Mapping | str) or not isinstance(models, Iterable):
-        raise ConfigError(f"models must be a list of mixtures, got {shown(models)}")
+        raise ConfigError(f"models must be a list of mixtures, got {format_value(models)}")
     models = [as_mixture(model, f"models[{i}]") for i, model in enumerate(models)]
     shares = np.full(len(models), 1.0) if weights is None else dense_array(weights, "weights").astype(np.float64)
     if not models or shares.shape != (len(models),) or not np.all(shares >= 0) or not 0 < shares.sum() < np.inf:

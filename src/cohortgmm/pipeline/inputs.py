@@ -4,8 +4,8 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from cohortgmm.display import format_path
 from cohortgmm.errors import ConfigError
-from cohortgmm.storage.names import shown_path
 
 #: Results that `python -m cohortgmm keep DIR` copies, which keep their names there.
 KEPT = ("models/*.npz", "patients.tsv", "selection.tsv", "scores.tsv")
@@ -59,7 +59,9 @@ def find_files(
         elif any(place.is_dir() for place in places):
             problems.append(f"{source}: {key}: {name} is a folder, not a file{_way_out_of_folder(name)}")
         else:
-            problems.append(f"{source}: {key}: no such file: {name} (looked in {shown_path(Path.cwd())}){_hint(paths)}")
+            problems.append(
+                f"{source}: {key}: no such file: {name} (looked in {format_path(Path.cwd())}){_hint(paths)}"
+            )
     if problems:
         raise ConfigError("\n".join(problems))
     return found
@@ -78,7 +80,7 @@ def encoded(name: str) -> str:
 def _hint(paths: list[str]) -> str:
     """What else may be wrong with a file that is not there."""
     links = [path for path in paths if os.path.islink(path)]
-    return f": a link to {shown_path(os.readlink(links[0]))}, which is not there" if links else ""
+    return f": a link to {format_path(os.readlink(links[0]))}, which is not there" if links else ""
 
 
 def _refusal(result: str) -> str:

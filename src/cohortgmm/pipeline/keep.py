@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from cohortgmm.cohort.tables import FRAME_COLUMNS, read_rows
+from cohortgmm.display import format_path
 from cohortgmm.errors import CohortgmmError
 from cohortgmm.pipeline.inputs import KEPT, result_of_run
 from cohortgmm.pipeline.made_with import Expected
 from cohortgmm.pipeline.messages import run_options
 from cohortgmm.pipeline.status import MERGED, Status, read_status
-from cohortgmm.storage.names import shown_path
 
 #: Tables that are copied with the models, and refused if they are damaged.
 _TABLES = tuple(pattern for pattern in KEPT if pattern.endswith(".tsv"))
@@ -54,7 +54,7 @@ def keep(results: str | os.PathLike, target: Path, config: Any, configfile: Path
 
 
 def _check_target(target: Path, results: Path) -> None:
-    shown = shown_path(target)
+    shown = format_path(target)
     if result_of_run(target, results) or _is_within(target, results):
         raise CohortgmmError(f"{shown} is in the results, which the next run removes: choose a folder outside of them")
     if target.is_symlink() or target.exists():
@@ -75,12 +75,12 @@ def _results_of(results: Path, config: Any, configfile: Path, workflow_dir: Path
     made = f"{run}, or name the configuration that made them with --configfile"
     found = read_status(results, config.gmm.candidates, config.component_sharing, Expected(config, results))
     if found.holders:
-        raise CohortgmmError(f"a run is at work on {shown_path(results)} ({found.holders[0]}): wait for its end")
+        raise CohortgmmError(f"a run is at work on {format_path(results)} ({found.holders[0]}): wait for its end")
     if problem := _problem(found):
         raise CohortgmmError(f"{problem}: {made}")
     for name in _TABLES:
         if not (results / name).is_file():
-            raise CohortgmmError(f"{shown_path(results / name)} is not there: {run}")
+            raise CohortgmmError(f"{format_path(results / name)} is not there: {run}")
     if problem := _check_tables(results, config):
         raise CohortgmmError(f"{problem}: {made}")
     return [*(f"models/{name}.npz" for name in found.fits), *_TABLES]
@@ -119,7 +119,7 @@ def _copy(files: Sequence[tuple[Path, str]], target: Path) -> None:
             shutil.copyfile(source, temporary / name)
         os.rename(temporary, os.path.realpath(target))
     except OSError as error:
-        raise CohortgmmError(f"cannot write {shown_path(target)}: {error.strerror or error}") from None
+        raise CohortgmmError(f"cannot write {format_path(target)}: {error.strerror or error}") from None
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -135,10 +135,10 @@ def keep_message(target: Path, names: Sequence[str]) -> str:
     """What was copied, and how to name it in a configuration."""
     models = [name for name in names if name.startswith("models/")]
     others = [name for name in names if name not in models]
-    path = shown_path(target / models[0])
+    path = format_path(target / models[0])
     return "\n".join(
         [
-            f"copied to {shown_path(target)}: {len(models):,} model{'s' if len(models) != 1 else ''}, {', '.join(others)}",
+            f"copied to {format_path(target)}: {len(models):,} model{'s' if len(models) != 1 else ''}, {', '.join(others)}",
             "for a configuration that maps patients onto one of the models:",
             "gmm:",
             f"  reference: {_yaml(path)}",

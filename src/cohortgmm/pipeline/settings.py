@@ -17,15 +17,17 @@ from typing import Any
 from cohortgmm.cohort.selection import select_k
 from cohortgmm.cohort.tables import read_patients, read_scores
 from cohortgmm.config import Config, read_config
+from cohortgmm.display import format_path
 from cohortgmm.errors import CohortgmmError, ConfigError
 from cohortgmm.pipeline.inputs import find_files, result_of_run
 from cohortgmm.pipeline.job import ATTEMPT_VARIABLE, LEVEL_VARIABLE
-from cohortgmm.storage.names import COHORT, escape_id, shown_path
+from cohortgmm.storage.names import COHORT, escape_id
 
 PREFIX = "cohortgmm."
 
 #: Modules that say and store things but make no results.
 _WITHOUT_RESULTS = {
+    "cohortgmm.display",
     "cohortgmm.errors",
     "cohortgmm.pipeline.job",
     "cohortgmm.pipeline.lock",
@@ -363,10 +365,10 @@ def check_targets(configfiles: Sequence[str | os.PathLike]) -> None:
     for path in others:
         result = result_of_run(path)
         if result or Path(path).suffix not in (".yaml", ".yml", ".json"):
-            target = f"results/{result}" if result else shown_path(path)
+            target = f"results/{result}" if result else format_path(path)
             raise ConfigError(
                 f"{target} was taken for a configuration: --configfile takes all that follows it, so put -- before "
-                f"targets: snakemake --configfile {shlex.quote(shown_path(first))} -- {shlex.quote(target)}"
+                f"targets: snakemake --configfile {shlex.quote(format_path(first))} -- {shlex.quote(target)}"
             )
 
 
@@ -382,9 +384,9 @@ def check_results_folder(folder: str | os.PathLike) -> None:
     if path.exists() and not path.is_dir():
         raise _cannot_write(path, "is not a folder")
     if path.is_symlink() and not path.exists():
-        target = shown_path(os.readlink(path))
+        target = format_path(os.readlink(path))
         raise CohortgmmError(
-            f"results cannot be written: {shown_path(path.absolute())} is a link to {target}, which is not there: make "
+            f"results cannot be written: {format_path(path.absolute())} is a link to {target}, which is not there: make "
             "that folder, or remove the link"
         )
 
@@ -408,5 +410,5 @@ def check_writable(folder: str | os.PathLike) -> None:
 
 def _cannot_write(place: Path, reason: str) -> CohortgmmError:
     return CohortgmmError(
-        f"results cannot be written: {shown_path(place.absolute())} {reason}; choose another with --directory"
+        f"results cannot be written: {format_path(place.absolute())} {reason}; choose another with --directory"
     )

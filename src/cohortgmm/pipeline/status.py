@@ -8,12 +8,13 @@ from pathlib import Path
 
 from cohortgmm.cohort.selection import select_k
 from cohortgmm.cohort.tables import Row, read_marked_score, read_patients
+from cohortgmm.display import format_text
 from cohortgmm.errors import CohortgmmError, DataError
 from cohortgmm.pipeline.failures import FAILED_TABLE, Failure, last_error, read_failures
 from cohortgmm.pipeline.lock import held_since, lock_holders
 from cohortgmm.pipeline.made_with import Expected
 from cohortgmm.storage.marks import mark_of_archive
-from cohortgmm.storage.names import COHORT, patient_name, shown_text
+from cohortgmm.storage.names import COHORT, patient_name
 
 #: States of a fit and how they are drawn.
 SIGNS = {
@@ -135,7 +136,7 @@ class Status:
             return []
         hidden = max(0, len(rows) - _MOST_ROWS)
         rows = rows[:_MOST_ROWS]
-        names = {name: shown_text(patient_name(name)) for name in rows}
+        names = {name: format_text(patient_name(name)) for name in rows}
         width = max(7, *(len(name) for name in names.values()))
         cells = [max(2, len(str(k))) for k in self.candidates]
         head = "  ".join(f"{k:>{size}}" for k, size in zip(self.candidates, cells, strict=True))

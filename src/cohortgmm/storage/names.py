@@ -1,6 +1,5 @@
-"""Patients as file names, and how messages show texts and paths."""
+"""Patients as file names."""
 
-import os
 import re
 from typing import Any
 
@@ -65,22 +64,6 @@ def unescape_id(name: str) -> str:
 def patient_name(name: str) -> str:
     """Patient id of a file name, as messages and the report show it."""
     return ALL_PATIENTS if name == COHORT else unescape_id(name)
-
-
-def shown_path(path: str | os.PathLike) -> str:
-    """A path as messages show it: UTF-8, as configurations and tables are, whatever the locale."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
-def shown_text(text: str) -> str:
-    """A text for a line of a terminal: itself, or as Python writes it where characters of it would not be seen as they are.
-
-    Examples
-    --------
-    >>> print(shown_text("P 1 é"), shown_text("P\\n1"), shown_text(" "))
-    P 1 é 'P\\n1' ' '
-    """
-    return text if text.isprintable() and text == text.strip() and text else repr(text)
 
 
 def describe(wildcards: Any) -> str:

@@ -1,6 +1,5 @@
 """File names of patients are reversible, and an output is there whole or not at all."""
 
-import ast
 import errno
 import os
 import re
@@ -10,13 +9,12 @@ import types
 from pathlib import Path
 
 import pytest
-from hostile import TEXTS
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cohortgmm.errors import CohortgmmError, DataError, OutputError
 from cohortgmm.storage.atomic import atomic_path
-from cohortgmm.storage.names import COHORT, describe, escape_id, patient_name, shown_text, unescape_id
+from cohortgmm.storage.names import COHORT, describe, escape_id, patient_name, unescape_id
 
 SAFE = re.compile(r"[A-Za-z0-9=][A-Za-z0-9._=-]*")
 ids = st.text(min_size=1, max_size=16)
@@ -292,11 +290,3 @@ def test_a_file_system_without_locks_is_told(tmp_path):
             f"cannot write {tmp_path / 'x.h5ad'}: it cannot be locked here; set the environment variable "
             "HDF5_USE_FILE_LOCKING=FALSE, or choose another folder with --directory"
         )
-
-
-@pytest.mark.parametrize("text", TEXTS, ids=ascii)
-def test_texts_for_the_terminal_are_one_line_that_shows_all(text):
-    shown = shown_text(text)
-    assert shown.isprintable()
-    assert shown == text or ast.literal_eval(shown) == text
-    assert shown.strip() == shown != ""

@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from cohortgmm.arguments import shown
 from cohortgmm.arrays import dense_array
+from cohortgmm.display import format_value
 from cohortgmm.errors import ConfigError, DataError
 from cohortgmm.mixture.observations.background import Background
 
@@ -79,7 +79,7 @@ def _check_weights(weights: np.ndarray, background: Any, n_features: int) -> Non
 def check_background(background: Any, n_features: int) -> None:
     """Refuse what is no background of these features; None is none."""
     if background is not None and not isinstance(background, Background):
-        raise ConfigError(f"background must be a cohortgmm.Background, got {shown(background)}")
+        raise ConfigError(f"background must be a cohortgmm.Background, got {format_value(background)}")
     if background is not None and background.n_features != n_features:
         raise DataError(f"the background has {background.n_features} features, the components have {n_features}")
 

@@ -6,8 +6,8 @@ from numbers import Real
 
 import numpy as np
 
-from cohortgmm.arguments import shown
 from cohortgmm.arrays import dense_array
+from cohortgmm.display import format_value
 from cohortgmm.errors import ConfigError, DataError
 
 #: Names of the parameters in the file of a mixture.
@@ -60,9 +60,9 @@ class Background:
                 raise ConfigError("the background's box is too large for its volume: rescale the data")
         for name in ("amp", "amp_min", "amp_max"):
             if not isinstance(getattr(self, name), Real) or isinstance(getattr(self, name), bool):
-                raise ConfigError(f"the background's {name} must be a number, got {shown(getattr(self, name))}")
+                raise ConfigError(f"the background's {name} must be a number, got {format_value(getattr(self, name))}")
         if not isinstance(self.adjust_amp, bool | np.bool_):
-            raise ConfigError(f"the background's adjust_amp must be True or False, got {shown(self.adjust_amp)}")
+            raise ConfigError(f"the background's adjust_amp must be True or False, got {format_value(self.adjust_amp)}")
         if not 0 <= self.amp_min <= self.amp <= self.amp_max <= 1:
             raise ConfigError(
                 "the background needs 0 <= amp_min <= amp <= amp_max <= 1, got "

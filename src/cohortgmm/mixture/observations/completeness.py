@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from cohortgmm.arrays import dense_array
-from cohortgmm.errors import DataError, DivergedError, one_line
+from cohortgmm.display import format_error
+from cohortgmm.errors import DataError, DivergedError
 from cohortgmm.mixture.em.mstep import Moments
 from cohortgmm.mixture.estep.base import Expectation
 from cohortgmm.mixture.model import GaussianMixture
@@ -71,7 +72,7 @@ class Completeness:
         try:
             values = self._function(x.copy())
         except Exception as error:
-            raise DataError(f"the completeness function failed on {len(x)} places: {one_line(error)}") from error
+            raise DataError(f"the completeness function failed on {len(x)} places: {format_error(error)}") from error
         try:
             values = np.asarray(dense_array(values, "they"), dtype=np.float64)
         except DataError as error:
@@ -245,7 +246,7 @@ def noise_of_places(points: np.ndarray, noise_at: NoiseAt, name: str = "noise_at
         try:
             noise = noise_at(points.copy())
         except Exception as error:
-            raise DataError(f"{name} failed on {m} places: {one_line(error)}") from error
+            raise DataError(f"{name} failed on {m} places: {format_error(error)}") from error
     try:
         if not isinstance(noise, Noise):
             noise = _noise_by_contract(noise, m, d, of_function=callable(noise_at))
