@@ -2,7 +2,7 @@
 
 import importlib
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 # PEP 562: a fit job must not pay for anndata, pandas or matplotlib, which the notebook functions need.
 _EXPORTS = {
