@@ -4,15 +4,20 @@
 
 PYTHON ?= python3
 VENV := .venv
-RELEASE := tests/slurm/last_release.txt
+RELEASE := tests/last_release.txt
 GGML := .venv-ggml
 VERSION := $(shell $(PYTHON) -c 'import sys; print("py%d%d" % sys.version_info[:2])')
 SNAKEMAKE := $(VENV)/bin/snakemake --configfile config/demo.yaml
 # A progress display where somebody looks.
 PROGRESS := $(shell [ -t 2 ] && echo --logger rich)
+PYTEST := $(VENV)/bin/python -m pytest
+# Tests are divided among two processes; threads of NumPy would compete with them.
+WORKERS ?= 2
+DIVIDED := -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+test test-fast coverage: export OPENBLAS_NUM_THREADS = 1
 export PYTHON
 
-.PHONY: help demo test test-release test-fast lint format docs bench env ggml slurm-shards status clean
+.PHONY: help demo test test-release test-fast coverage lint format docs bench env ggml slurm-shards status clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -29,15 +34,21 @@ demo: env  ## run the demo cohort from raw counts to the report
 	@echo "Open results/report.html; the mixtures are in results/cohort_gmm.h5ad."
 
 test: env  ## all tests that this machine can run; those it cannot are named
-	$(VENV)/bin/python -m pytest -ra
+	$(PYTEST) -ra $(DIVIDED)
 
 test-release: env  ## the tests for which CI has no time, before a release; their result is kept
 	(echo "make test-release, $$(date -I), $$($(VENV)/bin/python --version), $$(PATH=$$PATH:/usr/sbin slurmctld -V)"; \
-	$(VENV)/bin/python -m pytest -m release -q -rA --no-header --show-capture=no --tb=line) >$(RELEASE); \
+	$(PYTEST) -m release -q -rA --no-header --show-capture=no --tb=line) >$(RELEASE); \
 	status=$$?; cat $(RELEASE); exit $$status
 
 test-fast: env  ## the unit tests
-	$(VENV)/bin/python -m pytest -m "not pipeline"
+	$(PYTEST) -m "not pipeline" $(DIVIDED)
+
+coverage: env  ## which lines of src the tests run, those in the jobs of the workflow included
+	rm -f .coverage .coverage.*
+	$(VENV)/bin/python -m coverage run -m pytest -q $(DIVIDED)
+	$(VENV)/bin/python -m coverage combine --quiet
+	$(VENV)/bin/python -m coverage report --skip-covered --fail-under=90
 
 slurm-shards: env  ## run config/config.yaml in few SLURM jobs: SHARDS=20 SUBMIT="--partition short --account lab"
 	$(VENV)/bin/python -m cohortgmm submit --shards $(or $(SHARDS),0) $(SUBMIT)

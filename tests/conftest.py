@@ -1,21 +1,48 @@
-"""Fixtures that several test modules share."""
+"""Fixtures that several test modules share, and how the tests are divided among workers."""
 
 import shutil
 from pathlib import Path
 
 import pytest
-from projects import REPOSITORY, Project, copy_workflow, make_cohort, new_project
+from projects import REPOSITORY, Project, copy_workflow, made_once, make_cohort, new_project
 
 #: Run by another environment; importing it here would fail.
 collect_ignore = ["e2e/ggml_client.py"]
 
 
+def _rank(item: pytest.Item) -> int:
+    """Place of a test in a divided run: what takes longest without a break begins first, and single runs fill the end."""
+    if item.get_closest_marker("slurm"):
+        return 0
+    if item.get_closest_marker("pipeline"):
+        return 1 if item.get_closest_marker("xdist_group") else 3
+    return 2
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Sort the tests for ``pytest -n 2 --dist loadgroup --no-loadscope-reorder``; a serial run keeps their order.
+
+    All tests on the SLURM cluster go to one worker, and so do the unit tests of a file.
+    """
+    if not hasattr(config, "workerinput"):
+        return
+    items.sort(key=_rank)
+    for item in items:
+        if item.get_closest_marker("slurm"):
+            item.add_marker(pytest.mark.xdist_group("slurm"))
+        elif not item.get_closest_marker("pipeline"):
+            item.add_marker(pytest.mark.xdist_group(str(item.path)))
+
+
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory) -> Path:
     """A folder with a copy of the workflow and a project that has been run."""
-    root = tmp_path_factory.mktemp("finished")
-    new_project(root / "project", copy_workflow(root / "workflow_copy"), make_cohort()).run()
-    return root
+
+    def make(root: Path) -> None:
+        new_project(root / "project", copy_workflow(root / "workflow_copy"), make_cohort()).run()
+
+    return made_once(tmp_path_factory, "finished", make)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from corrected import ALL, GATE, make_corrected
-from projects import TARGETS, Project, copy_workflow, new_project
+from projects import REPOSITORY, TARGETS, Project, made_once, new_project
 
 import cohortgmm
 from cohortgmm.mixture.model import GaussianMixture
@@ -32,20 +32,22 @@ FITS = {f"fit/{patient}/k{k}" for patient in PATIENTS for k in (1, 2)}
 
 @pytest.fixture(scope="module")
 def corrected_run(tmp_path_factory):
-    """A folder with a copy of the workflow and a project with all corrections that has been run to the figures."""
-    root = tmp_path_factory.mktemp("corrected")
-    project = new_project(root / "project", copy_workflow(root / "workflow_copy"), make_corrected(PATIENTS))
-    (project.directory / "seen.py").write_text(SEEN)
-    project.configure(gmm=CORRECTIONS | {"refit": "full"})
-    project.run(*TARGETS, *FIGURES)
-    return root
+    """A folder with a project with all corrections that has been run to the figures."""
+
+    def make(root):
+        project = new_project(root / "project", REPOSITORY, make_corrected(PATIENTS))
+        (project.directory / "seen.py").write_text(SEEN)
+        project.configure(gmm=CORRECTIONS | {"refit": "full"})
+        project.run(*TARGETS, *FIGURES)
+
+    return made_once(tmp_path_factory, "corrected", make)
 
 
 @pytest.fixture
 def corrected(corrected_run, tmp_path) -> Project:
     """The finished project, of the test's own."""
     shutil.copytree(corrected_run / "project", tmp_path / "project")
-    return Project(tmp_path / "project", corrected_run / "workflow_copy")
+    return Project(tmp_path / "project", REPOSITORY)
 
 
 def seen(x):

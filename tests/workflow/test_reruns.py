@@ -138,7 +138,7 @@ def test_a_comment_or_a_touched_file_reruns_nothing(finished, path):
 
 
 def test_a_change_of_the_em_code_fits_everything(finished):
-    file = finished.workflow / "src" / "cohortgmm" / "mixture" / "steps.py"
+    file = finished.workflow / "src" / "cohortgmm" / "mixture" / "em" / "mstep.py"
     assert "_DEAD = 1e-10" in file.read_text()
     file.write_text(file.read_text().replace("_DEAD = 1e-10", "_DEAD = 1e-11"))
     assert set(finished.run()) == jobs(fits=[1, 2])

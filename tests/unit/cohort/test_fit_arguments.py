@@ -64,7 +64,7 @@ def refusal(function, *args, **kwargs):
         ({"half_space": {"PC1": -2.0, "PC3": 1.0}, "at_least": -1.0}, lambda a, b, c: -2 * a + c >= -1),
         ({"half_space": {"PC2": 1.0, "PC3": 1.0}, "at_least": 1.5}, lambda a, b, c: b + c >= 1.5),
     ],
-    ids=str,
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
 def test_a_gate_lets_through_what_its_definition_says(gate, passes):
     """The bounds themselves belong to a box, to a hole and to a half-space."""

@@ -67,9 +67,7 @@ SEEDS = [0, 2**32, 2**40, 2**200, np.int64(3), np.uint64(2**63), [1, 2], np.arra
 NO_SEEDS = [-1, 1.5, True, "a", [1, -2], [], np.array(1.5), {"a": 1}, [[1], [1, 2]], np.nan, X]
 
 
-@pytest.mark.parametrize(
-    "seed", [*SEEDS, np.random.SeedSequence(1), np.random.PCG64(1), np.random.RandomState(0)], ids=str
-)
+@pytest.mark.parametrize("seed", [*SEEDS, np.random.SeedSequence(1), np.random.PCG64(1), np.random.RandomState(0)])
 def test_seeds_of_any_size_and_generators_are_taken(seed):
     assert generator(seed).random() < 1
     assert np.isfinite(fit_mixture(X, 2, random_state=seed).log_likelihood)
