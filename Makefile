@@ -67,10 +67,12 @@ format: env  ## rewrite the sources in the project's format
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/snakefmt Snakefile workflow
 
-docs: env  ## the schema and the table of keys, from the models in src/cohortgmm/config/__init__.py
+docs: env  ## the site in build/docs; config/README.md and the schemas, from the models of the configuration
 	$(VENV)/bin/python -m cohortgmm.config.docs
+	$(VENV)/bin/python -m sphinx -W --keep-going -q docs build/docs
+	@echo "Open build/docs/index.html."
 
-bench: env  ## the figures of the README
+bench: env  ## the figures of the README and of docs/benchmarks.md
 	$(VENV)/bin/python benchmarks/pipeline.py
 	$(VENV)/bin/python benchmarks/engine.py
 	$(VENV)/bin/python benchmarks/density.py

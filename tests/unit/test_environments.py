@@ -18,7 +18,7 @@ CONDA = yaml.safe_load((ROOT / "envs" / "cohortgmm.yaml").read_text(encoding="ut
 NOT_IN_JOBS = {"snakemake", "pygments"}
 #: conda's name of a package, where it differs.
 CONDA_NAMES = {"matplotlib-base": "matplotlib"}
-EXTRAS = ["harmony", "slurm", "progress", "test", "dev"]
+EXTRAS = ["harmony", "slurm", "progress", "docs", "test", "dev"]
 
 
 def requirements(python, extras=()):
