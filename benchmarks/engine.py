@@ -1,4 +1,4 @@
-"""How fast and how good the fits are, beside scikit-learn and ggml-ot: tables and a plot for the README.
+"""How fast and how good the fits are, beside scikit-learn and ggml-ot: tables and a plot for docs/benchmarks.md.
 
     python benchmarks/engine.py [--seeds 5] [--only grid ggml ...] [--output benchmarks/engine.md]
 

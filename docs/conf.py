@@ -13,7 +13,14 @@ author = "The cohortgmm developers"
 release = cohortgmm.__version__
 copyright = author
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon", "sphinx_copybutton", "mathml"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+    "mathml",
+]
 exclude_patterns = ["_ext"]
 
 # Markdown: dollar signs for equations, links to headings, comments that begin with %.

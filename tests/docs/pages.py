@@ -7,8 +7,9 @@ A comment on the line before a block says what is special about it:
     <!-- ggml -->               Python that runs in the environment of ggml-ot
     <!-- release -->            run by ``make test-release`` only
 
-A comment that begins with ``run`` and a language, such as ``<!-- run python``, holds code that readers do not see: it prepares
-what the page takes for granted, or checks what it says. ``<!-- folder: NAME -->`` at the top of a page says where its blocks run.
+A comment that begins with ``run`` and a language, such as ``<!-- run python``, holds code that readers do not see: it
+prepares what the page takes for granted, or checks what it says. ``<!-- folder: NAME -->`` at the top of a page says where
+its blocks run.
 """
 
 import re

@@ -38,7 +38,12 @@ CONFIG = {
 def shell(code: str, folder: Path) -> str:
     """Run commands that must succeed; what they print."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = os.environ | {"PATH": path, "PYTHONPATH": str(REPOSITORY / "src"), "NO_COLOR": "1", "MPLBACKEND": "agg"}
+    environment = os.environ | {
+        "PATH": path,
+        "PYTHONPATH": str(REPOSITORY / "src"),
+        "NO_COLOR": "1",
+        "MPLBACKEND": "agg",
+    }
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", code],
         cwd=folder,
