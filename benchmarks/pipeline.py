@@ -128,11 +128,12 @@ def job_costs(cells: Path, repeats: int, scratch: Path) -> list[Line]:
 def write_jobs(cells: Path, scratch: Path) -> None:
     """The throw-away workflow of :func:`job_costs`."""
     sys.path.insert(0, str(ROOT / "src"))
-    from cohortgmm.config.gmm import GmmConfig
+    from cohortgmm.cohort.fit_options import fit_options
+    from cohortgmm.config import GmmConfig
 
     script = ROOT / "scripts" / "fit.py"
     shutil.copyfile(cells, scratch / "cells.npz")
-    (scratch / "Snakefile").write_text(SNAKEFILE.format(options=GmmConfig().fit_options(), script=str(script)))
+    (scratch / "Snakefile").write_text(SNAKEFILE.format(options=fit_options(GmmConfig()), script=str(script)))
     (scratch / "bare.py").write_text(BARE)
     (scratch / "peak.py").write_text(script.read_text() + PEAK)
 

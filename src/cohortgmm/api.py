@@ -12,7 +12,8 @@ from cohortgmm import __version__
 from cohortgmm.arguments import check_count
 from cohortgmm.cohort.cells import PatientCells
 from cohortgmm.cohort.covariances import check_size
-from cohortgmm.cohort.fit_arguments import describe_arguments
+from cohortgmm.cohort.fit_arguments import read_reference
+from cohortgmm.cohort.fit_options import fit_options
 from cohortgmm.cohort.fitting import final_fit, fit_candidate
 from cohortgmm.cohort.in_memory import cells_of_anndata, cells_of_mapping
 from cohortgmm.cohort.occupied import check_places
@@ -21,8 +22,8 @@ from cohortgmm.cohort.selection import select_k
 from cohortgmm.cohort.split import Split, check_finite, split_patients
 from cohortgmm.cohort.tables import Row
 from cohortgmm.cohort.uns import assign_components, build_uns
-from cohortgmm.columns import joined_column
-from cohortgmm.config import overwritten, read_gmm_options
+from cohortgmm.columns import joined_column, overwritten
+from cohortgmm.config import read_gmm_options
 from cohortgmm.config.gmm import GmmConfig, default_gmm_key
 from cohortgmm.display import format_repr, format_text, format_value
 from cohortgmm.errors import CohortgmmError, ConfigError
@@ -159,14 +160,7 @@ def fit_gmm(
     >>> models["b"].means.round().tolist()
     [[5.0, 5.0]]
     """
-    described, objects = describe_arguments(
-        noise=noise,
-        noise_at=noise_at,
-        completeness=completeness,
-        background=background,
-        reference=reference,
-        frozen=frozen,
-    )
+    reference = None if reference is None else read_reference(reference)
     gmm = read_gmm_options(
         {
             "component_sharing": component_sharing,
@@ -186,12 +180,17 @@ def fit_gmm(
             "cutoff": cutoff,
             "init": init,
             "split_merge": split_merge,
+            "noise": noise,
+            "noise_at": noise_at,
+            "completeness": completeness,
+            "background": background,
+            "reference": reference,
+            "frozen": frozen,
         }
-        | described
     )
     if reference is not None:
-        gmm = gmm.for_reference(objects["reference"], "fit_gmm")
-    options = gmm.fit_options() | objects
+        gmm = gmm.for_reference(reference.n_components, reference.covariance_type, "fit_gmm")
+    options = fit_options(gmm)
     if isinstance(random_state, bool) or not isinstance(random_state, (int, np.integer)) or random_state < 0:
         raise ConfigError(f"random_state must be an integer of at least 0, got {format_value(random_state)}")
     min_cells = check_count("min_cells", min_cells, 0)

@@ -10,6 +10,7 @@ from snakemake.logging import logger
 
 import cohortgmm.pipeline.settings as helpers
 from cohortgmm.display import format_path
+from cohortgmm.cohort.fit_options import fit_options
 from cohortgmm.cohort.tables import read_sheet
 from cohortgmm.errors import CohortgmmError
 from cohortgmm.storage.names import patient_name
@@ -188,7 +189,7 @@ def qc_outputs(wildcards):
         *expand("results/qc/patients/{patient}.{suffix}", patient=patients, suffix=["svg", "png"]),
         *expand(
             "results/qc/corrections/{patient}.{suffix}",
-            patient=patients if CONFIG.gmm.is_corrected else [],
+            patient=patients if CONFIG.gmm.has_incomplete_data else [],
             suffix=["svg", "png"],
         ),
     ]

@@ -21,7 +21,7 @@ rule fit:
         mem_mb=requests.fit_memory("fit", CONFIG.gmm),
         runtime=requests.fit_minutes("fit", CONFIG.gmm),
     params:
-        options=CONFIG.gmm.fit_options(),
+        options=fit_options(CONFIG.gmm),
         seed=CONFIG.seed,
         default_range=CONFIG.gmm.k_comps is None,
         code=code_of("scripts/fit.py"),

@@ -144,7 +144,7 @@ rule qc_patient:
         "../../scripts/qc_patient.py"
 
 
-if CONFIG.gmm.is_corrected:
+if CONFIG.gmm.has_incomplete_data:
 
     rule qc_correction:
         input:
@@ -170,7 +170,7 @@ if CONFIG.gmm.is_corrected:
             runtime=requests.minutes("qc_correction"),
         params:
             patient=lambda wildcards: patient_name(wildcards.patient),
-            options=CONFIG.gmm.fit_options(),
+            options=fit_options(CONFIG.gmm),
             max_cells=CONFIG.qc.max_cells,
             seed=CONFIG.seed,
             code=code_of("scripts/qc_correction.py"),

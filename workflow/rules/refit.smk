@@ -25,7 +25,7 @@ rule refit:
         k=chosen_k,
         candidates=CONFIG.gmm.candidates,
         refit=CONFIG.gmm.refit,
-        options=CONFIG.gmm.fit_options(),
+        options=fit_options(CONFIG.gmm),
         seed=CONFIG.seed,
         code=code_of("scripts/refit.py"),
     message:

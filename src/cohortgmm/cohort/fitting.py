@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from cohortgmm.cohort.cells import MIN_CELLS_PER_COMPONENT, PatientCells, derived_seed
-from cohortgmm.cohort.fit_arguments import check_seen, fit_arguments
+from cohortgmm.cohort.fit_arguments import check_observed, fit_arguments
 from cohortgmm.cohort.shared_weights import is_corrected, patient_weights
 from cohortgmm.cohort.tables import SCORE_COLUMNS, Row
 from cohortgmm.errors import DataError
@@ -94,7 +94,7 @@ def fit_candidate(
         return row | {"n_iter": 0, "converged": False, "n_floored": 0, "status": "skipped", "reason": reason}, None
     started = time.perf_counter()
     arguments = fit_arguments(options, cells)
-    check_seen(arguments["completeness"], cells)
+    check_observed(arguments["completeness"], cells)
     fit = _fit(cells, cells.train, k, arguments, seed, n_threads)
     n_scored = n_train - fit.n_empty
     total = fit.log_likelihood * n_scored

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from cohortgmm.cohort.covariances import ModelsOf, StackedCovariances
+from cohortgmm.cohort.fit_options import fit_settings
 from cohortgmm.cohort.stored_mixtures import stored_mixtures
 from cohortgmm.cohort.tables import Row
 from cohortgmm.config.gmm import GmmConfig
@@ -166,7 +167,7 @@ def build_uns(
             [k_max] * len(patients) if shared else [len(own.weights) for own in chosen]
         ),
         "fit_params": {
-            **gmm.settings,
+            **fit_settings(gmm),
             "eps": float(gmm.eps),
             "singularity_handling": gmm.singularity_handling,
             "init": gmm.init,
@@ -194,7 +195,7 @@ def build_uns(
     if use_rep is not None:  # None itself cannot be written by anndata < 0.12; ggml_ot reads a missing key as None
         uns["use_rep"] = use_rep
     if gmm.noise is not None:
-        uns["noise"] = {key: value for key, value in gmm.noise.model_dump().items() if value is not None}
+        uns["noise"] = gmm.noise.record()
     backgrounds = [own.background for own in chosen]
     if all(backgrounds):
         uns["background"] = {

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from cohortgmm.config import Config, PatientRow
-from cohortgmm.config.problems import section_of
+from cohortgmm.config.base import section_of
 
 HEADER = """# The configuration
 
@@ -31,7 +31,7 @@ programs, are in `workflow/schemas`.
 | `example_corrections.yaml` | noise, missing features, sorted cells, debris |
 | `example_sheet.yaml` | chosen patients by a sample sheet |
 
-This page is made from the models in `src/cohortgmm/config/__init__.py` (`make docs`).
+This page is made from the models in `src/cohortgmm/config/sections.py` and `gmm.py` (`make docs`).
 """
 
 

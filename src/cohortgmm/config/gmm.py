@@ -2,42 +2,46 @@
 
 import operator
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from cohortgmm.config.problems import FUNCTION, Conflict, Number, Section
+from cohortgmm.config.base import Component, Conflict, Function, Mixture, Number, Section
 from cohortgmm.display import format_repr
 from cohortgmm.errors import ConfigError
-from cohortgmm.mixture import effective_settings
 
-if TYPE_CHECKING:
-    from cohortgmm.mixture import GaussianMixture
-
-#: Candidates for k where none are given; those a patient is too small for are left out for that patient.
+#: Candidates for k if none are given.
 DEFAULT_K = tuple(range(1, 11))
 
 
 def default_gmm_key(use_rep: str | None) -> str:
-    """Key under which ggml_ot looks for a mixture of this embedding."""
+    """Key of ``uns`` under which ggml_ot looks for the mixtures of an embedding."""
     return f"gmm_{use_rep or 'X'}"
 
 
+def function_name(function: Any) -> str:
+    """Name of a function for the record of a result: ``module:function``, also where it is given by this name."""
+    if isinstance(function, str):
+        return function
+    name = getattr(function, "__name__", "")
+    module = getattr(function, "__module__", None) or "notebook"
+    return f"{module}:{name}" if name.isidentifier() else "notebook:function"
+
+
 class NoiseConfig(Section):
-    """Measurement noise of the cells: the mixture is that of the cells behind it."""
+    """Measurement noise of the cells: the fitted mixture is that of the cells without this noise."""
 
     obsm: str | None = Field(
         None,
         description="Key of `obsm`: variances (cells, features), or covariances (cells, features, features), also "
-        "flattened to (cells, features · features). An infinite variance is a missing feature; that of a feature that is "
-        "NaN in the cells may be anything.",
+        "flattened to (cells, features · features). An infinite variance marks a missing feature. The variance of a "
+        "feature that is NaN in a cell is not used.",
     )
-    layer: str | None = Field(None, description="Key of `layers`: variances of X, where `use_rep` is null.")
-    at: str | None = Field(
+    layer: str | None = Field(None, description="Key of `layers`: variances of X, for `use_rep: null`.")
+    at: Function = Field(
         None,
-        pattern=FUNCTION,
-        description="With `completeness`: the noise of a cell anywhere, `file.py:function` or `module:function`, as "
-        "variances or covariances of places (m, features). null: the noise of randomly drawn cells.",
+        description="With `completeness`: the noise of a cell at any place, `file.py:function` or `module:function`. The "
+        "function returns variances or covariances for places (m, features). null: the noise of randomly drawn cells.",
     )
 
     def conflicts(self) -> list[Conflict]:
@@ -45,18 +49,37 @@ class NoiseConfig(Section):
             return []
         return [(("obsm", "layer"), "needs one of obsm and layer")]
 
+    def record(self) -> dict[str, str]:
+        """The given keys as texts, for the record in ``uns``."""
+        given = {"obsm": self.obsm, "layer": self.layer, "at": self.at and function_name(self.at)}
+        return {key: value for key, value in given.items() if value is not None}
+
+
+class GivenNoise(NoiseConfig):
+    """Measurement noise that a notebook gives as arrays."""
+
+    values: Any
+
+    def conflicts(self) -> list[Conflict]:
+        return []
+
+    def record(self) -> dict[str, str]:
+        return {"obsm": "an array", **super().record()}
+
 
 class GateConfig(Section):
     """A condition for a cell to be in the data. It names features (`PC1` in `X_pca`, genes in X)."""
 
     inside: dict[str, list[Number | None]] | None = Field(
-        None, description="Box: lower and upper bound by feature, null for none: `{PC1: [-10, 5], PC2: [0, null]}`."
+        None,
+        description="Box: lower and upper bound by feature, null for no bound: `{PC1: [-10, 5], PC2: [0, null]}`. Cells "
+        "outside are not in the data.",
     )
     outside: dict[str, list[Number | None]] | None = Field(
         None, description="Hole: cells within all these bounds are not in the data."
     )
     half_space: dict[str, Number] | None = Field(
-        None, description="Factor by feature: the sum of factor × feature must be `at_least`."
+        None, description="Factor by feature. The sum of factor × feature is at least `at_least` for cells in the data."
     )
     at_least: Number = Field(0.0, description="See `half_space`.")
 
@@ -77,12 +100,11 @@ class GateConfig(Section):
 
 
 class CompletenessConfig(Section):
-    """Which cells had a chance to be in the data: the mixture is that of all cells, seen or not."""
+    """Selection of the cells in the data: the fitted mixture is that of all cells, observed or not."""
 
-    gates: list[GateConfig] = Field([], description="Conditions that a cell in the data fulfils, all of them.")
-    function: str | None = Field(
+    gates: list[GateConfig] = Field([], description="Conditions that every cell in the data fulfils, all of them.")
+    function: Function = Field(
         None,
-        pattern=FUNCTION,
         description="`file.py:function` or `module:function`: probability that a cell is in the data, in [0, 1], for "
         "places (m, features).",
     )
@@ -97,17 +119,19 @@ class CompletenessConfig(Section):
 
 
 class BackgroundConfig(Section):
-    """Cells, or what passes for cells, that belong to no component: uniform over a box."""
+    """Background: cells or debris that belong to no component, uniformly distributed over a box."""
 
     lower: Number | list[Number] | None = Field(
         None,
         description="Lower corner, one number for all features or one for each; null: the patient's smallest values.",
     )
     upper: Number | list[Number] | None = Field(None, description="Upper corner; null: the patient's largest values.")
-    amp: Number = Field(0.1, ge=0, le=1, description="Share of the cells: where the fit starts, or stays.")
+    amp: Number = Field(
+        0.1, ge=0, le=1, description="Share of all cells that is background: initial value, or fixed value."
+    )
     amp_min: Number = Field(0.0, ge=0, le=1, description="Smallest share.")
     amp_max: Number = Field(1.0, ge=0, le=1, description="Largest share.")
-    adjust_amp: bool = Field(True, description="Whether the share is fitted.")
+    adjust_amp: bool = Field(True, description="true: the share is fitted. false: it stays at `amp`.")
 
     def conflicts(self) -> list[Conflict]:
         found = []
@@ -125,11 +149,8 @@ class BackgroundConfig(Section):
         return found
 
 
-Component = Annotated[int, Field(ge=0)]
-
-
 class FrozenConfig(Section):
-    """Components of the reference that keep their parameters, by number (from 0) or `all`."""
+    """Parameters of the reference that are not fitted, by number of the component (from 0) or `all`."""
 
     amp: list[Component] | Literal["all"] = Field([], description="Components that keep their weights.")
     mean: list[Component] | Literal["all"] = Field([], description="Components that keep their means.")
@@ -141,34 +162,37 @@ class GmmConfig(Section):
 
     component_sharing: Literal["sample_specific", "global", "auto"] = Field(
         "sample_specific",
-        description="`sample_specific`: one independent mixture per patient. `global`: one mixture over all cells, each "
-        "patient with its own weights: the mean responsibilities of its cells, or, with `noise`, `missing`, "
-        "`completeness` or `background`, those fitted to its cells by EM. `auto`: `sample_specific` for AnnData (and so "
-        "here), `global` for a mapping of arrays.",
+        description="`sample_specific`: one independent mixture per patient. `global`: one mixture over all cells; each "
+        "patient has its own weights. These are the mean responsibilities of its cells or, with `noise`, `missing`, "
+        "`completeness` or `background`, fitted to its cells by EM. `auto`: `sample_specific` for AnnData and in the "
+        "pipeline, `global` for a mapping of arrays.",
     )
     k_comps: int | list[int] | None = Field(
         None,
-        description="Number of components: an integer fixes it (fitted on all cells, no selection); a list gives the "
-        "candidates to select from (a list of one fixes it); null is 1 to 10, each patient up to what its cells can carry "
-        "(ten cells a component, or features + 1 where that is more and covariances are full). Of a list, a patient goes "
-        "without the candidates for which it has fewer than two training cells a component; a k that is fixed, or the "
-        "smallest of a list, is never left out: a patient with fewer cells is too small, see `on_small_patient`.",
+        description="Number of components. An integer, or a list of one, fixes it: all cells are fitted and nothing is "
+        "selected. A longer list gives the candidates. null: 1 to 10; a patient goes "
+        "without those for which it has fewer than ten training cells per component (or features + 1, if that is more and "
+        "the covariances are full). Candidates of a list are left "
+        "out for a patient with fewer than two training cells per component. A patient with too few cells for a fixed k, "
+        "or for the smallest of a list, is too small, see `on_small_patient`.",
     )
     k_selection_metric: Literal["aic", "bic", "heldout_nll"] = Field(
-        "aic", description="Criterion that chooses k. All three are tabulated whatever is chosen here."
+        "aic", description="Criterion that chooses k. All three are in the tables of scores in any case."
     )
     refit: Literal["none", "full"] = Field(
         "none",
         description="`none`: keep the mixture fitted on the training cells. `full`: fit the chosen k once more on all "
         "cells of the patient.",
     )
-    covariance_type: Literal["full", "diag"] = Field("full", description="Shape of the covariances.")
+    covariance_type: Literal["full", "diag"] = Field(
+        "full", description="Full covariances, or diagonal ones: variances of the features only."
+    )
     train_size: Number = Field(
         0.5,
         gt=0,
         le=1,
-        description="Share of a patient's cells used to fit the candidates; the rest is held out. 1 holds nothing out "
-        "and needs `aic` or `bic`.",
+        description="Share of a patient's cells used to fit the candidates; the rest is held out. With 1, no cells are "
+        "held out, and `k_selection_metric` must be `aic` or `bic`.",
     )
     max_iter: int | None = Field(
         None,
@@ -179,58 +203,58 @@ class GmmConfig(Section):
     tol: Number | None = Field(
         None,
         ge=0,
-        description="A fit has converged when the mean log-likelihood per cell gains less than this (nats). null: "
-        "0.001; with `noise`, `missing`, `completeness`, `background` or `reference` 1e-6, as EM creeps there.",
+        description="A fit has converged when an iteration raises the mean log-likelihood per cell by less than this "
+        "(nats). null: 0.001; with `noise`, `missing`, `completeness`, `background` or `reference`, where EM converges "
+        "slowly, 1e-6.",
     )
     n_init: int | None = Field(
         None,
         ge=1,
-        description="Starts per fit; the one that ends at the highest likelihood is kept. null: 1; with `noise`, "
+        description="Starts per fit; the one with the highest final likelihood is kept. null: 1; with `noise`, "
         "`missing`, `completeness` or `background` 10.",
     )
     eps: Number = Field(1e-4, gt=0, description="Floor under the eigenvalues of the covariances.")
     singularity_handling: Literal["guarded", "robust", "strict"] = Field(
         "guarded",
-        description="What happens to an eigenvalue below the floor. `guarded`: raised to `eps`. `robust`: raised to 1 % "
-        "of the mean variance of the features. `strict`: an error that names patient, k and component.",
+        description="What happens to an eigenvalue below the floor. `guarded`: it is raised to `eps`. `robust`: it is "
+        "raised to 1 % of the mean variance of the features. `strict`: the fit stops with an error that names patient, "
+        "k and component.",
     )
     init: Literal["kmeans", "kmeans++", "random", "minmax", "none"] = Field(
         "kmeans",
-        description="How a fit starts. `kmeans`: clusters of k-means; `kmeans++`: those around its seeds; `random`: "
-        "cells as means; `minmax`: means drawn from the box that holds the cells; `none`: `reference` itself, which "
-        "is where fits start when it is given.",
+        description="Starting values. `kmeans`: clusters of k-means. `kmeans++`: clusters around its seeds. `random`: "
+        "randomly drawn cells as means. `minmax`: means drawn uniformly from the bounding box of the cells. `none`: the "
+        "mixture in `reference`. With `reference`, every fit starts from that mixture.",
     )
     split_merge: int = Field(
         0,
         ge=0,
-        description="Rounds of split-and-merge moves after every start: two similar components are merged and another "
-        "one is split where that ends at a higher likelihood. Better optima for about seven times the work.",
+        description="Rounds of split-and-merge moves after every start. A move merges two similar components and splits "
+        "another one, and is kept if the likelihood is higher in the end. Finds better optima for about seven times the "
+        "work.",
     )
     noise: NoiseConfig | None = Field(None, description="Measurement noise of the cells; keys below.")
     missing: bool = Field(
         False,
         description="true: NaN is a missing feature, which the likelihood integrates over. false: NaN is an error.",
     )
-    completeness: CompletenessConfig | None = Field(
-        None, description="Which cells had a chance to be in the data; keys below."
-    )
+    completeness: CompletenessConfig | None = Field(None, description="Selection of the cells in the data; keys below.")
     background: BackgroundConfig | None = Field(
-        None, description="A uniform background; keys below (`{}`: as they are)."
+        None, description="A uniform background; keys below (`{}`: with their defaults)."
     )
     cutoff: Number | None = Field(
         None,
         gt=0,
-        description="Leave out components farther from a cell than this many standard deviations; null: none.",
+        description="Leave out components farther from a cell than this many standard deviations; null: no cutoff.",
     )
-    reference: str | None = Field(
+    reference: Mixture = Field(
         None,
-        min_length=1,
-        description="A mixture (`.npz`, not one of this run's own results: `python -m cohortgmm keep DIR` copies those of "
-        "an earlier run to `DIR/models`) that all fits start from, and whose number of "
-        "components they have. Without `frozen`, its means and covariances stay: patients are mapped onto it, and "
-        "only their weights (and background) are fitted.",
+        description="A mixture (`.npz`) that all fits start from and whose number of components they have. Without "
+        "`frozen`, its means and covariances are kept: patients are mapped onto it, and only their weights (and "
+        "background) are fitted. It must not be a result of this run; `python -m cohortgmm keep DIR` copies the mixtures "
+        "of a run to `DIR/models`.",
     )
-    frozen: FrozenConfig | None = Field(None, description="Parameters of `reference` that stay; keys below.")
+    frozen: FrozenConfig | None = Field(None, description="Parameters of `reference` that are not fitted; keys below.")
     gmm_key: str | None = Field(
         None, min_length=1, pattern="^[^/]+$", description="Key of the result in `uns`; null is `gmm_<use_rep>`."
     )
@@ -293,9 +317,7 @@ class GmmConfig(Section):
     @property
     def fixed_k(self) -> int | None:
         """The number of components if there is nothing to select, else None."""
-        if isinstance(self.k_comps, int):
-            return self.k_comps
-        return self.k_comps[0] if self.k_comps is not None and len(self.k_comps) == 1 else None
+        return self.candidates[0] if len(self.candidates) == 1 else None
 
     @property
     def candidates(self) -> tuple[int, ...]:
@@ -306,65 +328,34 @@ class GmmConfig(Section):
 
     @property
     def effective_train_size(self) -> float:
-        """``train_size``, or 1 where k is fixed: with nothing to select, all cells are fitted."""
+        """``train_size``, or 1 with a fixed k: all cells are fitted if there is nothing to select."""
         return 1.0 if self.fixed_k is not None else self.train_size
 
     @property
-    def is_hidden(self) -> bool:
-        """Whether part of the cells is hidden by noise, gaps, selection or a background, or parameters are frozen."""
-        return self.is_corrected or self.reference is not None
-
-    @property
-    def is_corrected(self) -> bool:
-        """Whether something is wrong with the cells that a plain mixture would disregard."""
+    def has_incomplete_data(self) -> bool:
+        """Whether the data are incomplete: noise, missing features, selection or background."""
         return self.missing or any((self.noise, self.completeness, self.background))
 
     @property
-    def settings(self) -> dict[str, Any]:
-        """``max_iter``, ``tol`` and ``n_init``, as given or as they are where they are not."""
-        given = {name: getattr(self, name) for name in ("max_iter", "tol", "n_init")}
-        return effective_settings(self.is_hidden, **given)
+    def converges_slowly(self) -> bool:
+        """Whether EM needs many iterations: with incomplete data, or with parameters that are kept."""
+        return self.has_incomplete_data or self.reference is not None
 
-    def fit_options(self) -> dict[str, Any]:
-        """What a single fit depends on; :func:`cohortgmm.cohort.fit_arguments.fit_arguments` makes arguments of it."""
-        names = ("covariance_type", "eps", "singularity_handling", "init", "split_merge", "cutoff", "reference")
-        sections = ("completeness", "background", "frozen")
-        options = {name: getattr(self, name) for name in names} | self.settings
-        for name in sections:
-            section = getattr(self, name)
-            options[name] = None if section is None else section.model_dump()
-        return options | {"noise_at": None if self.noise is None else self.noise.at}
-
-    def with_files(self, found: Mapping[str, str]) -> "GmmConfig":
-        """The same with the paths of :attr:`files` replaced, by the same keys."""
-        update: dict[str, Any] = {}
-        for key, path in found.items():
-            _, *names = key.split(".")
-            if len(names) == 1:
-                update[names[0]] = path
-                continue
-            section = getattr(self, names[0])
-            function = getattr(section, names[1]).rpartition(":")[2]
-            update[names[0]] = section.model_copy(update={names[1]: f"{path}:{function}"})
-        return self.model_copy(update=update)
-
-    def for_reference(self, reference: "GaussianMixture", source: str) -> "GmmConfig":
+    def for_reference(self, n_components: int, covariance_type: str, source: str) -> "GmmConfig":
         """The same with the number of components of the reference.
 
         Raises
         ------
         ConfigError
-            If another number, or another type of covariance, is asked for.
+            If another number of components or another type of covariance is asked for.
         """
-        k = reference.n_components
-        if self.k_comps is not None and self.candidates != (k,):
-            raise ConfigError(f"{source}: gmm.k_comps: the reference has {k} components: leave k_comps out")
-        if self.covariance_type != reference.covariance_type:
+        if self.k_comps is not None and self.candidates != (n_components,):
+            raise ConfigError(f"{source}: gmm.k_comps: the reference has {n_components} components: leave k_comps out")
+        if self.covariance_type != covariance_type:
             raise ConfigError(
-                f"{source}: gmm.covariance_type is {self.covariance_type}, that of the reference "
-                f"{reference.covariance_type}"
+                f"{source}: gmm.covariance_type is {self.covariance_type}, that of the reference {covariance_type}"
             )
-        return self.model_copy(update={"k_comps": k})
+        return self.model_copy(update={"k_comps": n_components})
 
     @property
     def files(self) -> dict[str, str]:
@@ -377,3 +368,16 @@ class GmmConfig(Section):
             path = (name or "").rpartition(":")[0]
             named[key] = path if path.endswith(".py") else None
         return {key: path for key, path in named.items() if path}
+
+    def with_files(self, found: Mapping[str, str]) -> "GmmConfig":
+        """The same with other paths for :attr:`files`, by the same keys."""
+        update: dict[str, Any] = {}
+        for key, path in found.items():
+            _, *names = key.split(".")
+            if len(names) == 1:
+                update[names[0]] = path
+                continue
+            section = getattr(self, names[0])
+            function = getattr(section, names[1]).rpartition(":")[2]
+            update[names[0]] = section.model_copy(update={names[1]: f"{path}:{function}"})
+        return self.model_copy(update=update)

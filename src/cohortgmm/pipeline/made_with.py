@@ -10,6 +10,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+from cohortgmm.cohort.fit_options import fit_options
 from cohortgmm.storage.atomic import atomic_path
 
 #: Where the jobs that concern all patients keep what they were made with, within the results.
@@ -87,13 +88,13 @@ class Expected:
     def fit(self, name: str) -> str:
         """Mark of every candidate of a patient, by file name."""
         gmm = self.config.gmm
-        options = {"options": gmm.fit_options(), "seed": self.config.seed, "default_range": gmm.k_comps is None}
+        options = {"options": fit_options(gmm), "seed": self.config.seed, "default_range": gmm.k_comps is None}
         return fit_mark(self._cells(name), self._described, **options)
 
     def model(self, name: str, k: int) -> str:
         """Mark of a patient's final mixture."""
         gmm = self.config.gmm
-        options = {"options": gmm.fit_options(), "seed": self.config.seed, "refit": gmm.refit, "k": k}
+        options = {"options": fit_options(gmm), "seed": self.config.seed, "refit": gmm.refit, "k": k}
         return fit_mark(self._cells(name), self._described, **options)
 
     @cached_property

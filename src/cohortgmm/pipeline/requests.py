@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from cohortgmm.cohort.fit_options import fit_settings
 from cohortgmm.pipeline.stored import contents, megabytes
 
 #: MB of Snakemake itself, which runs twice in a job of a cluster.
@@ -267,9 +268,9 @@ def _fit_seconds(rule: str, gmm: Any) -> Callable[..., float]:
 
 def _iterations(gmm: Any) -> tuple[int, int]:
     """Iterations of a fit, and of its trial starts."""
-    settings = gmm.settings
+    settings = fit_settings(gmm)
     n_init, max_iter = settings["n_init"], settings["max_iter"]
-    if not gmm.is_hidden:
+    if not gmm.converges_slowly:
         return n_init * min(_PLAIN_ITER, max_iter), 0
     return min(_HIDDEN_ITER, max_iter), n_init * min(_TRIAL_ITER, max_iter) if gmm.reference is None else 0
 

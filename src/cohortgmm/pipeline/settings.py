@@ -66,7 +66,8 @@ def load_config(
     if gmm.reference is not None:
         from cohortgmm.mixture import GaussianMixture  # numpy, which the Snakefile can do without
 
-        gmm = gmm.for_reference(GaussianMixture.load(gmm.reference), source)
+        reference = GaussianMixture.load(gmm.reference)
+        gmm = gmm.for_reference(reference.n_components, reference.covariance_type, source)
     tops = {key: path for key, path in found.items() if not key.startswith("gmm.")}
     return checked.model_copy(update={**tops, "gmm": gmm})
 

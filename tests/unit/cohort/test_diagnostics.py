@@ -17,6 +17,7 @@ from scipy import sparse
 from cohortgmm.cohort import annotation as annotation_module
 from cohortgmm.cohort import diagnostics
 from cohortgmm.cohort.cells import PatientCells
+from cohortgmm.cohort.fit_options import fit_options
 from cohortgmm.cohort.fitting import fit_candidate
 from cohortgmm.cohort.tables import read_rows, write_table
 from cohortgmm.config import read_gmm_options
@@ -31,7 +32,7 @@ from cohortgmm.mixture.result import MixtureFit
 def fitted(make_part):
     """Parts, final fits, scores and selection of two patients with two groups of cells each."""
     parts = [make_part("P1", 40), make_part("NA", 30)]
-    options = GmmConfig().fit_options()
+    options = fit_options(GmmConfig())
     rows, fits = [], {}
     for part in parts:
         for k in (1, 2):
@@ -69,7 +70,7 @@ def test_one_row_per_mixture(fitted):
 def test_what_is_hidden_has_columns_of_its_own(make_corrected_part, tmp_path):
     part = make_corrected_part(empty=(4,))
     gmm = read_gmm_options({key: ALL[key] for key in ("noise", "missing", "background", "max_iter", "n_init")})
-    row, fit = fit_candidate(part, 2, gmm.fit_options(), seed=0)
+    row, fit = fit_candidate(part, 2, fit_options(gmm), seed=0)
     fit = replace(fit, completeness=0.8, n_unobserved=10.0)
     selection = pd.DataFrame({"patient": ["P1"], "k": [2]})
     table = diagnostics.diagnostics_table([part], {"P1": fit}, pd.DataFrame([row]), selection, {}, "none")

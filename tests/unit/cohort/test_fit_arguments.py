@@ -1,9 +1,8 @@
-"""Gates by their definition, a user's functions, corners, references: from the configuration to arguments of a fit."""
+"""A user's functions, corners of the background, references, objects of a notebook: from options to arguments of a fit."""
 
 import functools
 import importlib
 import inspect
-import itertools
 import os
 import sys
 
@@ -12,21 +11,15 @@ import pytest
 
 import cohortgmm
 from cohortgmm.cohort.cells import PatientCells
-from cohortgmm.cohort.fit_arguments import Gates, describe_arguments, fit_arguments, load_function
+from cohortgmm.cohort.fit_arguments import fit_arguments, load_function, read_reference
+from cohortgmm.cohort.fit_options import fit_options
 from cohortgmm.config import read_gmm_options
-from cohortgmm.config.gmm import GateConfig, GmmConfig
+from cohortgmm.config.gmm import BackgroundConfig, GmmConfig
 from cohortgmm.errors import ConfigError, DataError
 from cohortgmm.mixture.model import GaussianMixture
 from cohortgmm.mixture.observations.background import Background
 
-NAMES = ("PC1", "PC2", "PC3")
-#: Every combination of three values a feature, on the bounds that the gates below have and beside them.
-PLACES = np.array(list(itertools.product((-1.0, 0.0, 0.5, 1.0, 7.0), repeat=3)))
 TWO = GaussianMixture([0.4, 0.6], [[0.0, 0.0, 0.0], [5.0, 5.0, 5.0]], [np.eye(3), 2 * np.eye(3)])
-
-
-def gates(*descriptions, function=None, names=NAMES):
-    return Gates([GateConfig(**description).model_dump() for description in descriptions], function, names)
 
 
 def cells(x, names=None, noise=None):
@@ -36,7 +29,7 @@ def cells(x, names=None, noise=None):
 
 
 def arguments(x=None, **gmm):
-    return fit_arguments(read_gmm_options(gmm).fit_options(), cells(np.zeros((2, 3)) if x is None else x))
+    return fit_arguments(fit_options(read_gmm_options(gmm)), cells(np.zeros((2, 3)) if x is None else x))
 
 
 def refusal(function, *args, **kwargs):
@@ -45,139 +38,6 @@ def refusal(function, *args, **kwargs):
     text = str(caught.value)
     assert "\n" not in text
     return text
-
-
-# Gates
-
-
-@pytest.mark.parametrize(
-    ("gate", "passes"),
-    [
-        ({"inside": {"PC2": [0, 1]}}, lambda a, b, c: 0 <= b <= 1),
-        ({"inside": {"PC2": [0, None]}}, lambda a, b, c: b >= 0),
-        ({"inside": {"PC2": [None, 0.5]}}, lambda a, b, c: b <= 0.5),
-        ({"inside": {"PC1": [0, 1], "PC3": [None, 0]}}, lambda a, b, c: 0 <= a <= 1 and c <= 0),
-        ({"outside": {"PC3": [0, 1]}}, lambda a, b, c: not 0 <= c <= 1),
-        ({"outside": {"PC3": [0.5, None]}}, lambda a, b, c: not c >= 0.5),
-        ({"outside": {"PC1": [0, 1], "PC2": [0, 1]}}, lambda a, b, c: not (0 <= a <= 1 and 0 <= b <= 1)),
-        ({"half_space": {"PC1": 1.0}}, lambda a, b, c: a >= 0),
-        ({"half_space": {"PC1": -2.0, "PC3": 1.0}, "at_least": -1.0}, lambda a, b, c: -2 * a + c >= -1),
-        ({"half_space": {"PC2": 1.0, "PC3": 1.0}, "at_least": 1.5}, lambda a, b, c: b + c >= 1.5),
-    ],
-    ids=lambda value: str(value) if isinstance(value, dict) else "",
-)
-def test_a_gate_lets_through_what_its_definition_says(gate, passes):
-    """The bounds themselves belong to a box, to a hole and to a half-space."""
-    expected = [float(passes(*place)) for place in PLACES]
-    assert 0 < sum(expected) < len(PLACES)
-    np.testing.assert_array_equal(gates(gate)(PLACES), expected)
-
-
-def test_a_cell_must_pass_all_gates():
-    three = (
-        {"inside": {"PC1": [-0.5, 5]}},
-        {"outside": {"PC1": [0.5, 2], "PC2": [0.5, 2]}},
-        {"half_space": {"PC3": -1.0}, "at_least": -1.0},
-    )
-    each = [gates(gate)(PLACES) for gate in three]
-    together = gates(*three)(PLACES)
-    np.testing.assert_array_equal(together, np.prod(each, axis=0))
-    assert sum(together) not in (0, *(values.sum() for values in each))
-    np.testing.assert_array_equal(gates(*reversed(three))(PLACES), together)
-
-
-EDGES = [5.3, -1.1, 0.1, 1e-3, 12345.678]
-
-
-@pytest.mark.parametrize("edge", EDGES)
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-@pytest.mark.parametrize(
-    "gate",
-    [
-        lambda edge: {"inside": {"a": [None, edge]}},
-        lambda edge: {"inside": {"a": [edge, None]}},
-        lambda edge: {"half_space": {"a": 1.0}, "at_least": edge},
-        lambda edge: {"half_space": {"a": -1.0}, "at_least": -edge},
-        lambda edge: {"half_space": {"a": 0.3, "b": 0.7}, "at_least": edge},
-    ],
-    ids=["upper", "lower", "half", "other half", "slanted"],
-)
-def test_a_cell_on_an_edge_is_in_the_data_however_it_was_rounded(edge, dtype, gate):
-    x = np.full((1, 2), edge, dtype=dtype)
-    passes = Gates([GateConfig(**gate(edge)).model_dump()], None, ("a", "b"), dtype)
-    assert passes(x.astype(float)).tolist() == [1.0]
-    step = 1e-12 if dtype == np.float64 else 20 * float(np.finfo(dtype).eps)
-    apart = {passes(np.full((1, 2), edge + sign * step * abs(edge)))[0] for sign in (-1, 1)}
-    assert apart == {0.0, 1.0}  # a little off, it is on one side only
-
-
-@pytest.mark.parametrize("edge", EDGES)
-@pytest.mark.parametrize("side", [0, 1])
-def test_a_cell_just_outside_a_hole_is_in_the_data_though_it_is_rounded_onto_its_edge(edge, side):
-    hole = [edge, None] if side == 0 else [None, edge]
-    passes = Gates([GateConfig(outside={"a": hole}).model_dump()], None, ("a",), np.float32)
-    beyond = np.float32(edge + (1e-10 if side else -1e-10) * abs(edge))
-    assert passes(np.array([[float(beyond)]])).tolist() == [1.0]
-    within = edge + (-1e-5 if side else 1e-5) * abs(edge)
-    assert passes(np.array([[within]])).tolist() == [0.0]
-
-
-def test_cells_in_single_precision_may_be_on_the_edge_of_a_gate():
-    x = np.array([[5.3, 0.0], [2.0, 0.1]], dtype=np.float32)
-    gate = {"gates": [{"inside": {"PC1": [None, 5.3]}}, {"half_space": {"PC1": 1, "PC2": 1}, "at_least": 2.1}]}
-    completeness = arguments(x, completeness=gate)["completeness"]
-    assert completeness(x.astype(float)).tolist() == [1.0, 1.0]
-
-
-def test_gates_and_a_function_multiply():
-    def half_of_negative(x):
-        assert x is PLACES
-        return np.where(x[:, 0] < 0, 0.5, 0.25)
-
-    both = gates({"inside": {"PC2": [0, 1]}}, function=half_of_negative)(PLACES)
-    inside = (PLACES[:, 1] >= 0) & (PLACES[:, 1] <= 1)
-    np.testing.assert_array_equal(both, inside * np.where(PLACES[:, 0] < 0, 0.5, 0.25))
-
-
-def test_gates_find_their_features_by_name():
-    x = np.array([[0.0, 9.0], [9.0, 0.0]])
-    gate = {"inside": {"CD3": [5, None]}}
-    assert gates(gate, names=("CD3", "CD4"))(x).tolist() == [0, 1]
-    assert gates(gate, names=("CD4", "CD3"))(x).tolist() == [1, 0]
-
-
-@pytest.mark.parametrize("kind", ["inside", "outside", "half_space"])
-def test_an_unknown_feature_is_named_with_those_there_are(kind):
-    gate = {kind: {"pc1": 1.0 if kind == "half_space" else [0, 1]}}
-    assert refusal(gates, gate) == "gmm.completeness: no feature 'pc1'; known: PC1, PC2, PC3"
-    many = tuple(f"g{i}" for i in range(13))
-    assert refusal(gates, gate, names=many) == (
-        "gmm.completeness: no feature 'pc1'; known: g0, g1, g2, g3, g4, g5, g6, g7, g8, g9, g10, g11, ..."
-    )
-    assert refusal(gates, gate, names=many[:12]).endswith("g10, g11")
-
-
-@pytest.mark.parametrize(
-    "gate",
-    [{"inside": {"PC1": [0, 1]}}, {"outside": {"PC1": [0, 1]}}, {"half_space": {"PC1": 1.0, "PC2": 1.0}}],
-    ids=["inside", "outside", "half_space"],
-)
-def test_a_gate_cannot_tell_without_its_feature(gate):
-    x = np.array([[np.nan, 0.5, 0.5], [0.5, 0.5, np.nan], [3.0, 3.0, 3.0]])
-    values = gates(gate)(x)
-    assert np.isnan(values[0])
-    np.testing.assert_array_equal(values[1:], gates(gate)(np.nan_to_num(x))[1:])
-    if "half_space" in gate:
-        assert np.isnan(gates(gate)(np.array([[1.0, np.nan, 0.0]]))[0])
-
-
-def test_a_missing_feature_that_decides_nothing_does_not_matter():
-    """Cells outside a hole in one of its features are outside whatever the other one is."""
-    hole = gates({"outside": {"PC1": [0, 1], "PC2": [0, 1]}})
-    box = gates({"inside": {"PC1": [0, 1], "PC2": [0, 1]}})
-    x = np.array([[5.0, np.nan, 0.0], [np.nan, 5.0, 0.0]])
-    np.testing.assert_array_equal(hole(x), [1, 1])
-    np.testing.assert_array_equal(box(x), [0, 0])
 
 
 # Functions of the user
@@ -294,7 +154,7 @@ def test_what_is_named_must_be_a_function(user_file, value):
 
 
 def test_without_corrections_the_options_go_through():
-    options = GmmConfig(eps=0.5, cutoff=4.0, init="random", covariance_type="diag", max_iter=7).fit_options()
+    options = fit_options(GmmConfig(eps=0.5, cutoff=4.0, init="random", covariance_type="diag", max_iter=7))
     before = dict(options)
     found = fit_arguments(options, cells(np.zeros((2, 3))))
     assert options == before
@@ -337,6 +197,13 @@ def test_completeness_by_gates_by_a_function_and_by_both(user_file):
     assert refusal(arguments, completeness={"gates": [{"inside": {"PC4": [0, 1]}}]}) == (
         "gmm.completeness: no feature 'PC4'; known: PC1, PC2, PC3"
     )
+
+
+def test_cells_in_single_precision_may_be_on_the_edge_of_a_gate():
+    x = np.array([[5.3, 0.0], [2.0, 0.1]], dtype=np.float32)
+    gate = {"gates": [{"inside": {"PC1": [None, 5.3]}}, {"half_space": {"PC1": 1, "PC2": 1}, "at_least": 2.1}]}
+    completeness = arguments(x, completeness=gate)["completeness"]
+    assert completeness(x.astype(float)).tolist() == [1.0, 1.0]
 
 
 def test_noise_elsewhere_is_a_function_of_a_file(user_file):
@@ -389,23 +256,17 @@ def test_a_corner_needs_a_number_for_every_feature(corner):
 def test_values_that_are_missing_by_their_noise_do_not_widen_the_box():
     x, noise = np.array([[1.0, 999.0], [2.0, 5.0], [3.0, 6.0]]), np.ones((3, 2))
     noise[0, 1] = np.inf
-    options = read_gmm_options({"background": {}, "noise": {"obsm": "v"}}).fit_options()
+    options = fit_options(read_gmm_options({"background": {}, "noise": {"obsm": "v"}}))
     found = fit_arguments(options, cells(x, noise=noise))["background"]
     np.testing.assert_array_equal(found.lower, [1, 5])
     np.testing.assert_array_equal(found.upper, [3, 6])
-
-
-def test_a_background_of_the_notebook_is_taken_as_it_is():
-    background = Background(np.zeros(3), np.ones(3))
-    options = GmmConfig(background={}).fit_options() | {"background": background}
-    assert fit_arguments(options, cells(X))["background"] is background
 
 
 @pytest.mark.parametrize("as_file", [False, True], ids=["mixture", "file"])
 def test_a_reference_keeps_its_shape_unless_something_else_is_asked_for(tmp_path, as_file):
     TWO.save(tmp_path / "reference.npz")
     reference = str(tmp_path / "reference.npz") if as_file else TWO
-    options = GmmConfig(reference="r.npz").fit_options()
+    options = fit_options(GmmConfig(reference="r.npz"))
     assert (options["max_iter"], options["tol"], options["n_init"]) == (2000, 1e-6, 10)
     for frozen, expected in (
         (None, {"mean": "all", "covar": "all"}),
@@ -423,12 +284,12 @@ def test_a_reference_keeps_its_shape_unless_something_else_is_asked_for(tmp_path
 
 def test_a_reference_that_holds_no_mixture(tmp_path):
     np.savez(tmp_path / "other.npz", x=np.zeros(3))
-    options = GmmConfig(reference=str(tmp_path / "other.npz")).fit_options()
+    options = fit_options(GmmConfig(reference=str(tmp_path / "other.npz")))
     with pytest.raises(DataError, match=r"other\.npz holds no mixture: covariances, means, weights missing$"):
         fit_arguments(options, cells(np.zeros((2, 3))))
 
 
-# describe_arguments: what a notebook gives
+# Objects of a notebook
 
 
 def seen(x):
@@ -440,11 +301,9 @@ class Seen:
         return np.full(len(x), 0.5)
 
 
-def test_nothing_given_is_nothing_described():
-    described, objects = describe_arguments()
-    assert objects == {}
-    assert set(described.values()) == {None}
-    assert read_gmm_options(described) == GmmConfig()
+def test_nothing_given_is_the_default():
+    nothing = dict.fromkeys(("noise", "noise_at", "completeness", "background", "reference", "frozen"))
+    assert read_gmm_options(nothing) == GmmConfig()
 
 
 @pytest.mark.parametrize(
@@ -458,19 +317,16 @@ def test_nothing_given_is_nothing_described():
     ],
     ids=["function", "lambda", "partial", "object", "of numpy"],
 )
-def test_a_function_is_described_by_its_name(function, name):
-    described, objects = describe_arguments(completeness=function, noise=np.ones((2, 3)), noise_at=function)
-    assert described["completeness"] == {"function": name}
-    assert described["noise"] == {"obsm": "an array", "at": name}
-    assert objects == {"completeness": function, "noise_at": function}
-    options = read_gmm_options(described).fit_options() | objects
-    found = fit_arguments(options, cells(np.zeros((2, 3))))
+def test_a_function_is_taken_as_it_is_and_recorded_by_its_name(function, name):
+    gmm = read_gmm_options({"completeness": function, "noise": np.ones((2, 3)), "noise_at": function})
+    assert gmm.noise.record() == {"obsm": "an array", "at": name}
+    found = fit_arguments(fit_options(gmm), cells(np.zeros((2, 3))))
     assert found["completeness"] is function
     assert found["noise_at"] is function
 
 
 @pytest.mark.parametrize(
-    ("noise", "described"),
+    ("noise", "recorded"),
     [
         ("v", {"obsm": "v"}),
         ({"obsm": "v"}, {"obsm": "v"}),
@@ -480,37 +336,38 @@ def test_a_function_is_described_by_its_name(function, name):
     ],
     ids=["key", "obsm", "layer", "array", "by patient"],
 )
-def test_noise_is_described_by_its_key(noise, described):
-    found, objects = describe_arguments(noise=noise)
-    assert found["noise"] == described
-    assert objects == {}
-    assert read_gmm_options(found).is_hidden
+def test_noise_is_recorded_by_its_key(noise, recorded):
+    gmm = read_gmm_options({"noise": noise})
+    assert gmm.noise.record() == recorded
+    assert gmm.converges_slowly
+    assert fit_options(gmm)["noise_at"] is None
 
 
 def test_noise_elsewhere_needs_noise():
-    assert refusal(describe_arguments, noise_at=seen) == "noise_at is about cells with noise, which is not given"
+    text = "noise_at is about cells with noise, which is not given"
+    assert refusal(read_gmm_options, {"noise": None, "noise_at": seen}) == text
 
 
-def test_a_background_survives_its_description_bit_by_bit():
+def test_a_background_is_taken_bit_by_bit():
     background = Background([0.1, -1 / 3, 1e-9], [0.7, 2 / 3, 1e300], 0.3, 0.1, 0.5, adjust_amp=False)
-    described, objects = describe_arguments(background=background)
-    assert objects == {}
-    options = read_gmm_options(described).fit_options()
+    options = fit_options(read_gmm_options({"background": background}))
     again = fit_arguments(options, cells(np.zeros((2, 3))))["background"]
     for name, value in background.arrays().items():
         np.testing.assert_array_equal(again.arrays()[name], value)
-    assert describe_arguments(background={"amp": 0.2})[0]["background"] == {"amp": 0.2}
+    assert read_gmm_options({"background": {"amp": 0.2}}).background == BackgroundConfig(amp=0.2)
 
 
-def test_a_reference_is_loaded_once_and_described(tmp_path):
-    described, objects = describe_arguments(reference=TWO)
-    assert described["reference"] == "a mixture"
-    assert objects["reference"] is TWO
+def test_a_reference_is_read_from_its_file(tmp_path):
+    assert read_reference(TWO) is TWO
     TWO.save(tmp_path / "r.npz")
     for path in (tmp_path / "r.npz", str(tmp_path / "r.npz")):
-        described, objects = describe_arguments(reference=path, frozen={"mean": np.array([0, 1]), "covar": 1})
-        assert described["reference"] == str(tmp_path / "r.npz")
-        assert described["frozen"] == {"mean": [0, 1], "covar": [1]}
-        np.testing.assert_array_equal(objects["reference"].means, TWO.means)
-    assert describe_arguments(reference=TWO, frozen={"mean": "all"})[0]["frozen"] == {"mean": "all"}
-    assert describe_arguments(reference=TWO, frozen={"mean": []})[0]["frozen"] == {"mean": []}
+        np.testing.assert_array_equal(read_reference(path).means, TWO.means)
+    assert refusal(read_reference, tmp_path / "s.npz") == f"reference: no such file: {tmp_path / 's.npz'}"
+
+
+def test_a_reference_and_numbers_of_components_of_a_notebook():
+    gmm = read_gmm_options({"reference": TWO, "frozen": {"mean": np.array([0, 1]), "covar": 1}})
+    assert fit_options(gmm)["reference"] is TWO
+    assert (gmm.frozen.mean, gmm.frozen.covar) == ([0, 1], [1])
+    assert read_gmm_options({"reference": TWO, "frozen": {"mean": "all"}}).frozen.mean == "all"
+    assert read_gmm_options({"reference": TWO, "frozen": {"mean": []}}).frozen.mean == []

@@ -12,7 +12,7 @@ from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 
 from cohortgmm.cohort.cells import PatientCells, derived_seed
-from cohortgmm.cohort.fit_arguments import Gates
+from cohortgmm.cohort.fit_options import fit_options
 from cohortgmm.cohort.fitting import final_fit, fit_candidate, heldout_nll, load_fits, missing_cells, write_fit
 from cohortgmm.cohort.tables import SCORE_COLUMNS
 from cohortgmm.config import read_gmm_options
@@ -25,7 +25,7 @@ from cohortgmm.mixture.result import MixtureFit
 
 
 def options(**changes):
-    return GmmConfig(**changes).fit_options()
+    return fit_options(GmmConfig(**changes))
 
 
 def log_density(model, x):
@@ -192,7 +192,7 @@ def test_the_file_of_a_skipped_candidate_holds_no_mixture(tmp_path):
 
 def corrected(**changes):
     """Options with some of the corrections; None leaves one out."""
-    return read_gmm_options({"max_iter": 30, "tol": 1e-4, "n_init": 2} | changes).fit_options()
+    return fit_options(read_gmm_options({"max_iter": 30, "tol": 1e-4, "n_init": 2} | changes))
 
 
 def same(one, other):
@@ -385,7 +385,7 @@ def test_patients_are_mapped_onto_a_reference(make_part, tmp_path):
     part = PatientCells("P1", x, np.ones(len(x), bool))
     reference = GaussianMixture([0.9, 0.1], [[0.1, -0.1], [5.9, 6.2]], [1.1 * np.eye(2), 0.7 * np.eye(2)])
     reference.save(tmp_path / "r.npz")
-    chosen = read_gmm_options({"reference": str(tmp_path / "r.npz")}).fit_options()
+    chosen = fit_options(read_gmm_options({"reference": str(tmp_path / "r.npz")}))
     _, fit = fit_candidate(part, 2, chosen, seed=0)
     np.testing.assert_array_equal(fit.model.means, reference.means)
     np.testing.assert_array_equal(fit.model.covariances, reference.covariances)
@@ -416,7 +416,7 @@ def test_patients_are_mapped_onto_a_reference(make_part, tmp_path):
 def test_what_is_frozen_stays_and_nothing_else(make_part, frozen, kept):
     part = make_part(n=60, n_train=60)
     reference = GaussianMixture([0.9, 0.1], [[0.1, -0.1], [5.9, 6.2]], [1.1 * np.eye(2), 0.7 * np.eye(2)])
-    chosen = read_gmm_options({"reference": "r", "frozen": frozen}).fit_options() | {"reference": reference}
+    chosen = fit_options(read_gmm_options({"reference": "r", "frozen": frozen})) | {"reference": reference}
     _, fit = fit_candidate(part, 2, chosen, seed=0)
     for name in ("weights", "means", "covariances"):
         for k in range(2):
@@ -433,7 +433,7 @@ def test_a_references_background_comes_with_it(make_corrected_part):
     assert 0 < fit.model.background.amp < 0.3
     assert (row["aic"] + 2 * row["log_likelihood"]) / 2 == pytest.approx(2, abs=1e-9)  # a weight and the amplitude
     np.testing.assert_array_equal(fit.model.means, REFERENCE.means)
-    chosen["background"] = background_of(BOX[0], BOX[1] + 5.0)
+    chosen = corrected(reference=chosen["reference"], missing=True, background=background_of(BOX[0], BOX[1] + 5.0))
     again = fit_candidate(part, 2, chosen, seed=0)[1]
     np.testing.assert_array_equal(again.model.background.upper, np.full(2, BOX[1] + 5.0))
 
@@ -459,7 +459,7 @@ def test_completeness_that_denies_the_cells(make_corrected_part):
     names = np.array([f"Zelle ä{i}".encode() for i in range(80)])
     part = replace(make_corrected_part(empty=()), cell_names=names)
     gate = [GateConfig(inside={"PC1": [3.0, None]}).model_dump()]
-    chosen = corrected(missing=True) | {"completeness": Gates(gate, None, part.feature_names)}
+    chosen = corrected(missing=True) | {"completeness": {"gates": gate, "function": None}}
     denied = np.flatnonzero(part.x[:, 0] < 3)
     first = ", ".join(f"'Zelle ä{i}'" for i in denied[:5])
     with pytest.raises(
@@ -508,7 +508,7 @@ def test_as_many_cells_as_features_keep_their_own_noise():
 
 def test_the_final_mixture_counts_the_cells_held_out_too(make_corrected_part):
     part = make_corrected_part(empty=(4, 7, 9))  # of which 4 is fitted
-    chosen = corrected(**ALL) | {"completeness": lambda x: np.full(len(x), 0.25)}
+    chosen = corrected(**ALL | {"completeness": lambda x: np.full(len(x), 0.25)})
     _, fit = fit_candidate(part, 1, chosen, seed=0)
     assert (fit.n_empty, fit.n_unobserved) == (1, pytest.approx(39 * 3, rel=1e-3))
     final = final_fit(part, 1, fit, "none", chosen, seed=0)

@@ -15,6 +15,7 @@ from scipy import sparse
 
 import cohortgmm
 from cohortgmm.cohort.cells import PatientCells
+from cohortgmm.cohort.fit_options import fit_options
 from cohortgmm.cohort.fitting import final_fit, fit_candidate, write_fit
 from cohortgmm.cohort.merge import merge_models, write_gmm
 from cohortgmm.cohort.selection import select_k
@@ -200,11 +201,11 @@ def stages(folder, source, gmm, sharing="sample_specific", key="gmm_X_pca", use_
     models, rows = [], []
     for path in cells:
         part = PatientCells.load(path)
-        fitted = {k: fit_candidate(part, k, gmm.fit_options(), seed=0) for k in gmm.candidates}
+        fitted = {k: fit_candidate(part, k, fit_options(gmm), seed=0) for k in gmm.candidates}
         own = [row for row, _ in fitted.values()]
         k = select_k(own, gmm.k_selection_metric)["k"]
         models.append(folder / "models" / path.name)
-        write_fit(models[-1], final_fit(part, k, fitted[k][1], gmm.refit, gmm.fit_options(), seed=0))
+        write_fit(models[-1], final_fit(part, k, fitted[k][1], gmm.refit, fit_options(gmm), seed=0))
         rows += own
     write_table(folder / "scores.tsv", SCORE_COLUMNS, rows)
     merge_models(

@@ -7,6 +7,7 @@ from scipy.special import erfc
 
 from cohortgmm.cohort.annotation import draw_cells
 from cohortgmm.cohort.cells import PatientCells
+from cohortgmm.cohort.fit_options import fit_options
 from cohortgmm.cohort.fitting import fit_candidate
 from cohortgmm.cohort.naive_comparison import correction_of
 from cohortgmm.config import read_gmm_options
@@ -18,7 +19,7 @@ CORRECTIONS = ("noise", "missing", "completeness", "background")
 
 
 def options(*names, **changes):
-    return read_gmm_options({name: ALL[name] for name in names} | {"max_iter": 20, "n_init": 1} | changes).fit_options()
+    return fit_options(read_gmm_options({name: ALL[name] for name in names} | {"max_iter": 20, "n_init": 1} | changes))
 
 
 def correct(part, chosen, k=1, fit=None, max_cells=1000, seed=0):
@@ -174,6 +175,6 @@ def test_the_same_seed_gives_the_same_comparison(make_corrected_part):
 
 def test_where_hardly_a_cell_is_seen_few_unseen_ones_are_drawn():
     """A fit may leave 999 of 1,000 cells unseen: 20 million draws, of all features, for a figure."""
-    chosen = options() | {"completeness": lambda x: np.full(len(x), 0.01)}
+    chosen = options() | {"completeness": {"gates": [], "function": lambda x: np.full(len(x), 0.01)}}
     found = correct(line_part(), chosen, fit=line_fit(completeness=0.01, n_unobserved=5940.0))
     assert len(found.unseen) <= 500_000

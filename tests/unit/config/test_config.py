@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 import cohortgmm
+from cohortgmm.cohort.fit_options import fit_options, fit_settings
 from cohortgmm.config import Config, PreprocessConfig, QcConfig, read_config, read_gmm_options
 from cohortgmm.config.gmm import DEFAULT_K, BackgroundConfig, GmmConfig, default_gmm_key
 from cohortgmm.errors import ConfigError
@@ -355,7 +356,7 @@ def places(value, path=()):
 
 def test_whatever_is_wrong_is_said_with_the_path_of_its_key():
     """Every value replaced by every piece of junk: no exception but ours, no line but with a key that is there."""
-    assert read(gmm=GOOD).gmm.is_corrected
+    assert read(gmm=GOOD).gmm.has_incomplete_data
     n_refused = 0
     for path in places(GOOD):
         for junk in JUNK:
@@ -399,7 +400,7 @@ def test_good_corrections():
         -4.0,
     )
     assert (gmm.background.lower, gmm.background.upper) == ([-8.0, -9.5], 100.0)
-    assert gmm.fit_options() == {
+    assert fit_options(gmm) == {
         "covariance_type": "full",
         "eps": 1e-4,
         "singularity_handling": "guarded",
@@ -428,7 +429,7 @@ def test_good_corrections():
 def test_sections_that_are_null_or_empty():
     gmm = read(gmm={"noise": None, "completeness": None, "background": None, "reference": None, "frozen": None}).gmm
     assert gmm == GmmConfig()
-    assert not gmm.is_hidden
+    assert not gmm.converges_slowly
     assert read(gmm={"background": {}}).gmm.background == BackgroundConfig()
 
 
@@ -447,12 +448,12 @@ def test_sections_that_are_null_or_empty():
 )
 def test_what_counts_as_a_correction(keys, corrected, hidden):
     gmm = read(gmm=keys).gmm
-    assert (gmm.is_corrected, gmm.is_hidden) == (corrected, hidden)
-    assert gmm.settings == (
+    assert (gmm.has_incomplete_data, gmm.converges_slowly) == (corrected, hidden)
+    assert fit_settings(gmm) == (
         {"max_iter": 2000, "tol": 1e-6, "n_init": 10} if hidden else {"max_iter": 100, "tol": 1e-3, "n_init": 1}
     )
     given = {"max_iter": 7, "tol": 0.0, "n_init": 2}
-    assert read(gmm=keys | given).gmm.settings == given
+    assert fit_settings(read(gmm=keys | given).gmm) == given
 
 
 def test_the_split_depends_on_noise_and_gaps_and_on_no_other_correction():
@@ -492,20 +493,17 @@ def test_files_that_fits_depend_on():
 
 
 def test_k_comes_from_the_reference():
-    gmm = GmmConfig(reference="r.npz").for_reference(MIXTURE, "c.yaml")
+    gmm = GmmConfig(reference="r.npz").for_reference(2, "full", "c.yaml")
     assert (gmm.k_comps, gmm.candidates, gmm.fixed_k, gmm.effective_train_size) == (2, (2,), 2, 1.0)
     for k_comps in (2, [2]):
-        assert GmmConfig(reference="r.npz", k_comps=k_comps).for_reference(MIXTURE, "c.yaml").fixed_k == 2
+        assert GmmConfig(reference="r.npz", k_comps=k_comps).for_reference(2, "full", "c.yaml").fixed_k == 2
     for k_comps in (3, [1, 2]):
         with pytest.raises(ConfigError) as caught:
-            GmmConfig(reference="r.npz", k_comps=k_comps).for_reference(MIXTURE, "c.yaml")
+            GmmConfig(reference="r.npz", k_comps=k_comps).for_reference(2, "full", "c.yaml")
         assert str(caught.value) == "c.yaml: gmm.k_comps: the reference has 2 components: leave k_comps out"
     with pytest.raises(ConfigError) as caught:
-        GmmConfig(reference="r.npz", covariance_type="diag").for_reference(MIXTURE, "c.yaml")
+        GmmConfig(reference="r.npz", covariance_type="diag").for_reference(2, "full", "c.yaml")
     assert str(caught.value) == "c.yaml: gmm.covariance_type is diag, that of the reference full"
-
-
-MIXTURE = cohortgmm.GaussianMixture([0.5, 0.5], [[0.0], [5.0]], [[[1.0]], [[1.0]]])
 
 
 # Numbers in YAML
@@ -631,7 +629,7 @@ def test_the_defaults_are_those_of_fit_gmm_and_fit_mixture():
         assert {name: parameters[name].default for name in shared} == {name: defaults[name] for name in shared}
     assert defaults.keys() <= inspect.signature(cohortgmm.fit_gmm).parameters.keys()
     arguments = inspect.signature(cohortgmm.fit_mixture).parameters
-    options = GmmConfig().fit_options()
+    options = fit_options(GmmConfig())
     # The reference becomes `initial`; the noise goes with the cells.
     assert options.keys() - arguments.keys() == {"reference"}
     plain = {"max_iter": 100, "tol": 1e-3, "n_init": 1, "noise_at": None}
