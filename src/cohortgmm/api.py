@@ -1,43 +1,27 @@
 """The notebook's entry: a whole cohort in one call, with the same results as the pipeline."""
 
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+import os
+from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 
 from cohortgmm import __version__
 from cohortgmm.arguments import check_count
-from cohortgmm.cohort.cells import PatientCells
 from cohortgmm.cohort.covariances import check_size
 from cohortgmm.cohort.fit_arguments import read_reference
 from cohortgmm.cohort.fit_options import fit_options
-from cohortgmm.cohort.fitting import final_fit, fit_candidate
-from cohortgmm.cohort.in_memory import cells_of_anndata, cells_of_mapping
-from cohortgmm.cohort.occupied import check_places
-from cohortgmm.cohort.reading import Embedding
-from cohortgmm.cohort.selection import select_k
-from cohortgmm.cohort.split import Split, check_finite, split_patients
-from cohortgmm.cohort.tables import Row
+from cohortgmm.cohort.fitting import fit_units
+from cohortgmm.cohort.in_memory import check_overwritten, plain_columns, read_cells, write_result
+from cohortgmm.cohort.shared_weights import with_weights
+from cohortgmm.cohort.split import check_finite, split_patients
 from cohortgmm.cohort.uns import assign_components, build_uns
-from cohortgmm.columns import joined_column, overwritten
-from cohortgmm.config import read_gmm_options
-from cohortgmm.config.gmm import GmmConfig, default_gmm_key
-from cohortgmm.display import format_repr, format_text, format_value
-from cohortgmm.errors import CohortgmmError, ConfigError
-from cohortgmm.mixture import GaussianMixture, MixtureFit, one_blas_thread
-
-
-@dataclass(frozen=True, eq=False)
-class _Outcome:
-    """Everything that came of one part (a patient, or the cohort)."""
-
-    rows: list[Row]
-    choice: Row
-    fit: MixtureFit
-    n_fit: int
+from cohortgmm.config import GmmConfig, read_gmm_options
+from cohortgmm.config.gmm import default_gmm_key
+from cohortgmm.config.notebook import GMM_ARGUMENTS
+from cohortgmm.display import format_repr, format_value
+from cohortgmm.errors import ConfigError
 
 
 def fit_gmm(
@@ -160,55 +144,20 @@ def fit_gmm(
     >>> models["b"].means.round().tolist()
     [[5.0, 5.0]]
     """
-    reference = None if reference is None else read_reference(reference)
-    gmm = read_gmm_options(
-        {
-            "component_sharing": component_sharing,
-            "k_comps": k_comps,
-            "k_selection_metric": k_selection_metric,
-            "refit": refit,
-            "covariance_type": covariance_type,
-            "train_size": train_size,
-            "max_iter": max_iter,
-            "tol": tol,
-            "n_init": n_init,
-            "eps": eps,
-            "singularity_handling": singularity_handling,
-            "gmm_key": gmm_key,
-            "verbose": verbose,
-            "missing": missing,
-            "cutoff": cutoff,
-            "init": init,
-            "split_merge": split_merge,
-            "noise": noise,
-            "noise_at": noise_at,
-            "completeness": completeness,
-            "background": background,
-            "reference": reference,
-            "frozen": frozen,
-        }
-    )
-    if reference is not None:
-        gmm = gmm.for_reference(reference.n_components, reference.covariance_type, "fit_gmm")
-    options = fit_options(gmm)
-    if isinstance(random_state, bool) or not isinstance(random_state, (int, np.integer)) or random_state < 0:
-        raise ConfigError(f"random_state must be an integer of at least 0, got {format_value(random_state)}")
+    gmm = _gmm_options({name: value for name, value in locals().items() if name in GMM_ARGUMENTS})
+    seed = _whole_number("random_state", random_state, 0)
+    n_workers, n_threads = _n_workers(n_jobs), 1
     min_cells = check_count("min_cells", min_cells, 0)
     if not isinstance(on_small_patient, str) or on_small_patient not in ("error", "drop"):
         raise ConfigError(f"on_small_patient must be 'error' or 'drop', got {format_repr(on_small_patient)}")
-    is_mapping = isinstance(data, Mapping)
-    if is_mapping:
-        cells, ids = cells_of_mapping(data, noise, missing, all_finite=False)
-    else:
-        patient_col = _as_list(patient_col)
-        cells, ids = cells_of_anndata(data, patient_col, use_rep, noise, missing, all_finite=False)
-    key = gmm.gmm_key or default_gmm_key(use_rep)
-    if "/" in key:
+    is_mapping, patient_col = isinstance(data, Mapping), plain_columns(patient_col)
+    cells, ids = read_cells(data, patient_col, use_rep, noise, missing)
+    gmm_key = gmm.gmm_key or default_gmm_key(use_rep)
+    if "/" in gmm_key:
         raise ConfigError(f"use_rep is {use_rep!r}, and a key of uns can have no '/': give gmm_key")
     sharing = gmm.component_sharing
     if sharing == "auto":
         sharing = "global" if is_mapping else "sample_specific"
-    seed = int(random_state)
     split = split_patients(
         ids,
         names=cells.cell_names,
@@ -219,132 +168,51 @@ def fit_gmm(
         on_small_patient=on_small_patient,
         empty=cells.empty_cells() if missing or noise is not None else None,
     )
-    name = "the data" if is_mapping else "X" if use_rep is None else f"obsm[{use_rep!r}]"
-    check_finite(cells.matrix, ids, name, used=np.concatenate(list(split.positions.values())), missing=missing)
+    check_finite(cells.matrix, ids, cells.name, used=split.rows_used, missing=missing)
     if not is_mapping:
-        _check_written(data, key, patient_col, use_rep, noise)
+        check_overwritten(data, gmm_key, patient_col, use_rep, gmm.noise and gmm.noise.obsm)
         n_mixtures = 1 if sharing == "global" else len(split.patients)
         check_size(n_mixtures, max(gmm.candidates), cells.matrix.shape[1])
-    outcomes = _fit_parts(split, cells, sharing, gmm, options, seed, n_jobs)
-    fits = {name: outcome.fit for name, outcome in outcomes.items()}
-    assigned, weights = assign_components(
-        fits, split.parts(cells, sharing), split.positions_of_parts(sharing), len(ids)
+    if sharing == "global":  # one fit, which gets all threads
+        n_workers, n_threads = 1, n_workers
+    results = fit_units(
+        split.units(cells, sharing), gmm, fit_options(gmm), seed=seed, n_workers=n_workers, n_threads=n_threads
     )
+    assigned, weights = assign_components(results, split.units(cells, sharing), split.unit_positions(sharing), len(ids))
     if is_mapping:
-        if sharing == "sample_specific":
-            return {patient: fit.model for patient, fit in fits.items()}
-        (shared,) = fits.values()
-        return {patient: _with_weights(shared.model, weights[patient]) for patient in split.patients}
+        if sharing == "global":
+            return {patient: with_weights(results[0].fit.model, weights[patient]) for patient in split.patients}
+        return {result.name: result.fit.model for result in results}
     uns = build_uns(
-        patients=split.patients,
-        fits=fits,
+        patients={patient: len(rows) for patient, rows in split.positions.items()},
+        results=results,
         weights=weights,
-        scores={name: outcome.rows for name, outcome in outcomes.items()},
-        selection={name: outcome.choice for name, outcome in outcomes.items()},
         gmm=gmm,
         component_sharing=sharing,
         use_rep=use_rep,
-        n_fit={name: outcome.n_fit for name, outcome in outcomes.items()},
-        n_cells={patient: len(rows) for patient, rows in split.positions.items()},
         provenance={"cohortgmm": __version__, "numpy": np.__version__, "seed": seed},
     )
-    uns["model"]["var"] = np.asarray(uns["model"]["var"])
-    data.uns[key] = uns
-    data.obs[f"{key}_comp"] = assigned.components
-    data.obsm[f"{key}_resp"] = assigned.resp
-    if (unit := joined_column(patient_col, key)) is not None:
-        data.obs[unit] = ids
-    data.obs.drop(columns=f"{key}_background", errors="ignore", inplace=True)
-    if assigned.background is not None:
-        data.obs[f"{key}_background"] = assigned.background
+    write_result(data, gmm_key, uns, assigned, patient_col, ids)
     return data
 
 
-def _as_list(patient_col: Any) -> Any:
-    """Columns that are given as an array, an index or a column of pandas, as a list."""
-    return patient_col.tolist() if hasattr(patient_col, "tolist") and np.ndim(patient_col) == 1 else patient_col
+def _gmm_options(arguments: Mapping[str, Any]) -> GmmConfig:
+    """The checked arguments, with the number of components of the reference if there is one."""
+    reference = arguments["reference"]
+    if reference is None:
+        return read_gmm_options(arguments)
+    reference = read_reference(reference)
+    gmm = read_gmm_options({**arguments, "reference": reference})
+    return gmm.for_reference(reference.n_components, reference.covariance_type, "fit_gmm")
 
 
-def _check_written(data: Any, key: str, patient_col: str | Sequence[str], use_rep: str | None, noise: Any) -> None:
-    """Refuse a key whose result would replace what is no earlier result, or what it is made from."""
-    noise = noise.get("obsm") if isinstance(noise, Mapping) else noise if isinstance(noise, str) else None
-    for name, what in overwritten(key, {"patient_col": patient_col}, {"use_rep": use_rep, "noise": noise}):
-        raise ConfigError(f"the result overwrites {what} of {name}: give gmm_key")
-    check_places(key, data.uns, data.obs.columns, data.obsm, patient_col=patient_col)
+def _whole_number(name: str, value: Any, least: int, other: str = "") -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise ConfigError(f"{name} must be {other}an integer of at least {least}, got {format_value(value)}")
+    return int(value)
 
 
-def _as_stored(fit: MixtureFit) -> MixtureFit:
-    """A fit as its file gives it back, with no factors but those of its covariances: to the last bit as in the pipeline."""
-    model = fit.model
-    plain = GaussianMixture.from_factors(model.weights, model.means, model.covariances, None, model.background)
-    return replace(fit, model=plain)
-
-
-def _with_weights(model: GaussianMixture, weights: np.ndarray) -> GaussianMixture:
-    """A shared mixture with the weights (K,) of one patient; what they lack of one is background."""
-    background = model.background
-    if background is not None:
-        background = replace(background, amp=float(np.clip(1.0 - weights.sum(), 0.0, 1.0)), amp_min=0.0, amp_max=1.0)
-    return GaussianMixture.from_factors(weights, model.means, model.covariances, model.factors, background)
-
-
-def _fit_parts(
-    split: Split, cells: Embedding, sharing: str, gmm: GmmConfig, options: Mapping[str, Any], seed: int, n_jobs: int
-) -> dict[str, _Outcome]:
-    """Fit every part; on several threads, as numpy releases the interpreter lock in its products."""
-
-    workers, n_threads = _n_workers(n_jobs), 1
-    if sharing == "global":
-        workers, n_threads = 1, workers
-
-    def fit(part: PatientCells) -> tuple[str, _Outcome]:
-        return part.patient, _fit_part(part, gmm, options, seed, n_threads)
-
-    parts = split.parts(cells, sharing)
-    # One BLAS thread per fit: patients are independent, and the result does not depend on the machine.
-    with one_blas_thread():
-        if workers == 1:
-            return dict(_report(map(fit, parts), sharing, gmm.verbose))
-        with ThreadPoolExecutor(workers) as pool:
-            return dict(_report(pool.map(fit, parts), sharing, gmm.verbose))
-
-
-def _n_workers(n_jobs: int) -> int:
-    if isinstance(n_jobs, (int, np.integer)) and n_jobs == -1:
-        import os
-
+def _n_workers(n_jobs: Any) -> int:
+    if isinstance(n_jobs, Integral) and n_jobs == -1:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if isinstance(n_jobs, bool) or not isinstance(n_jobs, (int, np.integer)) or n_jobs < 1:
-        raise ConfigError(f"n_jobs must be -1 or an integer of at least 1, got {format_value(n_jobs)}")
-    return int(n_jobs)
-
-
-def _report(outcomes: Iterator[tuple[str, _Outcome]], sharing: str, verbose: bool) -> Iterator[tuple[str, _Outcome]]:
-    for name, outcome in outcomes:
-        if verbose:
-            title = "all patients" if sharing == "global" else format_text(name)
-            choice = outcome.choice
-            state = f"{outcome.fit.n_iter} iterations" if outcome.fit.converged else "not converged"
-            print(
-                f"[fit_gmm] {title}: k={choice['k']} by {choice['metric']} of {choice['n_candidates']} candidates, {state}",
-                file=sys.stderr,
-            )
-        yield name, outcome
-
-
-def _fit_part(part: PatientCells, gmm: GmmConfig, options: Mapping[str, Any], seed: int, n_threads: int) -> _Outcome:
-    rows, fits, k = [], {}, None
-    try:
-        for k in gmm.candidates:
-            row, fits[k] = fit_candidate(
-                part, k, options, seed=seed, default_range=gmm.k_comps is None, n_threads=n_threads
-            )
-            rows.append(row)
-        choice = select_k(rows, gmm.k_selection_metric)
-        k = choice["k"]
-        fit = _as_stored(final_fit(part, k, _as_stored(fits[k]), gmm.refit, options, seed=seed, n_threads=n_threads))
-    except CohortgmmError as error:
-        title = f"patient {part.patient!r}" if part.owner is None else part.patient
-        error.args = (f"{title}, k={k}: {error}",)
-        raise
-    return _Outcome(rows, choice, fit, part.n_fit(gmm.refit))
+    return _whole_number("n_jobs", n_jobs, 1, "-1 or ")

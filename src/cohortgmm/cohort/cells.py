@@ -129,10 +129,6 @@ class PatientCells:
             return str(i)
         return repr(self.cell_names[i].decode(errors="surrogatepass"))
 
-    def n_fit(self, refit: str) -> int:
-        """Number of cells the final mixture is fitted to."""
-        return len(self.x) if refit == "full" else self.n_train
-
     def save(self, path: str | os.PathLike) -> None:
         """Write to ``.npz``; a file that already has this content is left untouched."""
         arrays = {"patient": np.array(self.patient), "x": self.x, "train": self.train}

@@ -1,13 +1,13 @@
-"""The covariances of all patients as ggml_ot stores them, full matrices padded with zeros, without holding them all."""
+"""The covariances of all patients in ggml_ot's layout: full matrices padded with zeros, made one mixture at a time."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from cohortgmm.cohort.patient_result import PatientResult
 from cohortgmm.errors import ConfigError
 from cohortgmm.memory import available_memory
-from cohortgmm.mixture import GaussianMixture
 
 #: Rows and columns of a block of a file in which only blocks on the diagonal are stored.
 _BLOCK = 64
@@ -17,20 +17,18 @@ _ATTRIBUTES = {"encoding-type": "array", "encoding-version": "0.2.0"}
 
 
 class StackedCovariances:
-    """(P, K, D, D) covariances of P patients, or (K, D, D) of one mixture for all, made when they are asked for.
+    """(P, K, D, D) covariances of P mixtures, or (K, D, D) of a single one, which are made when they are asked for.
 
     Parameters
     ----------
-    models
-        Mixture of every patient; may read it from its file at every look-up.
-    owners
-        The patients, in order.
+    results
+        Of the units of fitting, in order.
     shape
-        (P, K, D, D), or (K, D, D) where the one owner is the whole cohort.
+        (P, K, D, D) with the largest K, or (K, D, D) for a single mixture that all patients share.
     """
 
-    def __init__(self, models: Mapping[str, GaussianMixture], owners: Sequence[str], shape: tuple[int, ...]) -> None:
-        self._models, self._owners, self.shape = models, list(owners), tuple(shape)
+    def __init__(self, results: Sequence[PatientResult], shape: tuple[int, ...]) -> None:
+        self._results, self.shape = results, tuple(shape)
 
     @property
     def dtype(self) -> np.dtype:
@@ -41,9 +39,9 @@ class StackedCovariances:
         return int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize
 
     def mixtures(self) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
-        """Index of every mixture, with its covariances: (k, D, D), or (k, D) where they are diagonal."""
-        for i, owner in enumerate(self._owners):
-            yield ((i,) if len(self.shape) == 4 else ()), self._models[owner].covariances
+        """Index of every mixture and its covariances, (k, D, D) or, if they are diagonal, (k, D)."""
+        for i, result in enumerate(self._results):
+            yield ((i,) if len(self.shape) == 4 else ()), result.fit.model.covariances
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         full = np.zeros(self.shape, dtype=dtype or self.dtype)
@@ -120,49 +118,3 @@ def diagonals(covariances: Any, index: tuple[int, ...]) -> np.ndarray:
     """(D,) variances of a component, of an array or of a dataset that holds full matrices, read block by block."""
     n = covariances.shape[-1]
     return np.concatenate([np.diagonal(np.asarray(covariances[(*index, rows, rows)])) for rows in _blocks(n)])
-
-
-class ModelsOf(Mapping[str, GaussianMixture]):
-    """The mixtures, without their backgrounds, of fits by patient.
-
-    Parameters
-    ----------
-    fits
-        Final :class:`~cohortgmm.mixture.result.MixtureFit` by patient; may be read at every look-up.
-    """
-
-    def __init__(self, fits: Mapping[str, Any]) -> None:
-        self._fits = fits
-
-    def __getitem__(self, owner: str) -> GaussianMixture:
-        return self._fits[owner].model.signal()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._fits)
-
-    def __len__(self) -> int:
-        return len(self._fits)
-
-
-class StoredFits(Mapping[str, Any]):
-    """Final fits by patient, each read from its file when it is asked for.
-
-    Parameters
-    ----------
-    paths
-        File of every patient.
-    load
-        Reads one.
-    """
-
-    def __init__(self, paths: Mapping[str, Any], load: Callable[[Any], Any]) -> None:
-        self._paths, self._load = dict(paths), load
-
-    def __getitem__(self, patient: str) -> Any:
-        return self._load(self._paths[patient])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._paths)
-
-    def __len__(self) -> int:
-        return len(self._paths)

@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 
 from cohortgmm.cohort.cells import PatientCells
+from cohortgmm.cohort.patient_result import PatientResult
 from cohortgmm.cohort.tables import FRAME_COLUMNS, RUN_AGAIN, read_rows, table_heading
 from cohortgmm.errors import DataError
-from cohortgmm.mixture import GaussianMixture, MixtureFit
+from cohortgmm.mixture import GaussianMixture
 from cohortgmm.storage.atomic import atomic_path
 
 _TEXT_COLUMNS = ["patient", "file", "label", "metric", "status", "reason", "cell_type", "best_by"]
@@ -57,46 +58,47 @@ def write_frame(frame: pd.DataFrame, path: str | os.PathLike) -> None:
 
 
 def diagnostics_table(
-    parts: Sequence[PatientCells],
-    fits: Mapping[str, MixtureFit],
+    results: Sequence[PatientResult],
     scores: pd.DataFrame,
     selection: pd.DataFrame,
     labels: Mapping[str, str],
-    refit: str,
 ) -> pd.DataFrame:
     """One row per mixture: cells, convergence, gap between train and held-out NLL, conditioning, weights.
 
     Parameters
     ----------
-    parts, fits
-        What was fitted, and the final mixture of each.
+    results
+        Of the units of fitting.
     scores, selection
-        The score table and the chosen k.
+        The table of scores, and that of the chosen k.
     labels
         Label of every patient.
-    refit
-        As in the configuration.
 
     Returns
     -------
     DataFrame
-        Likelihoods are nats per cell; those of train and held-out cells belong to the selection fit.
+        Likelihoods are nats per cell; those of training and held-out cells belong to the fit of the selection.
+
+    Raises
+    ------
+    DataError
+        If a unit is not in the tables.
     """
     chosen = scores.merge(selection[["patient", "k"]], on=["patient", "k"]).set_index("patient")
-    if lost := [part.patient for part in parts if part.patient not in chosen.index]:
+    if lost := [one.name for one in results if one.name not in chosen.index]:
         raise DataError(
             f"the tables of scores and of the chosen k lack {len(lost)} patients, the first is {lost[0]!r}: remove "
             "results/scores.tsv and results/selection.tsv, and run again"
         )
     rows = []
-    for part in parts:
-        fit, score = fits[part.patient], chosen.loc[part.patient]
+    for result in results:
+        fit, score = result.fit, chosen.loc[result.name]
         rows.append(
             {
-                "patient": part.patient,
-                "label": labels.get(part.patient, ""),
-                "n_cells": len(part.x),
-                "n_fit": part.n_fit(refit),
+                "patient": result.name,
+                "label": labels.get(result.name, ""),
+                "n_cells": result.n_cells,
+                "n_fit": result.n_fit,
                 "k": fit.model.n_components,
                 "n_iter": fit.n_iter,
                 "converged": fit.converged,
@@ -117,19 +119,19 @@ def diagnostics_table(
     return pd.DataFrame(rows)
 
 
-def weights_table(fits: Mapping[str, MixtureFit]) -> pd.DataFrame:
+def weights_table(results: Sequence[PatientResult]) -> pd.DataFrame:
     """Weight of every component: columns patient, component, weight."""
     return pd.DataFrame(
         [
-            {"patient": name, "component": component, "weight": weight}
-            for name, fit in fits.items()
-            for component, weight in enumerate(fit.model.weights)
+            {"patient": result.name, "component": component, "weight": weight}
+            for result in results
+            for component, weight in enumerate(result.fit.model.weights)
         ]
     )
 
 
 def members_of(cells: PatientCells, model: GaussianMixture) -> np.ndarray:
-    """(n,) component that a cell is most probably of; −1 for a cell that is more probably background than not."""
+    """(n,) most probable component of every cell; −1 if its probability of being background is above 0.5."""
     resp = model.responsibilities(cells.x, cells.noise_of())
     components = resp.argmax(axis=1)
     if model.background is not None:
@@ -138,23 +140,34 @@ def members_of(cells: PatientCells, model: GaussianMixture) -> np.ndarray:
 
 
 def composition_table(
-    parts: Iterable[PatientCells],
-    fits: Mapping[str, MixtureFit],
+    results: Sequence[PatientResult],
+    units: Iterable[PatientCells],
     positions: Mapping[str, np.ndarray],
     cell_types: pd.Categorical | None,
 ) -> pd.DataFrame:
-    """Cells of every type in every component (zeros left out): the columns of :data:`COMPOSITION_COLUMNS`.
+    """Number of cells of every type in every component, without zeros and without background cells.
 
-    ``positions`` are the rows of the cohort, and so of ``cell_types``, that the cells of every part come from.
+    Parameters
+    ----------
+    results, units
+        Results of the units of fitting, and their cells.
+    positions
+        Rows of the cohort that the cells of every unit come from, by its name.
+    cell_types
+        Cell type of every row of the cohort; None if there are none.
 
-    Cells that are background are of no component. Without cell types the table has no rows.
+    Returns
+    -------
+    DataFrame
+        The columns of :data:`COMPOSITION_COLUMNS`; no rows without cell types.
     """
     tables = [pd.DataFrame(columns=COMPOSITION_COLUMNS)]
-    for part in parts if cell_types is not None else ():
-        components = members_of(part, fits[part.patient].model)
-        types = cell_types[positions[part.patient]].astype(object)
+    models = {result.name: result for result in results}
+    for cells in units if cell_types is not None else ():
+        components = members_of(cells, models[cells.patient].fit.model)
+        types = cell_types[positions[cells.patient]].astype(object)
         table = pd.DataFrame({"component": components, "cell_type": np.where(pd.isna(types), "unknown", types)})
         table = table[components >= 0]
         counts = table.value_counts().rename("n_cells").reset_index().sort_values(["component", "cell_type"])
-        tables.append(counts.assign(patient=part.patient))
+        tables.append(counts.assign(patient=cells.patient))
     return pd.concat(tables[1:] or tables, ignore_index=True)[COMPOSITION_COLUMNS]

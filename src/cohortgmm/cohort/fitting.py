@@ -1,20 +1,25 @@
-"""Fitting a patient: one candidate k on the training cells, and the final mixture of the chosen k."""
+"""Fitting a patient: the candidates on the training cells, and the final mixture of the chosen k."""
 
 import logging
 import math
 import os
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cohortgmm.cohort.cells import MIN_CELLS_PER_COMPONENT, PatientCells, derived_seed
 from cohortgmm.cohort.fit_arguments import check_observed, fit_arguments
+from cohortgmm.cohort.patient_result import PatientResult, n_fit_cells
+from cohortgmm.cohort.selection import select_k
 from cohortgmm.cohort.shared_weights import is_corrected, patient_weights
 from cohortgmm.cohort.tables import SCORE_COLUMNS, Row
-from cohortgmm.errors import DataError
+from cohortgmm.display import format_text
+from cohortgmm.errors import CohortgmmError, DataError
 from cohortgmm.mixture import (
     Frozen,
     GaussianMixture,
@@ -28,26 +33,37 @@ from cohortgmm.mixture import (
 from cohortgmm.storage.atomic import atomic_path
 from cohortgmm.storage.marks import mark_archive
 
+if TYPE_CHECKING:  # a fit job does not load pydantic
+    from cohortgmm.config import GmmConfig
+
 logger = logging.getLogger(__name__)
 
 
 def missing_cells(
     n_train: int, n_features: int, k: int, covariance_type: str, *, default_range: bool, n_empty: int = 0
 ) -> str:
-    """Why a patient has too few cells for k components; empty if it has enough.
+    """Reason why a patient has too few cells for k components; empty if it has enough.
 
-    A candidate that was asked for needs two training cells per component. A candidate of the default range needs as
-    many as its covariances have rank (D + 1 for full ones) and at least ten, so that no likelihood rests on the floor.
-    The ``n_empty`` of the training cells that have no feature do not count.
+    A candidate of the user needs two training cells per component. A candidate of the default range needs at least ten,
+    and D + 1 with full covariances: with fewer, covariances are singular and the likelihood depends on their floor.
+
+    Parameters
+    ----------
+    n_train, n_empty
+        Number of training cells, and of those among them without any feature, which do not count.
+    n_features, k, covariance_type
+        Of the mixture.
+    default_range
+        Whether k comes from the default range.
     """
     per_component = MIN_CELLS_PER_COMPONENT
     if default_range and k > 1:
         per_component = max(10, n_features + 1) if covariance_type == "full" else 10
-    n_told = n_train - n_empty
-    if n_told >= per_component * k:
+    n_used = n_train - n_empty
+    if n_used >= per_component * k:
         return ""
     which = f"training cells with features, of {n_train}," if n_empty else "training cells"
-    return f"{n_told} {which} are fewer than {per_component} per component"
+    return f"{n_used} {which} are fewer than {per_component} per component"
 
 
 def fit_candidate(
@@ -68,9 +84,9 @@ def fit_candidate(
     k
         Number of components.
     options
-        See :func:`cohortgmm.cohort.fit_arguments.fit_arguments`.
+        See :func:`cohortgmm.cohort.fit_options.fit_options`.
     seed
-        Seed of the run; the fit's own follows from it, the patient and k.
+        Seed of the run; the seed of the fit follows from it, the patient and k.
     default_range
         Whether k comes from the default range (see :func:`missing_cells`).
     n_threads
@@ -79,8 +95,8 @@ def fit_candidate(
     Returns
     -------
     row : dict
-        The columns of :data:`SCORE_COLUMNS`: ``log_likelihood`` is the total over the training cells, AIC and BIC
-        are in-sample on them, NLLs are nats per cell. A candidate with too few cells has ``status`` "skipped".
+        The columns of :data:`SCORE_COLUMNS`. ``log_likelihood`` is the sum over the training cells, on which AIC and BIC
+        are computed too; negative log-likelihoods are nats per cell. With too few cells, ``status`` is "skipped".
     fit : MixtureFit or None
         None if skipped.
     """
@@ -130,18 +146,29 @@ def final_fit(
     seed: int,
     n_threads: int = 1,
 ) -> MixtureFit:
-    """The mixture of the chosen k: the selection's own, or with ``refit="full"`` one fitted to all cells.
+    """The final mixture of the chosen k: that of the selection or, with ``refit="full"``, one fitted to all cells.
 
-    Either way, it counts all of the patient's cells, of which some may be empty, and those unobserved beside them. That
-    of a cohort whose cells are corrected comes with the weights of every patient.
+    Its numbers of empty and of unobserved cells refer to all cells of the patient. With shared components and incomplete
+    data, it has the weights of every patient.
+
+    Parameters
+    ----------
+    cells
+        The patient.
+    k
+        The chosen number of components.
+    selected
+        The fit of this candidate.
+    refit, options, seed, n_threads
+        See :func:`fit_candidate`; ``refit`` as in the configuration.
     """
     n_empty = int(np.count_nonzero(~cells.has_features))
     n_unobserved = (len(cells.x) - n_empty) * (1.0 - selected.completeness) / selected.completeness
     fit = selected if cells.train.all() else replace(selected, n_empty=n_empty, n_unobserved=n_unobserved)
     if refit == "full" and not cells.train.all():
         logger.info("patient %s, k=%d: refit on all %d cells", cells.patient, k, len(cells.x))
-        everyone = np.ones(len(cells.x), dtype=bool)
-        fit = _fit(cells, everyone, k, fit_arguments(options, cells), seed, n_threads)
+        all_rows = np.ones(len(cells.x), dtype=bool)
+        fit = _fit(cells, all_rows, k, fit_arguments(options, cells), seed, n_threads)
     if cells.owner is None:
         return fit
     arguments = fit_arguments(options, cells)
@@ -162,7 +189,7 @@ def _fit(
 
 
 def _check_features(cells: PatientCells, rows: np.ndarray, frozen: Frozen) -> None:
-    """Refuse a feature that none of the fitted cells has, by its name, where components are to be fitted in it."""
+    """Refuse a feature that is missing in all fitted cells, unless all means and covariances are frozen."""
     never = np.flatnonzero(np.isnan(cells.measured()[rows]).all(axis=0))
     if frozen.all_components or len(never) in (0, cells.x.shape[1]):
         return
@@ -174,7 +201,7 @@ def _check_features(cells: PatientCells, rows: np.ndarray, frozen: Frozen) -> No
 
 
 def heldout_nll(fit: MixtureFit, cells: PatientCells) -> float:
-    """Mean negative log-likelihood of the cells held out that have any features, in nats, among cells that are seen."""
+    """Mean negative log-likelihood, in nats, of the held-out cells with features, given that they are observed."""
     out = ~cells.train & cells.has_features
     if not out.any():
         return math.nan
@@ -194,13 +221,88 @@ def _n_parameters(model: GaussianMixture, arguments: Mapping[str, Any]) -> int:
 
 
 def write_fit(path: str | os.PathLike, fit: MixtureFit | None, mark: str = "") -> None:
-    """Write a fit, with what it was made with; for a candidate that was skipped, a file that holds no mixture."""
+    """Write a fit and the mark of its inputs and options; None, for a skipped candidate, gives a file without a mixture."""
     with atomic_path(path) as temporary:
         np.savez(temporary, **({"skipped": np.array(True)} if fit is None else fit.arrays()))
         if mark:
             mark_archive(temporary, mark)
 
 
-def load_fits(parts: Sequence[PatientCells], paths: Sequence[str | os.PathLike]) -> dict[str, MixtureFit]:
-    """Final mixtures by patient."""
-    return {part.patient: MixtureFit.load(path) for part, path in zip(parts, paths, strict=True)}
+def fit_units(
+    units: Iterable[PatientCells],
+    gmm: "GmmConfig",
+    options: Mapping[str, Any],
+    *,
+    seed: int,
+    n_workers: int = 1,
+    n_threads: int = 1,
+) -> list[PatientResult]:
+    """Fit patients, or the whole cohort, with the same result as the jobs of the pipeline.
+
+    Parameters
+    ----------
+    units
+        The cells of every unit of fitting.
+    gmm, options
+        The arguments of the fit, and :func:`~cohortgmm.cohort.fit_options.fit_options` of them.
+    seed
+        Seed of the run.
+    n_workers
+        Number of units that are fitted at the same time; numpy releases the interpreter lock in its products.
+    n_threads
+        Threads of each fit.
+
+    Raises
+    ------
+    CohortgmmError
+        If a fit fails, with patient and k.
+    """
+
+    def fit(cells: PatientCells) -> PatientResult:
+        return _fit_unit(cells, gmm, options, seed, n_threads)
+
+    with one_blas_thread():  # in the threads of the fits too; the digits do not depend on the machine
+        if n_workers == 1:
+            return list(_reported(map(fit, units), gmm))
+        with ThreadPoolExecutor(n_workers) as pool:
+            return list(_reported(pool.map(fit, units), gmm))
+
+
+def _fit_unit(
+    cells: PatientCells, gmm: "GmmConfig", options: Mapping[str, Any], seed: int, n_threads: int
+) -> PatientResult:
+    rows, fits, k = [], {}, None
+    try:
+        for k in gmm.candidates:
+            row, fits[k] = fit_candidate(
+                cells, k, options, seed=seed, default_range=gmm.k_comps is None, n_threads=n_threads
+            )
+            rows.append(row)
+        k = select_k(rows, gmm.k_selection_metric)["k"]
+        final = final_fit(cells, k, _as_stored(fits[k]), gmm.refit, options, seed=seed, n_threads=n_threads)
+    except CohortgmmError as error:
+        title = f"patient {cells.patient!r}" if cells.owner is None else cells.patient
+        error.args = (f"{title}, k={k}: {error}",)
+        raise
+    return PatientResult(cells.patient, _as_stored(final), len(cells.x), n_fit_cells(cells.train, gmm.refit), rows)
+
+
+def _as_stored(fit: MixtureFit) -> MixtureFit:
+    """The fit as a file of it is read: with factors computed from its covariances, so that all digits are the same."""
+    model = fit.model
+    plain = GaussianMixture.from_factors(model.weights, model.means, model.covariances, None, model.background)
+    return replace(fit, model=plain)
+
+
+def _reported(results: Iterable[PatientResult], gmm: "GmmConfig") -> Iterator[PatientResult]:
+    """The results; with ``verbose``, a line for each as soon as it is there."""
+    for result in results:
+        if gmm.verbose:
+            fit, n_candidates = result.fit, sum(row["status"] == "ok" for row in result.scores)
+            state = f"{fit.n_iter} iterations" if fit.converged else "not converged"
+            print(
+                f"[fit_gmm] {format_text(result.name)}: k={fit.model.n_components} by {gmm.k_selection_metric} of "
+                f"{n_candidates} candidates, {state}",
+                file=sys.stderr,
+            )
+        yield result

@@ -9,6 +9,7 @@ import pandas as pd
 
 from cohortgmm.arrays import check_labels, check_names, dense_array
 from cohortgmm.cohort.h5ad import check_rows, unknown_name
+from cohortgmm.cohort.occupied import check_places
 from cohortgmm.cohort.patients import check_cell_names, patient_ids
 from cohortgmm.cohort.reading import (
     Embedding,
@@ -21,9 +22,79 @@ from cohortgmm.cohort.reading import (
 )
 from cohortgmm.cohort.split import check_finite
 from cohortgmm.cohort.texts import check_id
+from cohortgmm.cohort.uns import CellAssignment
+from cohortgmm.columns import joined_column, overwritten
 from cohortgmm.display import format_value
 from cohortgmm.errors import ConfigError, DataError
 from cohortgmm.mixture import Noise, check_meaning, is_one_for_all
+
+
+def plain_columns(patient_col: Any) -> Any:
+    """Columns that are given as an array, an index or a column of pandas, as a list; any other value as it is."""
+    return patient_col.tolist() if hasattr(patient_col, "tolist") and np.ndim(patient_col) == 1 else patient_col
+
+
+def read_cells(
+    data: Any, patient_col: str | Sequence[str] | None, use_rep: str | None, noise: Any, missing: bool
+) -> tuple[Embedding, np.ndarray]:
+    """What is modelled, and the (n,) patient of every cell; values of patients may be NaN or infinite.
+
+    Parameters
+    ----------
+    data, patient_col, use_rep, noise, missing
+        As in :func:`cohortgmm.fit_gmm`.
+
+    Raises
+    ------
+    ConfigError, DataError
+        For arguments or data that cannot be used.
+    """
+    if isinstance(data, Mapping):
+        return cells_of_mapping(data, noise, missing, all_finite=False)
+    return cells_of_anndata(data, patient_col, use_rep, noise, missing, all_finite=False)
+
+
+def check_overwritten(
+    adata: Any, gmm_key: str, patient_col: str | Sequence[str], use_rep: str | None, noise_key: str | None
+) -> None:
+    """Refuse a key whose result would overwrite what it is made from, or what is no earlier result.
+
+    Parameters
+    ----------
+    adata
+        The cohort.
+    gmm_key
+        Key of the result.
+    patient_col, use_rep, noise_key
+        Columns of ``obs`` and keys of ``obsm`` that are read.
+
+    Raises
+    ------
+    ConfigError, DataError
+        Naming the column or entry.
+    """
+    for name, what in overwritten(gmm_key, {"patient_col": patient_col}, {"use_rep": use_rep, "noise": noise_key}):
+        raise ConfigError(f"the result overwrites {what} of {name}: give gmm_key")
+    check_places(gmm_key, adata.uns, adata.obs.columns, adata.obsm, patient_col=patient_col)
+
+
+def write_result(
+    adata: Any,
+    gmm_key: str,
+    uns: Mapping[str, Any],
+    assigned: CellAssignment,
+    patient_col: str | Sequence[str],
+    ids: np.ndarray,
+) -> None:
+    """Write the mixtures and what they say of every cell into an AnnData; see :func:`cohortgmm.fit_gmm`."""
+    adata.uns[gmm_key] = {**uns, "model": {**uns["model"], "var": np.asarray(uns["model"]["var"])}}
+    adata.obs[f"{gmm_key}_comp"] = assigned.components
+    adata.obsm[f"{gmm_key}_resp"] = assigned.resp
+    if (column := joined_column(patient_col, gmm_key)) is not None:
+        adata.obs[column] = ids
+    adata.obs.drop(columns=f"{gmm_key}_background", errors="ignore", inplace=True)
+    if assigned.background is not None:
+        adata.obs[f"{gmm_key}_background"] = assigned.background
 
 
 def cells_of_anndata(
@@ -78,7 +149,7 @@ def cells_of_anndata(
         raise unknown_name("use_rep: obsm key", use_rep, adata.obsm.keys())
     check_rows(values, len(ids), name)
     if use_rep is None:
-        cells = Embedding(as_matrix(values, name), tuple(map(str, adata.var_names)))
+        cells = Embedding(as_matrix(values, name), tuple(map(str, adata.var_names)), name=name)
     else:
         cells = named_embedding(values, use_rep)
     if all_finite:

@@ -4,7 +4,7 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -14,21 +14,20 @@ from anndata.io import write_elem
 
 from cohortgmm import __version__
 from cohortgmm.cohort.cells import PatientCells, read_positions
-from cohortgmm.cohort.covariances import StackedCovariances, StoredFits, write_covariances
+from cohortgmm.cohort.covariances import StackedCovariances, write_covariances
 from cohortgmm.cohort.h5ad import n_rows, open_h5ad, read_obs, table_columns
 from cohortgmm.cohort.links import copy_linked
 from cohortgmm.cohort.occupied import check_file
+from cohortgmm.cohort.patient_result import read_results
 from cohortgmm.cohort.patients import patient_ids
-from cohortgmm.cohort.selection import select_k
 from cohortgmm.cohort.tables import read_patients, scores_of
 from cohortgmm.cohort.texts import column_list
 from cohortgmm.cohort.uns import CellAssignment, assign_components, build_uns
 from cohortgmm.columns import joined_column
 from cohortgmm.config.gmm import GmmConfig
 from cohortgmm.display import format_path
-from cohortgmm.mixture import MixtureFit
 from cohortgmm.storage.atomic import atomic_path
-from cohortgmm.storage.npz import read_arrays
+from cohortgmm.storage.names import ALL_PATIENTS
 
 logger = logging.getLogger(__name__)
 
@@ -60,42 +59,36 @@ def merge_models(
     target
         The copy.
     cells, models
-        Array file and final mixture of every part, in the same order.
+        Array file and final mixture of every unit of fitting, in the same order.
     positions
-        Where their cells stand in the cohort.
+        File of the rows of the cohort that their cells come from.
     table, scores
         The tables of patients and of all scores.
     source
-        The input the cohort was made from.
+        The input that the cohort was made from.
     patient_col, gmm, component_sharing, use_rep, gmm_key, seed, config
-        Of the configuration; ``config`` is all of it as JSON.
+        As in the configuration; ``config`` is all of it as JSON.
     """
     options = GmmConfig(**gmm)
-    fits = StoredFits(dict(zip(map(_patient_of, cells), models, strict=True)), MixtureFit.load)
-    kept = [row for row in read_patients(table, {"n_cells": int}) if row["status"] == "ok"]
-    n_cells = {row["patient"]: row["n_cells"] for row in kept}
-    rows = scores_of(scores, list(fits))
-    units = {}
+    rows = read_patients(table, {"n_cells": int})
+    patients = {row["patient"]: row["n_cells"] for row in rows if row["status"] == "ok"}
+    names = [ALL_PATIENTS] if component_sharing == "global" else list(patients)
+    results = {one.name: one for one in read_results(cells, models, options.refit, scores_of(scores, names))}
     with open_h5ad(cohort) as file:
-        unit = joined_column(patient_col, gmm_key)
         check_file(file, gmm_key, patient_col)
-        n_total = n_rows(file, "obs")
-        if unit is not None:
-            units[unit] = patient_ids(read_obs(file, column_list(patient_col)), patient_col)
-    n_fit: dict[str, int] = {}
-    parts = _parts(cells, options.refit, n_fit)
-    assigned, weights = assign_components(fits, parts, read_positions(positions), n_total)
+        n_cells = n_rows(file, "obs")
+        column = joined_column(patient_col, gmm_key)
+        ids = None if column is None else patient_ids(read_obs(file, column_list(patient_col)), patient_col)
+    ordered = [results[name] for name in names]
+    units = map(PatientCells.load, cells)
+    assigned, weights = assign_components(ordered, units, read_positions(positions), n_cells)
     uns = build_uns(
-        patients=list(n_cells),
-        fits=fits,
+        patients=patients,
+        results=ordered,
         weights=weights,
-        scores=rows,
-        selection={name: select_k(group, options.k_selection_metric) for name, group in rows.items()},
         gmm=options,
         component_sharing=component_sharing,
         use_rep=use_rep,
-        n_fit=n_fit,
-        n_cells=n_cells,
         provenance={
             "cohortgmm": __version__,
             "numpy": np.__version__,
@@ -106,19 +99,7 @@ def merge_models(
             "source_sha256": _sha256(source),
         },
     )
-    write_gmm(cohort, target, gmm_key, uns, assigned, units)
-
-
-def _patient_of(path: str) -> str:
-    return str(read_arrays(path, ("patient",), "cells of a patient")["patient"])
-
-
-def _parts(paths: Sequence[str], refit: str, n_fit: dict[str, int]) -> Iterator[PatientCells]:
-    """The cells, patient by patient; fills in how many of them the final mixture was fitted to."""
-    for path in paths:
-        part = PatientCells.load(path)
-        n_fit[part.patient] = part.n_fit(refit)
-        yield part
+    write_gmm(cohort, target, gmm_key, uns, assigned, {} if column is None else {column: ids})
 
 
 def _sha256(path: str | os.PathLike) -> str:

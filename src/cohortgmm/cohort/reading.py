@@ -62,12 +62,15 @@ class Embedding:
         (n, D) variances, as array or CSR matrix, or (n, D, D) covariances of the measurement noise; None without.
     cell_names
         (n,) names of the cells; None for cells without names, of all or of some patients.
+    name
+        Name of the matrix in messages.
     """
 
     matrix: Any
     feature_names: tuple[str, ...]
     noise: Any = None
     cell_names: np.ndarray | None = None
+    name: str = "the data"
 
     def cells(self, patient: str, positions: np.ndarray, train: np.ndarray, owner=None, patients=None) -> PatientCells:
         """Some of the cells, by their rows; the rest as in :class:`~cohortgmm.cohort.cells.PatientCells`.
@@ -114,7 +117,7 @@ def read_embedding(file: h5py.File, use_rep: str | None) -> Embedding:
         if "X" not in file:
             raise DataError("use_rep is null, but the file has no X")
         values = read_of_cells(file, "X", "X")
-        return Embedding(as_matrix(values, "X"), tuple(row_names(file, "var")))
+        return Embedding(as_matrix(values, "X"), tuple(row_names(file, "var")), name="X")
     if not has_member(file, "obsm", use_rep):
         raise unknown_name("use_rep: obsm key", use_rep, member_names(file, "obsm"))
     return named_embedding(read_of_cells(file, f"obsm/{use_rep}", f"obsm[{use_rep!r}]"), use_rep)
@@ -155,11 +158,12 @@ def check_genes(values: Any, n: int, name: str) -> None:
 
 def named_embedding(values: Any, use_rep: str) -> Embedding:
     """An embedding with the names of its features: a table's own, else PC1, PC2, ... or the key's with numbers."""
-    matrix = as_matrix(values, f"obsm[{use_rep!r}]")
+    name = f"obsm[{use_rep!r}]"
+    matrix = as_matrix(values, name)
     if isinstance(values, pd.DataFrame):
-        return Embedding(matrix, tuple(map(str, values.columns)))
+        return Embedding(matrix, tuple(map(str, values.columns)), name=name)
     stem = "PC" if use_rep.startswith("X_pca") else f"{use_rep.removeprefix('X_')} "
-    return Embedding(matrix, tuple(f"{stem}{i + 1}" for i in range(matrix.shape[1])))
+    return Embedding(matrix, tuple(f"{stem}{i + 1}" for i in range(matrix.shape[1])), name=name)
 
 
 def read_noise(

@@ -1,6 +1,7 @@
 """Weights of patients that share their components, where cells are hidden: those of unseen cells count too."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,14 @@ def is_corrected(cells: PatientCells, model: GaussianMixture, arguments: Mapping
         or model.background is not None
         or bool(np.isnan(cells.x).any())
     )
+
+
+def with_weights(model: GaussianMixture, weights: np.ndarray) -> GaussianMixture:
+    """A shared mixture with the weights (K,) of one patient; the background has one minus their sum."""
+    background = model.background
+    if background is not None:
+        background = replace(background, amp=float(np.clip(1.0 - weights.sum(), 0.0, 1.0)), amp_min=0.0, amp_max=1.0)
+    return GaussianMixture.from_factors(weights, model.means, model.covariances, model.factors, background)
 
 
 def patient_weights(

@@ -43,6 +43,11 @@ class Split:
         """Ids of the patients that are kept."""
         return list(self.positions)
 
+    @property
+    def rows_used(self) -> np.ndarray:
+        """Rows of the matrix of all patients that are kept, patient by patient."""
+        return np.concatenate(list(self.positions.values()))
+
     def cells_of(self, patient: str, source: Embedding) -> PatientCells:
         """The cells of one patient."""
         positions = self.positions[patient]
@@ -50,19 +55,16 @@ class Split:
 
     def cohort_cells(self, source: Embedding) -> PatientCells:
         """The cells of all patients together, each held out or not as in its patient."""
-        (positions,) = self.positions_of_parts("global").values()
         train = np.concatenate(list(self.train.values()))
         owner = np.repeat(np.arange(len(self.positions)), [len(rows) for rows in self.positions.values()])
-        return source.cells(ALL_PATIENTS, positions, train, owner, tuple(self.positions))
+        return source.cells(ALL_PATIENTS, self.rows_used, train, owner, tuple(self.positions))
 
-    def positions_of_parts(self, component_sharing: str) -> dict[str, np.ndarray]:
-        """Rows of the matrix of everything that is fitted, in the order of its cells."""
-        if component_sharing == "global":
-            return {ALL_PATIENTS: np.concatenate(list(self.positions.values()))}
-        return self.positions
+    def unit_positions(self, component_sharing: str) -> dict[str, np.ndarray]:
+        """Rows of the matrix that the cells of every unit of fitting come from, in their order, by its name."""
+        return {ALL_PATIENTS: self.rows_used} if component_sharing == "global" else self.positions
 
-    def parts(self, source: Embedding, component_sharing: str) -> Iterator[PatientCells]:
-        """What is fitted: every patient for itself, or the whole cohort at once."""
+    def units(self, source: Embedding, component_sharing: str) -> Iterator[PatientCells]:
+        """The units of fitting: every patient or, with shared components, the whole cohort."""
         if component_sharing == "global":
             yield self.cohort_cells(source)
         else:
@@ -277,23 +279,22 @@ def split_file(
     notes = labels.notes() if labels else {}
     for row in split.rows:
         row["reason"] = row["reason"] or notes.get(row["patient"], "")
-    name = "X" if use_rep is None else f"obsm[{use_rep!r}]"
-    check_finite(matrix, ids, name, used=np.concatenate(list(split.positions.values())), missing=missing)
-    folder, parts = Path(folder), []
+    check_finite(matrix, ids, embedding.name, used=split.rows_used, missing=missing)
+    folder, written = Path(folder), []
     for patient in split.patients if noise is not None else ():
-        split.cells_of(patient, embedding)  # which looks at the noise, before anything is written
-    for part in split.parts(embedding, component_sharing):
-        parts.append(f"{COHORT if part.owner is not None else escape_id(part.patient)}.npz")
-        part.save(folder / parts[-1])
+        split.cells_of(patient, embedding)  # checks the noise before anything is written
+    for unit in split.units(embedding, component_sharing):
+        written.append(f"{COHORT if unit.owner is not None else escape_id(unit.patient)}.npz")
+        unit.save(folder / written[-1])
     dropped = [row for row in split.rows if row["status"] == "dropped"]
     if sheet and component_sharing != "global":
         nobody = np.empty(0, dtype=np.int64)
         for row in dropped:
             embedding.cells(row["patient"], nobody, nobody > 0).save(folder / f"{row['file']}.npz")
-            parts.append(f"{row['file']}.npz")
-    for path in set(folder.glob("*.npz")) - {folder / name for name in parts}:
+            written.append(f"{row['file']}.npz")
+    for path in set(folder.glob("*.npz")) - {folder / name for name in written}:
         path.unlink()
-    write_positions(positions, split.positions_of_parts(component_sharing))
+    write_positions(positions, split.unit_positions(component_sharing))
     write_table(table, PATIENT_COLUMNS, split.rows)
     n_cells = sum(len(rows) for rows in split.positions.values())
     logger.info("%d patients with %d cells of %d features", len(split.patients), n_cells, matrix.shape[1])

@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from cohortgmm.cohort.covariances import ModelsOf, StackedCovariances
+from cohortgmm.cohort.cells import PatientCells
+from cohortgmm.cohort.covariances import StackedCovariances
 from cohortgmm.cohort.fit_options import fit_settings
+from cohortgmm.cohort.patient_result import PatientResult
 from cohortgmm.cohort.stored_mixtures import stored_mixtures
 from cohortgmm.cohort.tables import Row
 from cohortgmm.config.gmm import GmmConfig
 from cohortgmm.errors import DataError
-from cohortgmm.mixture import Background, GaussianMixture, MixtureFit
+from cohortgmm.mixture import Background, GaussianMixture
 
 SCHEMA_VERSION = "1"
 
@@ -60,18 +62,21 @@ class CellAssignment:
 
 
 def assign_components(
-    fits: Mapping[str, MixtureFit], parts: Iterable[Any], positions: Mapping[str, np.ndarray], n_cells: int
+    results: Sequence[PatientResult],
+    units: Iterable[PatientCells],
+    positions: Mapping[str, np.ndarray],
+    n_cells: int,
 ) -> tuple[CellAssignment, dict[str, np.ndarray]]:
     """Responsibilities of all cells.
 
     Parameters
     ----------
-    fits
-        Mixture of every part.
-    parts
-        The :class:`~cohortgmm.cohort.cells.PatientCells` that were fitted.
+    results
+        Of the units of fitting.
+    units
+        Their cells.
     positions
-        Rows of the cohort that the cells of every part come from.
+        Rows of the cohort that the cells of every unit come from, by its name.
     n_cells
         Number of cells of the cohort.
 
@@ -79,85 +84,76 @@ def assign_components(
     -------
     cells : CellAssignment
     weights : dict
-        (K,) weights of every patient where components are shared: those that come with the fit, or the mean
-        responsibilities of its cells.
+        With shared components, the (K,) weights of every patient: those stored with the fit, or the mean responsibilities
+        of the patient's cells.
     """
-    sizes = [(fit.model.n_components, fit.model.background is not None) for fit in fits.values()]
+    by_name = {result.name: result for result in results}
+    sizes = [(model.n_components, model.background is not None) for model in (one.fit.model for one in results)]
     components, resp = np.full(n_cells, -1), np.zeros((n_cells, max(k for k, _ in sizes)))
     background = np.zeros(n_cells) if any(has_background for _, has_background in sizes) else None
-    weights = {}
-    for part in parts:
-        fit = fits[part.patient]
-        model, of_patients = fit.model, fit.patient_weights
-        own = model.responsibilities(part.x, part.noise_of())
-        rows = positions[part.patient]
+    weights: dict[str, np.ndarray] = {}
+    for cells in units:
+        fit = by_name[cells.patient].fit
+        own = fit.model.responsibilities(cells.x, cells.noise_of())
+        rows = positions[cells.patient]
         if background is not None:
             background[rows] = np.clip(1.0 - own.sum(axis=1), 0.0, 1.0)
         components[rows] = own.argmax(axis=1)
         resp[rows, : own.shape[1]] = own
-        if part.owner is None:
+        if cells.owner is None:
             continue
+        of_patients = fit.patient_weights
         if of_patients is None:
-            counts = np.bincount(part.owner)
-            sums = np.add.reduceat(own, np.r_[0, np.cumsum(counts)[:-1]])  # the owners are in order
+            counts = np.bincount(cells.owner)
+            sums = np.add.reduceat(own, np.r_[0, np.cumsum(counts)[:-1]])  # the cells are sorted by patient
             of_patients = sums / counts[:, None]
-        weights |= dict(zip(part.patients, of_patients, strict=True))
+        weights |= dict(zip(cells.patients, of_patients, strict=True))
     return CellAssignment(components, resp, background), weights
 
 
 def build_uns(
     *,
-    patients: Sequence[str],
-    fits: Mapping[str, MixtureFit],
+    patients: Mapping[str, int],
+    results: Sequence[PatientResult],
     weights: Mapping[str, np.ndarray],
-    scores: Mapping[str, Sequence[Row]],
-    selection: Mapping[str, Row],
     gmm: GmmConfig,
     component_sharing: str,
     use_rep: str | None,
-    n_fit: Mapping[str, int],
-    n_cells: Mapping[str, int],
     provenance: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The dict that goes under ``uns[gmm_key]``.
+    """The dict that is stored under ``uns[gmm_key]``.
 
     Parameters
     ----------
     patients
-        Ids of the P patients, in order.
-    fits, scores, selection, n_fit
-        By patient; with ``component_sharing="global"`` all have one key, the cohort's: the final mixture, the scores
-        of its candidates, the row of the choice, and the number of cells of the final fit.
+        Number of cells of every patient, by id, in order.
+    results
+        Of the units of fitting: of these patients in this order or, with ``component_sharing="global"``, of the cohort.
     weights
-        Weights by patient where components are shared, see :func:`assign_components`.
+        With shared components, the weights by patient, see :func:`assign_components`.
     gmm
         The arguments of the fit.
     component_sharing
         ``"sample_specific"`` or ``"global"``.
     use_rep
         Key of the embedding; None for X.
-    n_cells
-        Cells of every patient.
     provenance
-        Where the mixtures come from (scalars and texts).
+        Versions, seed and sources of the mixtures (scalars and texts).
 
     Returns
     -------
     dict
-        Arrays, scalars, texts and dicts only, so that ``.h5ad`` gives it back as it is; the covariances are
-        :class:`~cohortgmm.cohort.covariances.StackedCovariances`, of which :func:`write_covariances` or
-        ``numpy.asarray`` makes an array.
+        Arrays, scalars, texts and dicts only, so that ``.h5ad`` returns it unchanged. The covariances are
+        :class:`~cohortgmm.cohort.covariances.StackedCovariances`, which :func:`write_covariances` or ``numpy.asarray``
+        makes an array of.
     """
     shared = component_sharing == "global"
-    owners = list(fits) if shared else list(patients)
-    chosen = [_Chosen.of(fits[owner], n_fit[owner]) for owner in owners]  # a fit may be read at every look-up
+    chosen = [_Chosen.of(result) for result in results]  # every access to a fit may read a file
     k_max = max(len(own.weights) for own in chosen)
     mu = np.stack([_pad(own.means, k_max) for own in chosen])
     pi = np.stack([_pad(own.weights, k_max) for own in chosen])
     shape = (*mu.shape, mu.shape[-1])
-    var = StackedCovariances(ModelsOf(fits), owners, shape[1:] if shared else shape)
-    shares = np.stack([_shares(own) for own in ([weights[patient] for patient in patients] if shared else pi)])
-    fitted = any(own.has_patient_weights for own in chosen)
+    of_patients = [weights[patient] for patient in patients] if shared else pi
     uns: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "component_sharing": component_sharing,
@@ -166,33 +162,31 @@ def build_uns(
         "distribution_n_components": np.array(
             [k_max] * len(patients) if shared else [len(own.weights) for own in chosen]
         ),
-        "fit_params": {
-            **fit_settings(gmm),
-            "eps": float(gmm.eps),
-            "singularity_handling": gmm.singularity_handling,
-            "init": gmm.init,
-            "split_merge": gmm.split_merge,
-            "missing": gmm.missing,
-        }
-        | ({} if gmm.cutoff is None else {"cutoff": float(gmm.cutoff)}),
+        "fit_params": _fit_params(gmm),
         "backend": "cohortgmm",
         "model_family": "gmm",
         "representation_space": "use_rep",
         "backend_metadata": {
-            "fit_indices_count": int(sum(n_fit.values())),
+            "fit_indices_count": sum(result.n_fit for result in results),
             "refit": "full" if gmm.fixed_k is not None else gmm.refit,
         },
-        "model": {"mu": mu[0] if shared else mu, "var": var, "pi": pi},
-        "distribution_weights": shares,
+        "model": {
+            "mu": mu[0] if shared else mu,
+            "var": StackedCovariances(results, shape[1:] if shared else shape),
+            "pi": pi,
+        },
+        "distribution_weights": np.stack([_normalized(own) for own in of_patients]),
         "weight_inference": {
             "weights_fit_scope": "all_cells" if shared or gmm.refit == "full" or gmm.fixed_k else "selection_cells",
-            "weights_source": "mean_responsibilities" if shared and not fitted else "mixture",
-            "distribution_ids": np.array(patients, dtype=object),
+            "weights_source": "mean_responsibilities"
+            if shared and not any(own.has_patient_weights for own in chosen)
+            else "mixture",
+            "distribution_ids": np.array(list(patients), dtype=object),
         },
-        "diagnostics": _diagnostics(chosen, [n_cells[p] for p in patients], shared),
+        "diagnostics": _diagnostics(chosen, list(patients.values()), shared),
         "provenance": dict(provenance),
     }
-    if use_rep is not None:  # None itself cannot be written by anndata < 0.12; ggml_ot reads a missing key as None
+    if use_rep is not None:  # anndata < 0.12 cannot write None; ggml_ot reads a missing key as None
         uns["use_rep"] = use_rep
     if gmm.noise is not None:
         uns["noise"] = gmm.noise.record()
@@ -201,24 +195,35 @@ def build_uns(
         uns["background"] = {
             "lower": np.stack([background.lower for background in backgrounds]),
             "upper": np.stack([background.upper for background in backgrounds]),
-            "amp": np.array(_amplitudes(backgrounds, patients, weights, shared)),
+            "amp": np.array(_amplitudes(backgrounds, of_patients, shared)),
         }
     if gmm.fixed_k is None:
-        uns["selection"] = _selection(scores, selection, gmm, shared)
+        uns["selection"] = _selection(results, chosen, gmm, shared)
     return uns
 
 
-def _shares(weights: np.ndarray) -> np.ndarray:
-    """Weights (K,) among the components: even, where all is background."""
+def _fit_params(gmm: GmmConfig) -> dict[str, Any]:
+    params = fit_settings(gmm) | {
+        "eps": float(gmm.eps),
+        "singularity_handling": gmm.singularity_handling,
+        "init": gmm.init,
+        "split_merge": gmm.split_merge,
+        "missing": gmm.missing,
+    }
+    return params if gmm.cutoff is None else params | {"cutoff": float(gmm.cutoff)}
+
+
+def _normalized(weights: np.ndarray) -> np.ndarray:
+    """Weights (K,) of the components that sum to one; equal ones if all cells are background."""
     total = weights.sum()
     return weights / total if total > 0 else np.full(len(weights), 1.0 / len(weights))
 
 
-def _amplitudes(backgrounds, patients, weights, shared: bool) -> list[float]:
-    """The background's share of every patient: where components are shared, what these leave."""
+def _amplitudes(backgrounds: Sequence[Background], weights: Iterable[np.ndarray], shared: bool) -> list[float]:
+    """The background's share of every patient: with shared components, one minus the sum of its weights."""
     if not shared:
         return [background.amp for background in backgrounds]
-    return [float(np.clip(1.0 - weights[patient].sum(), 0.0, 1.0)) for patient in patients]
+    return [float(np.clip(1.0 - own.sum(), 0.0, 1.0)) for own in weights]
 
 
 def _pad(array: np.ndarray, k_max: int) -> np.ndarray:
@@ -236,21 +241,21 @@ class _Chosen:
     diagnostics: dict[str, Any]
 
     @classmethod
-    def of(cls, fit: MixtureFit, n_fit: int) -> "_Chosen":
-        model = fit.model
+    def of(cls, result: PatientResult) -> "_Chosen":
+        fit = result.fit
         diagnostics = {
-            "n_fit": n_fit,
+            "n_fit": result.n_fit,
             "n_iter": fit.n_iter,
             "converged": fit.converged,
             "log_likelihood": fit.log_likelihood,
-            "max_condition": model.condition_numbers.max(),
+            "max_condition": fit.model.condition_numbers.max(),
             "n_floored": int(fit.floored.sum()),
             "completeness": fit.completeness,
             "n_unobserved": fit.n_unobserved,
             "n_empty": fit.n_empty,
         }
-        signal = model.signal()
-        return cls(signal.weights, signal.means, model.background, fit.patient_weights is not None, diagnostics)
+        model = fit.model.signal()
+        return cls(model.weights, model.means, fit.model.background, fit.patient_weights is not None, diagnostics)
 
 
 def _diagnostics(chosen: Sequence[_Chosen], n_cells: Sequence[int], shared: bool) -> dict[str, Any]:
@@ -260,27 +265,29 @@ def _diagnostics(chosen: Sequence[_Chosen], n_cells: Sequence[int], shared: bool
     }
 
 
-def _selection(scores, selection, gmm: GmmConfig, shared: bool) -> dict[str, Any]:
+def _selection(
+    results: Sequence[PatientResult], chosen: Sequence[_Chosen], gmm: GmmConfig, shared: bool
+) -> dict[str, Any]:
     metric = gmm.k_selection_metric
     tables = {
-        owner: _score_table([row for row in rows if row["status"] == "ok"], metric) for owner, rows in scores.items()
+        result.name: _score_table([row for row in result.scores if row["status"] == "ok"], metric) for result in results
     }
-    best = {owner: int(row["k"]) for owner, row in selection.items()}
-    result = {
+    best = {result.name: len(own.weights) for result, own in zip(results, chosen, strict=True)}
+    selection = {
         "metric": metric,
         "k_comps": np.array(gmm.candidates),
         "best_k": max(best.values()),
         "scores": _mean_scores(tables.values()),
-        "selection_cells_count": int(sum(rows[0]["n_train"] for rows in scores.values())),
+        "selection_cells_count": sum(int(result.scores[0]["n_train"]) for result in results),
         "refit": gmm.refit,
         "train_frac": float(gmm.train_size),
         "val_frac": float(1 - gmm.train_size),
         "score_name": "validation_nll" if metric == "heldout_nll" else metric,
     }
     if not shared:
-        result["best_k_by_distribution"] = {uns_key(owner): k for owner, k in best.items()}
-        result["scores_by_distribution"] = {uns_key(owner): table for owner, table in tables.items()}
-    return result
+        selection["best_k_by_distribution"] = {uns_key(name): k for name, k in best.items()}
+        selection["scores_by_distribution"] = {uns_key(name): table for name, table in tables.items()}
+    return selection
 
 
 def _score_table(rows: Sequence[Row], metric: str) -> dict[str, np.ndarray]:

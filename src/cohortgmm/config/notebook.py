@@ -7,6 +7,9 @@ from cohortgmm.config.gmm import BackgroundConfig, GivenNoise, GmmConfig
 from cohortgmm.config.problems import validated
 from cohortgmm.errors import ConfigError
 
+#: Arguments of :func:`cohortgmm.fit_gmm` that :func:`read_gmm_options` checks.
+GMM_ARGUMENTS = frozenset(GmmConfig.model_fields) | {"noise_at"}
+
 
 def read_gmm_options(arguments: Mapping[str, Any]) -> GmmConfig:
     """Check the arguments of a fit.

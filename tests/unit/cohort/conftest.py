@@ -6,6 +6,17 @@ import pytest
 from corrected import make_corrected
 
 from cohortgmm.cohort.cells import PatientCells
+from cohortgmm.cohort.patient_result import PatientResult
+
+
+@pytest.fixture
+def results_of():
+    """Factory: results of units of fitting of these mixtures, by name."""
+
+    def make(fits):
+        return [PatientResult(name, fit, 0, 0) for name, fit in fits.items()]
+
+    return make
 
 
 @pytest.fixture

@@ -12,8 +12,10 @@ import cohortgmm
 from cohortgmm import memory
 from cohortgmm.cohort import covariances
 from cohortgmm.cohort.covariances import StackedCovariances, check_size, diagonals, write_covariances
+from cohortgmm.cohort.patient_result import PatientResult
 from cohortgmm.errors import ConfigError
 from cohortgmm.mixture.model import GaussianMixture
+from cohortgmm.mixture.result import MixtureFit
 
 
 def mixture(k, d, kind, seed=0):
@@ -33,7 +35,13 @@ def stacked(d, kind, shared=False):
     expected = np.zeros((len(owners), 3, d, d))
     for i, owner in enumerate(owners):
         expected[i, : models[owner].n_components] = models[owner].full_covariances
-    return StackedCovariances(models, owners, shape), expected[0] if shared else expected
+    return stack([models[owner] for owner in owners], shape), expected[0] if shared else expected
+
+
+def stack(models, shape):
+    numbers = (0.0, 1, True, np.zeros(2), np.zeros(1, bool))
+    results = [PatientResult(str(i), MixtureFit(model, *numbers), 0, 0) for i, model in enumerate(models)]
+    return StackedCovariances(results, shape)
 
 
 @pytest.mark.parametrize("d", [1, 3, 64, 65, 150])
@@ -55,7 +63,7 @@ def test_a_file_holds_the_array_that_a_notebook_gets(tmp_path, d, kind, shared):
 
 
 def test_diagonals_in_many_features_take_little_of_a_file(tmp_path):
-    values = StackedCovariances({"a": mixture(4, 1000, "diag")}, ["a"], (1, 4, 1000, 1000))
+    values = stack([mixture(4, 1000, "diag")], (1, 4, 1000, 1000))
     with h5py.File(tmp_path / "x.h5", "w") as file:
         write_covariances(file, "var", values)
     assert (tmp_path / "x.h5").stat().st_size < values.nbytes / 50
@@ -66,7 +74,7 @@ def test_writing_and_reading_hold_no_full_matrices(tmp_path):
     adata = ad.AnnData(np.random.default_rng(0).normal(size=(60, 800)), obs={"patient": ["a"] * 30 + ["b"] * 30})
     adata = cohortgmm.fit_gmm(adata, patient_col="patient", k_comps=4, covariance_type="diag", verbose=False)
     expected = cohortgmm.read_gmm(adata)
-    values = StackedCovariances(expected, list(expected), (2, 4, 800, 800))
+    values = stack(expected.values(), (2, 4, 800, 800))
     uns = adata.uns["gmm_X"]
     del uns["model"]["var"]
     with h5py.File(tmp_path / "x.h5ad", "w") as file:
@@ -102,7 +110,7 @@ def test_a_notebook_and_its_file_give_the_same_mixtures(tmp_path, kind, sharing)
 def test_what_does_not_fit_in_memory_is_refused_before_the_first_fit(monkeypatch):
     monkeypatch.setattr(covariances, "available_memory", lambda: 2 * 8 * 2 * 3 * 50**2 - 1)
     adata = ad.AnnData(np.random.default_rng(0).normal(size=(60, 50)), obs={"patient": ["a"] * 30 + ["b"] * 30})
-    monkeypatch.setattr("cohortgmm.api._fit_parts", lambda *args: pytest.fail("a fit"))
+    monkeypatch.setattr("cohortgmm.api.fit_units", lambda *args, **options: pytest.fail("a fit"))
     with pytest.raises(
         ConfigError, match=r"^2 mixtures of up to 3 components in 50 features take .* GB in uns"
     ) as error:

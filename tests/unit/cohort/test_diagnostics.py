@@ -19,6 +19,7 @@ from cohortgmm.cohort import diagnostics
 from cohortgmm.cohort.cells import PatientCells
 from cohortgmm.cohort.fit_options import fit_options
 from cohortgmm.cohort.fitting import fit_candidate
+from cohortgmm.cohort.patient_result import PatientResult, n_fit_cells
 from cohortgmm.cohort.tables import read_rows, write_table
 from cohortgmm.config import read_gmm_options
 from cohortgmm.config.gmm import GmmConfig
@@ -30,28 +31,28 @@ from cohortgmm.mixture.result import MixtureFit
 
 @pytest.fixture
 def fitted(make_part):
-    """Parts, final fits, scores and selection of two patients with two groups of cells each."""
+    """Cells, results, scores and selection of two patients with two groups of cells each."""
     parts = [make_part("P1", 40), make_part("NA", 30)]
     options = fit_options(GmmConfig())
-    rows, fits = [], {}
+    rows, results = [], []
     for part in parts:
         for k in (1, 2):
             row, fit = fit_candidate(part, k, options, seed=0)
             rows.append(row)
-        fits[part.patient] = fit
+        results.append(PatientResult(part.patient, fit, len(part.x), n_fit_cells(part.train, "none")))
     scores = pd.DataFrame(rows)
-    return parts, fits, scores, pd.DataFrame({"patient": ["P1", "NA"], "k": [2, 2]})
+    return parts, results, scores, pd.DataFrame({"patient": ["P1", "NA"], "k": [2, 2]})
 
 
 def test_one_row_per_mixture(fitted):
-    parts, fits, scores, selection = fitted
-    table = diagnostics.diagnostics_table(parts, fits, scores, selection, {"P1": "sick"}, "none")
+    _, results, scores, selection = fitted
+    table = diagnostics.diagnostics_table(results, scores, selection, {"P1": "sick"})
     assert table["patient"].tolist() == ["P1", "NA"]
     assert table["label"].tolist() == ["sick", ""]
     assert table["n_cells"].tolist() == [40, 30]
     assert table["n_fit"].tolist() == [20, 15]
     assert table["k"].tolist() == [2, 2]
-    row, fit = table.iloc[0], fits["P1"]
+    row, fit = table.iloc[0], results[0].fit
     chosen = scores[(scores["patient"] == "P1") & (scores["k"] == 2)].iloc[0]
     for name in ("train_nll", "heldout_nll", "nll_gap"):
         assert row[name] == chosen[name]
@@ -63,28 +64,29 @@ def test_one_row_per_mixture(fitted):
     assert (row["n_floored"], row["converged"], row["n_iter"]) == (0, True, fit.n_iter)
     hidden = [row[name] for name in ("completeness", "n_unobserved", "n_empty", "background")]
     assert hidden == [1, 0, 0, 0]
-    full = diagnostics.diagnostics_table(parts, fits, scores, selection, {}, "full")
+    results = [replace(one, n_fit=n_fit_cells(np.ones(one.n_cells, bool), "full")) for one in results]
+    full = diagnostics.diagnostics_table(results, scores, selection, {})
     assert full["n_fit"].tolist() == [40, 30]
 
 
-def test_what_is_hidden_has_columns_of_its_own(make_corrected_part, tmp_path):
+def test_incomplete_data_have_columns_of_their_own(make_corrected_part, results_of, tmp_path):
     part = make_corrected_part(empty=(4,))
     gmm = read_gmm_options({key: ALL[key] for key in ("noise", "missing", "background", "max_iter", "n_init")})
     row, fit = fit_candidate(part, 2, fit_options(gmm), seed=0)
     fit = replace(fit, completeness=0.8, n_unobserved=10.0)
     selection = pd.DataFrame({"patient": ["P1"], "k": [2]})
-    table = diagnostics.diagnostics_table([part], {"P1": fit}, pd.DataFrame([row]), selection, {}, "none")
+    table = diagnostics.diagnostics_table(results_of({"P1": fit}), pd.DataFrame([row]), selection, {})
     diagnostics.write_frame(table, tmp_path / "d.tsv")
     row = diagnostics.read_frame(tmp_path / "d.tsv").iloc[0]
     assert (row["completeness"], row["n_unobserved"], row["n_empty"]) == (0.8, 10.0, 1)
     assert row["background"] == pytest.approx(fit.model.background.amp, rel=1e-14)  # pandas may round the last digit
     assert row["background"] > 0.001
     assert row["min_weight"] + row["max_weight"] + row["background"] == pytest.approx(1, abs=1e-12)
-    weights = diagnostics.weights_table({"P1": fit})["weight"]
+    weights = diagnostics.weights_table(results_of({"P1": fit}))["weight"]
     assert weights.sum() + row["background"] == pytest.approx(1, abs=1e-12)
 
 
-def test_cell_types_follow_the_noise_of_the_cells():
+def test_cell_types_follow_the_noise_of_the_cells(results_of):
     """A cell that is nearer to the narrow component, but too noisy for it."""
     model = GaussianMixture([0.5, 0.5], [[0.0], [3.0]], [[[0.01]], [[1.0]]])
     fit = MixtureFit(model, 0.0, 1, True, np.zeros(2), np.zeros(2, bool))
@@ -92,13 +94,13 @@ def test_cell_types_follow_the_noise_of_the_cells():
     cell_types = pd.Categorical(["A", "B", "C"])
     for noise, components in ((None, [1, 1, 0]), (np.array([[0.0], [4.0], [1.0]]), [1, 0, 0])):
         part = PatientCells("P1", x, np.ones(3, bool), noise=noise)
-        table = diagnostics.composition_table([part], {"P1": fit}, {"P1": np.arange(3)}, cell_types).set_index(
-            "cell_type"
-        )["component"]
+        table = diagnostics.composition_table(
+            results_of({"P1": fit}), [part], {"P1": np.arange(3)}, cell_types
+        ).set_index("cell_type")["component"]
         assert table[["A", "B", "C"]].tolist() == components
 
 
-def test_debris_is_of_no_component():
+def test_debris_is_of_no_component(results_of):
     box = Background([-10.0], [20.0], 0.2)
     model = GaussianMixture([0.4, 0.4], [[0.0], [9.0]], [[[1.0]], [[1.0]]], box)
     fit = MixtureFit(model, 0.0, 1, True, np.zeros(2), np.zeros(2, bool))
@@ -106,24 +108,26 @@ def test_debris_is_of_no_component():
     x = np.array([[0.5], [edge - 1e-6], [edge + 1e-6], [4.5], [15.0], [8.0], [np.nan]])
     part = PatientCells("P1", x, np.ones(7, bool))
     assert diagnostics.members_of(part, model).tolist() == [0, 0, -1, -1, -1, 1, 0]
-    table = diagnostics.composition_table([part], {"P1": fit}, {"P1": np.arange(7)}, pd.Categorical(list("AABABBA")))
+    table = diagnostics.composition_table(
+        results_of({"P1": fit}), [part], {"P1": np.arange(7)}, pd.Categorical(list("AABABBA"))
+    )
     assert table[["component", "cell_type", "n_cells"]].to_numpy().tolist() == [[0, "A", 3], [1, "B", 1]]
 
 
 def test_weights_by_component(fitted):
-    _, fits, _, _ = fitted
-    table = diagnostics.weights_table(fits)
+    _, results, _, _ = fitted
+    table = diagnostics.weights_table(results)
     assert table["patient"].tolist() == ["P1", "P1", "NA", "NA"]
     assert table["component"].tolist() == [0, 1, 0, 1]
-    np.testing.assert_array_equal(table["weight"], np.concatenate([fit.model.weights for fit in fits.values()]))
+    np.testing.assert_array_equal(table["weight"], np.concatenate([one.fit.model.weights for one in results]))
 
 
 def test_cell_types_by_component(fitted):
-    parts, fits, _, _ = fitted
+    parts, results, _, _ = fitted
     types = pd.Categorical(np.where(np.arange(70) % 2, "T", "B"))  # the two groups of cells
     types[0] = None
     positions = {"P1": np.arange(40), "NA": np.arange(40, 70)}
-    table = diagnostics.composition_table(parts, fits, positions, types)
+    table = diagnostics.composition_table(results, parts, positions, types)
     assert list(table.columns) == diagnostics.COMPOSITION_COLUMNS
     assert table["n_cells"].sum() == 70
     counts = table.set_index(["patient", "cell_type"])["n_cells"]
@@ -136,7 +140,7 @@ def test_cell_types_by_component(fitted):
     }
     component = table.set_index(["patient", "cell_type"])["component"]
     assert component["P1", "B"] == component["P1", "unknown"] != component["P1", "T"]
-    empty = diagnostics.composition_table(parts, fits, positions, None)
+    empty = diagnostics.composition_table(results, parts, positions, None)
     assert list(empty.columns) == diagnostics.COMPOSITION_COLUMNS
     assert len(empty) == 0
 

@@ -13,7 +13,8 @@ from scipy.stats import multivariate_normal
 
 from cohortgmm.cohort.cells import PatientCells, derived_seed
 from cohortgmm.cohort.fit_options import fit_options
-from cohortgmm.cohort.fitting import final_fit, fit_candidate, heldout_nll, load_fits, missing_cells, write_fit
+from cohortgmm.cohort.fitting import final_fit, fit_candidate, heldout_nll, missing_cells, write_fit
+from cohortgmm.cohort.patient_result import read_results
 from cohortgmm.cohort.tables import SCORE_COLUMNS
 from cohortgmm.config import read_gmm_options
 from cohortgmm.config.gmm import GateConfig, GmmConfig
@@ -170,15 +171,21 @@ def test_fits_are_written_and_loaded(make_part, tmp_path):
     parts = [make_part(patient) for patient in ("P1", "P2")]
     fits = [fit_candidate(part, 2, options(), seed=0)[1] for part in parts]
     paths = [tmp_path / f"{part.patient}.npz" for part in parts]
+    parts_saved = []
     for path, fit in zip(paths, fits, strict=True):
         write_fit(path, fit)
-    loaded = load_fits(parts, paths)
+        parts_saved.append(tmp_path / f"{path.stem}_cells.npz")
+    for part, path in zip(parts, parts_saved, strict=True):
+        part.save(path)
+    loaded = {result.name: result for result in read_results(parts_saved, paths, "full")}
     assert list(loaded) == ["P1", "P2"]
-    for fit, again in zip(fits, loaded.values(), strict=True):
+    for part, result in zip(parts, loaded.values(), strict=True):
+        assert (result.n_cells, result.n_fit, result.scores) == (len(part.x), len(part.x), ())
+    for fit, again in zip(fits, (result.fit for result in loaded.values()), strict=True):
         np.testing.assert_array_equal(again.model.covariances, fit.model.covariances)
         assert (again.n_iter, again.converged, again.log_likelihood) == (fit.n_iter, fit.converged, fit.log_likelihood)
     with pytest.raises(ValueError, match="shorter"):
-        load_fits(parts, paths[:1])
+        read_results(parts_saved, paths[:1], "full")
 
 
 def test_the_file_of_a_skipped_candidate_holds_no_mixture(tmp_path):
@@ -527,7 +534,7 @@ def test_a_corrected_fit_is_written_and_loaded(make_corrected_part, tmp_path):
     whole = make_corrected_part(empty=())
     _, fit = fit_candidate(whole, 2, corrected(**ALL), seed=0)
     write_fit(tmp_path / "b.npz", fit)
-    assert same(load_fits([whole], [tmp_path / "b.npz"])["P1"], fit)
+    assert same(MixtureFit.load(tmp_path / "b.npz"), fit)
     assert fit.n_unobserved > 0
     assert fit.model.background is not None
 

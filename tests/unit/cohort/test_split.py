@@ -118,14 +118,14 @@ def test_the_cells_of_all_patients_together():
     x = np.arange(14).reshape(7, 2)
     source = Embedding(x, ("one", "two"))
     result = split(np.array(list("bababab"), dtype=object))
-    (cells,) = result.parts(source, "global")
+    (cells,) = result.units(source, "global")
     assert cells.patient == ALL_PATIENTS
     assert cells.patients == ("a", "b")
     assert cells.owner.tolist() == [0, 0, 0, 1, 1, 1, 1]
-    assert result.positions_of_parts("global")[ALL_PATIENTS].tolist() == [1, 3, 5, 0, 2, 4, 6]
+    assert result.unit_positions("global")[ALL_PATIENTS].tolist() == [1, 3, 5, 0, 2, 4, 6]
     np.testing.assert_array_equal(cells.x, x[[1, 3, 5, 0, 2, 4, 6]])
     np.testing.assert_array_equal(cells.train, np.concatenate([result.train["a"], result.train["b"]]))
-    assert [part.patient for part in result.parts(source, "sample_specific")] == ["a", "b"]
+    assert [part.patient for part in result.units(source, "sample_specific")] == ["a", "b"]
 
 
 def test_small_patients_stop_the_run():

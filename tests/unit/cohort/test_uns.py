@@ -215,14 +215,14 @@ def one_component(mean):
     return MixtureFit(model, 0.0, 1, True, np.zeros(2), np.zeros(1, bool))
 
 
-def test_responsibilities_go_to_the_rows_of_their_cells():
+def test_responsibilities_go_to_the_rows_of_their_cells(results_of):
     ids = np.array(list("babc"), dtype=object)
     split = split_patients(ids, train_size=1, seed=0, wanted=["a", "b"], on_small_patient="drop", min_cells=1)
     assert split.patients == ["b"]  # one cell is too few
     two = GaussianMixture([0.25, 0.75], [[0.0], [4.0]], [[[1.0]], [[1.0]]])
     fits = {"b": MixtureFit(two, 0.0, 1, True, np.zeros(2), np.zeros(2, bool))}
     source = Embedding(np.array([[0.0], [9.0], [4.0], [9.0]]), ("f",))
-    cells, weights = assign_components(fits, split.parts(source, "sample_specific"), split.positions, 4)
+    cells, weights = assign_components(results_of(fits), split.units(source, "sample_specific"), split.positions, 4)
     assert cells.components.tolist() == [0, -1, 1, -1]
     share = 1 / (1 + 3 * np.exp(-8))  # of the first component, in the cell at its mean
     other = 1 / (1 + 3 * np.exp(8))
@@ -230,23 +230,25 @@ def test_responsibilities_go_to_the_rows_of_their_cells():
     assert cells.background is None
     assert weights == {}
     everyone = {ALL_PATIENTS: fits["b"]}
-    cells, weights = assign_components(everyone, split.parts(source, "global"), split.positions_of_parts("global"), 4)
+    cells, weights = assign_components(
+        results_of(everyone), split.units(source, "global"), split.unit_positions("global"), 4
+    )
     np.testing.assert_allclose(weights["b"], [(share + other) / 2, 1 - (share + other) / 2], rtol=1e-12)
     own = replace(fits["b"], patient_weights=np.array([[0.1, 0.9]]))
     again, weights = assign_components(
-        {ALL_PATIENTS: own}, split.parts(source, "global"), split.positions_of_parts("global"), 4
+        results_of({ALL_PATIENTS: own}), split.units(source, "global"), split.unit_positions("global"), 4
     )
     assert weights["b"].tolist() == [0.1, 0.9]
     np.testing.assert_array_equal(again.resp, cells.resp)
 
 
-def test_responsibilities_are_padded():
+def test_responsibilities_are_padded(results_of):
     ids = np.repeat(np.array(["a", "b"], dtype=object), 2)
     split = split_patients(ids, train_size=1, seed=0)
     two = GaussianMixture([0.5, 0.5], [[0.0], [9.0]], [[[1.0]], [[1.0]]])
     fits = {"a": one_component(0.0), "b": MixtureFit(two, 0.0, 1, True, np.zeros(2), np.zeros(2, bool))}
     source = Embedding(np.array([[0.0], [1], [0], [9]]), ("f",))
-    cells, _ = assign_components(fits, split.parts(source, "sample_specific"), split.positions, 4)
+    cells, _ = assign_components(results_of(fits), split.units(source, "sample_specific"), split.positions, 4)
     assert cells.components.tolist() == [0, 0, 0, 1]
     np.testing.assert_allclose(cells.resp, [[1, 0], [1, 0], [1, 0], [0, 1]], atol=1e-12)
 
@@ -261,7 +263,7 @@ def fit_of(model, **numbers):
     return MixtureFit(model, -1.5, 3, True, np.zeros(4), np.zeros(model.n_components, bool), **numbers)
 
 
-def test_noise_gaps_and_background_decide_where_a_cell_belongs():
+def test_noise_gaps_and_background_decide_where_a_cell_belongs(results_of):
     """Responsibilities, and what they lack of one, by their definition; a cell without features is as the mixture is."""
     x = np.array([[0.0, 0.0], [5.0, np.nan], [np.nan, np.nan], [9.0, -3.5], [40.0, 40.0], [2.5, 2.5]])
     noise = np.array([[0.1, 0.1], [0.1, 9.0], [1.0, 1.0], [0.5, 0.5], [0.1, 0.1], [30.0, 30.0]])
@@ -269,7 +271,7 @@ def test_noise_gaps_and_background_decide_where_a_cell_belongs():
     part = PatientCells("P1", x, np.ones(6, bool), noise=noise)
     plain = PatientCells("P2", x[:1], np.ones(1, bool))
     fits = {"P1": fit_of(NEAR_AND_FAR), "P2": fit_of(NEAR_AND_FAR.signal())}
-    cells, _ = assign_components(fits, [part, plain], {"P1": positions, "P2": np.array([6])}, 9)
+    cells, _ = assign_components(results_of(fits), [part, plain], {"P1": positions, "P2": np.array([6])}, 9)
     expected = posterior_by_definition(NEAR_AND_FAR, x, noise).responsibilities
     expected[2] = NEAR_AND_FAR.weights
     np.testing.assert_allclose(cells.resp[positions], expected, rtol=1e-9, atol=1e-300)
@@ -283,20 +285,20 @@ def test_noise_gaps_and_background_decide_where_a_cell_belongs():
     assert cells.resp[6].sum() == pytest.approx(1, rel=1e-12)
 
 
-def test_a_patient_with_as_many_cells_as_features_keeps_its_own_noise():
+def test_a_patient_with_as_many_cells_as_features_keeps_its_own_noise(results_of):
     x, noise = np.array([[1.0, 4.0], [2.0, 2.5]]), np.array([[0.1, 9.0], [9.0, 0.1]])
     part = PatientCells("P1", x, np.ones(2, bool), noise=noise)
-    cells, _ = assign_components({"P1": fit_of(NEAR_AND_FAR)}, [part], {"P1": np.arange(2)}, 2)
+    cells, _ = assign_components(results_of({"P1": fit_of(NEAR_AND_FAR)}), [part], {"P1": np.arange(2)}, 2)
     expected = posterior_by_definition(NEAR_AND_FAR, x, noise[:, :, None] * np.eye(2)).responsibilities
     np.testing.assert_allclose(cells.resp, expected, rtol=1e-9)
 
 
-def test_a_probability_of_being_background_is_never_negative():
+def test_a_probability_of_being_background_is_never_negative(results_of):
     rng = np.random.default_rng(0)
     x = np.concatenate([rng.normal(size=(500, 2)), 5 + rng.normal(size=(500, 2))])
     model = NEAR_AND_FAR.signal().with_background(Background([60.0, 60.0], [70.0, 70.0], 1e-9))
     part = PatientCells("P1", x, np.ones(1000, bool))
-    cells, _ = assign_components({"P1": fit_of(model)}, [part], {"P1": np.arange(1000)}, 1000)
+    cells, _ = assign_components(results_of({"P1": fit_of(model)}), [part], {"P1": np.arange(1000)}, 1000)
     assert cells.background.min() >= 0
     np.testing.assert_array_equal(cells.background, model.background_probability(x))
 
