@@ -41,8 +41,6 @@ LONG_FUNCTIONS: dict[str, str] = {}
 
 #: What is still to be changed. An entry that is no longer true must be removed; in the end nothing is left.
 LEFT: set[str] = {
-    "package: config.gmm -> mixture.model",
-    "package: config.gmm -> mixture.settings",
     "mixture: mixture.density.evaluate -> mixture.estep.noisy",
     "mixture: mixture.density.evaluate -> mixture.model",
     "mixture: mixture.density.sampling -> mixture.model",
