@@ -1,4 +1,4 @@
-"""Arguments of users: what they may be, refused with one line where they are not."""
+"""Checks of arguments, which raise a ConfigError of one line for an invalid value."""
 
 from collections.abc import Collection
 from contextlib import suppress
@@ -10,28 +10,28 @@ import numpy as np
 from cohortgmm.display import format_value
 from cohortgmm.errors import ConfigError
 
-#: What numpy makes generators of, besides whole numbers.
+#: Types besides integers that numpy makes random generators of.
 _SOURCES = (np.random.Generator, np.random.BitGenerator, np.random.SeedSequence, np.random.RandomState)
 
-#: Values of features beyond this are refused: their squares, and products of these with others, would overflow.
+#: Larger values of features are refused, as products of their squares could overflow.
 LARGEST = 1e100
 
 
 def check_choice(name: str, value: Any, allowed: Collection[str]) -> None:
-    """Refuse a name that is not among those allowed."""
+    """Raise a ConfigError for a value that is not among those allowed."""
     if not isinstance(value, str) or value not in allowed:
         raise ConfigError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {format_value(value)}")
 
 
 def check_count(name: str, value: Any, least: int) -> int:
-    """A whole number of at least ``least``, of Python or numpy."""
+    """An integer of Python or numpy of at least ``least``, as int."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, Integral) or value < least:
         raise ConfigError(f"{name} is out of range: {format_value(value)}; give an integer of at least {least}")
     return int(value)
 
 
 def check_number(name: str, value: Any, least: float, *, above: bool = False) -> float:
-    """A finite number of at least ``least``, or ``above`` it."""
+    """A finite number of at least ``least``, or above it, as float."""
     number = np.nan
     if isinstance(value, Real) and not isinstance(value, bool | np.bool_):
         with suppress(OverflowError):  # an integer beyond the range of floating-point numbers
@@ -43,15 +43,15 @@ def check_number(name: str, value: Any, least: float, *, above: bool = False) ->
 
 
 def generator(source: Any, name: str = "random_state") -> np.random.Generator:
-    """The generator that a seed stands for, or a given one.
+    """The random generator of a seed, or the given one.
 
     Parameters
     ----------
     source
-        None for fresh entropy, an integer of at least 0 (of any size), several of them, or a generator or seed sequence
-        of numpy.
+        None for a random seed, an integer of at least 0 (of any size), a list of such integers, or a generator or seed
+        sequence of numpy.
     name
-        What the message of an error calls it.
+        Name of the argument in messages.
 
     Raises
     ------
@@ -62,7 +62,7 @@ def generator(source: Any, name: str = "random_state") -> np.random.Generator:
         return np.random.default_rng(source)
     numbers = np.atleast_1d(source) if isinstance(source, np.ndarray) else source
     numbers = list(numbers) if isinstance(numbers, list | tuple | np.ndarray) else [numbers]
-    if numbers and all(isinstance(one, Integral) and not isinstance(one, bool) and one >= 0 for one in numbers):
+    if numbers and all(isinstance(one, Integral) and not isinstance(one, bool) and int(one) >= 0 for one in numbers):
         return np.random.default_rng(numbers if len(numbers) > 1 else numbers[0])
     raise ConfigError(
         f"{name} must be an integer of at least 0, None, or a generator or seed sequence of numpy, got "

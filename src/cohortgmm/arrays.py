@@ -1,4 +1,4 @@
-"""Real numbers from whatever a user's data holds: what converts without loss is converted, anything else is refused."""
+"""Arrays of real numbers from data of any type; data that cannot be converted without loss are refused."""
 
 from numbers import Real
 from typing import Any
@@ -8,7 +8,7 @@ import numpy as np
 from cohortgmm.display import format_error
 from cohortgmm.errors import DataError
 
-#: Kinds of numpy's types that hold real numbers: booleans, integers and floating-point numbers.
+#: Kinds of numpy types for real numbers: booleans, integers and floating-point numbers.
 _REAL_KINDS = "biuf"
 _OBJECT = np.dtype(object)
 
@@ -19,27 +19,27 @@ _EXACT = 2.0**53
 def real_array(values: Any, name: str) -> Any:
     """An array, or a sparse matrix, of real numbers in single or double precision.
 
-    Single and double precision stay as they are, without a copy. Half precision becomes single; booleans, integers and
-    extended precision become double, where it can hold them. Masked values, and missing ones of nullable tables, become
-    NaN. What lies in a file or is computed later (h5py, dask) is read whole.
+    Single and double precision are kept, without a copy. Half precision becomes single; booleans, integers and extended
+    precision become double, where it can represent them. Masked values, and missing values of nullable tables, become
+    NaN. Arrays in files (h5py) and lazy ones (dask) are loaded completely.
 
     Parameters
     ----------
     values
-        Array, table, sparse matrix, masked array, or what numpy makes an array of.
+        Array, table, sparse matrix, masked array, or anything that numpy converts to an array.
     name
-        What the message of an error calls it.
+        Name of the data in messages.
 
     Returns
     -------
     ndarray or CSR matrix
-        Of float32 or float64 in the machine's byte order, in the shape of ``values``.
+        Of float32 or float64 in native byte order, with the shape of ``values``.
 
     Raises
     ------
     DataError
-        For complex numbers, texts, dates and anything else that is no real number; for numbers beyond the range of double
-        precision, and integers that it would round.
+        For complex numbers, texts, dates and anything else that is not a real number; for numbers beyond the range of
+        double precision, and for integers that it would round.
     """
     values = _in_memory(values, name)
     if hasattr(values, "tocsr"):
@@ -52,7 +52,7 @@ def real_array(values: Any, name: str) -> Any:
         array = np.asarray(values)
     except MemoryError:
         raise
-    except Exception as error:  # whatever the __array__ of somebody else's class raises
+    except Exception as error:  # whatever the __array__ method of a foreign class raises
         raise DataError(f"{name} must be a numeric array: {format_error(error)}") from None
     if array.dtype.kind == "O" and array.ndim == 0 and not isinstance(values, Real):
         raise DataError(f"{name} must be a numeric array, got {type(values).__name__}")
@@ -60,13 +60,13 @@ def real_array(values: Any, name: str) -> Any:
 
 
 def dense_array(values: Any, name: str) -> np.ndarray:
-    """As :func:`real_array`, with a sparse matrix made dense."""
+    """As :func:`real_array`, with sparse matrices converted to dense arrays."""
     values = real_array(values, name)
     return values.toarray() if hasattr(values, "toarray") else values
 
 
 def _in_memory(values: Any, name: str) -> Any:
-    """What is stored in a file, or computed only when it is asked for, as an array or a matrix."""
+    """Load values that are stored in a file or computed lazily."""
     try:
         if hasattr(values, "to_memory"):  # a sparse matrix of an AnnData that is backed by its file
             return values.to_memory()
@@ -74,13 +74,13 @@ def _in_memory(values: Any, name: str) -> Any:
             return values.compute()
     except MemoryError:
         raise
-    except Exception as error:  # of a file, or of what dask was to compute
+    except Exception as error:  # of reading the file, or of the computation
         raise DataError(f"{name} cannot be read: {format_error(error)}") from None
     return values
 
 
 def _sparse(values: Any, name: str) -> Any:
-    """A sparse matrix as rows; elements that are given twice are added after they became floating-point numbers."""
+    """A CSR matrix of floats; elements that are given twice are added after the conversion to floats."""
     if values.format not in ("csr", "csc"):
         values = values.tocoo()
     data = _as_float(values.data, name)
@@ -97,7 +97,7 @@ def _sparse(values: Any, name: str) -> Any:
 
 
 def _from_table(table: Any, name: str) -> np.ndarray:
-    """The values of a table or a column of pandas, NaN where they are missing."""
+    """Values of a pandas table or column, NaN where they are missing."""
     columns = list(table.dtypes.items()) if hasattr(table, "columns") else [("", table.dtype)]
     for column, dtype in columns:
         if dtype.kind not in _REAL_KINDS and dtype is not _OBJECT:
@@ -115,7 +115,7 @@ def _from_table(table: Any, name: str) -> np.ndarray:
 
 def _without_mask(values: np.ma.MaskedArray, name: str) -> np.ndarray:
     mask = np.ma.getmaskarray(values)
-    # What an object is where it is masked does not matter.
+    # Masked objects may be of any type, so they are replaced before the conversion.
     array = _as_float(np.where(mask, 0, values.data) if values.dtype.kind == "O" else values.data, name)
     return np.where(mask, np.array(np.nan, dtype=array.dtype), array) if mask.any() else array
 
@@ -125,7 +125,7 @@ def _is_real(objects: np.ndarray) -> bool:
 
 
 def _as_float(array: np.ndarray, name: str) -> np.ndarray:
-    """The same in single or double precision."""
+    """The array in single or double precision."""
     if array.dtype.kind == "O":
         if not _is_real(array):
             raise DataError(f"{name} must be numeric, it holds objects that are no real numbers")
@@ -135,7 +135,7 @@ def _as_float(array: np.ndarray, name: str) -> np.ndarray:
             raise _too_large(name) from None
     if array.dtype.kind not in _REAL_KINDS:
         raise DataError(f"{name} must hold real numbers, got {array.dtype}")
-    if array.dtype in (np.float32, np.float64):  # in the machine's byte order
+    if array.dtype in (np.float32, np.float64):  # not equal to these in another byte order
         return array
     keeps_digits = array.dtype.kind == "f" and array.dtype.itemsize <= np.dtype(np.float32).itemsize
     with np.errstate(over="ignore"):
@@ -152,22 +152,22 @@ def _too_large(name: str) -> DataError:
 
 
 def check_labels(values: Any, other: Any, name: str, of: str = "the cells") -> None:
-    """Refuse a table whose rows or columns are named in another order than those that it belongs to.
+    """Refuse a table whose row or column names are in another order than those of the table that it belongs to.
 
-    Both are used row by row and column by column, whatever their names: names that contradict this would mean other values.
-    Rows that are numbered say nothing, unless they are the same numbers in another order.
+    The values of both are combined by position, so names in another order show that values would be assigned to the wrong
+    cells or features. Numbered rows are accepted, unless both tables have the same numbers in another order.
 
     Parameters
     ----------
     values, other
-        Of pandas, or anything else, which has no names.
+        Tables of pandas. Anything else has no names and is accepted.
     name, of
-        What the message calls them.
+        Names of both in messages.
 
     Raises
     ------
     DataError
-        For other rows, rows or columns in another order.
+        For other row names, or for row or column names in another order.
     """
     rows, others = getattr(values, "index", None), getattr(other, "index", None)
     if hasattr(values, "iloc") and hasattr(other, "iloc") and values.ndim == other.ndim == 2:
@@ -176,7 +176,7 @@ def check_labels(values: Any, other: Any, name: str, of: str = "the cells") -> N
 
 
 def check_names(names: Any, others: Any, what: str, those: str, *, complete: bool = False) -> None:
-    """Refuse names (an index of pandas) that are others in another order; with ``complete``, also other texts."""
+    """Refuse names (a pandas index) that are the others in another order; with ``complete``, also different texts."""
     names, others = list(names), list(others)
     if names == others or len(names) != len(others):
         return

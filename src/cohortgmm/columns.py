@@ -5,15 +5,15 @@ from collections.abc import Mapping, Sequence
 
 def unit_column(patient_col: str | Sequence[str], gmm_key: str) -> str:
     """Column of ``obs`` that names the patient of every cell in a result: the given one, or that of the joined texts."""
-    if isinstance(patient_col, list | tuple):
-        return patient_col[0] if len(patient_col) == 1 else f"{gmm_key}_patient"
-    return patient_col
+    if isinstance(patient_col, str):
+        return patient_col
+    return patient_col[0] if len(patient_col) == 1 else f"{gmm_key}_patient"
 
 
-def joined_column(patient_col: str | Sequence[str], gmm_key: str) -> str | None:
+def joined_column(patient_col: str | Sequence[str] | None, gmm_key: str) -> str | None:
     """Column of the joined texts if several columns name the patient; None if one does, as nothing is written then."""
     several = isinstance(patient_col, list | tuple) and len(patient_col) > 1
-    return unit_column(patient_col, gmm_key) if several else None
+    return f"{gmm_key}_patient" if several else None
 
 
 def columns_of(gmm_key: str, patient_col: str | Sequence[str] = "") -> list[str]:

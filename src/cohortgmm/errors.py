@@ -1,32 +1,32 @@
-"""The exceptions a user may see: each message is one line that says what was found and what to change."""
+"""Exceptions and warnings of cohortgmm. Every message is one line: what was found, and what to change."""
 
 
 class CohortgmmError(Exception):
-    """Base of every error that cohortgmm raises on purpose."""
+    """Base class of the errors that cohortgmm raises."""
 
 
 class ConfigError(CohortgmmError, ValueError):
-    """A configuration or an argument that cannot be used."""
+    """Invalid configuration or argument."""
 
 
 class DataError(CohortgmmError, ValueError):
-    """Input data that cannot be used."""
+    """Invalid input data."""
 
 
 class MissingFileError(DataError, FileNotFoundError):
-    """A file that is not there."""
+    """Missing input file."""
 
 
 class OutputError(CohortgmmError, OSError):
-    """An output that could not be written."""
+    """Output file that cannot be written."""
 
 
 class FitError(CohortgmmError, ValueError):
-    """A mixture that could not be fitted."""
+    """Fit that failed."""
 
 
 class SingularCovarianceError(FitError):
-    """A covariance at or below the floor while ``singularity_handling`` is ``"strict"``.
+    """Covariance at or below the floor with ``singularity_handling="strict"``.
 
     Parameters
     ----------
@@ -37,10 +37,10 @@ class SingularCovarianceError(FitError):
     eigenvalue
         Smallest eigenvalue found.
     eps
-        The floor it was compared with.
+        The floor.
     """
 
-    def __init__(self, component: int, n_components: int, eigenvalue: float, eps: float):
+    def __init__(self, component: int, n_components: int, eigenvalue: float, eps: float) -> None:
         self.component = component
         self.eigenvalue = eigenvalue
         super().__init__(
@@ -51,4 +51,8 @@ class SingularCovarianceError(FitError):
 
 
 class DivergedError(FitError):
-    """A fit in which nearly all cells would be unseen."""
+    """Fit with a completeness function in which nearly all cells would be unobserved."""
+
+
+class ConvergenceWarning(UserWarning):
+    """Fit that ended without converging."""

@@ -1,10 +1,10 @@
-"""How much memory is free."""
+"""Free memory of the machine or of the control group of this process."""
 
 import os
 from contextlib import suppress
 from pathlib import Path
 
-#: Limits of the control group that a job or a container runs in, and what it uses of them.
+#: Files with the memory limit of the control group of a job or container, and with the memory it uses.
 _GROUPS = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
@@ -12,7 +12,7 @@ _GROUPS = (
 
 
 def available_memory() -> int | None:
-    """Bytes that this process may still take; None where the system does not tell."""
+    """Bytes that this process may still allocate; None where the system does not report it."""
     found = []
     with suppress(OSError, ValueError, IndexError):
         (line,) = (

@@ -1,1 +1,1 @@
-"""Figures that say whether to believe the fits: each a function from tables or models to a matplotlib Figure."""
+"""Figures for judging the fits: each function takes tables or models and returns a matplotlib Figure."""

@@ -1,10 +1,13 @@
-"""What the components of the cohort are made of: components against cell types."""
+"""Cell types of the components of all patients."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -18,7 +21,6 @@ from cohortgmm.plots.style import (
     SMALL,
     colormap,
     component_colors,
-    dress,
     inch_axes,
     inch_title,
     label_width,
@@ -27,6 +29,7 @@ from cohortgmm.plots.style import (
     our_style,
     short_label,
     short_labels,
+    style_axes,
 )
 
 _MAX_TYPES = 40
@@ -39,26 +42,25 @@ _STRIP = 1.85  # inches
 
 @our_style()
 def plot_composition(table: pd.DataFrame) -> Figure:
-    """Cell types of all components of the cohort.
+    """Heat map of the cell types of all components, and the purity of the components of every patient.
 
-    Component 2 of one patient has nothing to do with component 2 of another, so components are not lined up by
-    number. Instead the heat map has one row per component of any patient, grouped by the cell type that dominates it
-    and, within a group, ordered by purity: 20 or 200 patients give the same picture, blocks on a diagonal. A column
-    without a block is a cell type that no component stands for; two dark columns in one block are types that are not
-    told apart. Stacked bars per patient would need hundreds of segments and still leave the eye to match them. As the
-    rows of the heat map are too thin for names, the right side gives every patient a line with the purities of its
-    components, the most mixed patients first: there the patients to look at have their names.
+    The heat map has one row per component of any patient. Rows are grouped by the most frequent (dominant) cell type of
+    the component and ordered by purity within a group, because the number of a component has no meaning across patients.
+    The groups form blocks along the diagonal. A column without a block is a cell type that dominates no component. Two
+    dark columns in one block are cell types that the mixtures do not separate. The right side has one line per patient
+    with the purities of its components, the patients with the lowest mean purity first, because the rows of the heat map
+    are too thin for names.
 
     Parameters
     ----------
     table
-        Columns patient, component, cell_type, n_cells. With one mixture for the whole cohort all rows belong to one
+        Columns patient, component, cell_type, n_cells. With one mixture for the whole cohort, all rows belong to one
         patient, and the right side is left out.
 
     Returns
     -------
     Figure
-        Purity is the share of a component's cells that are of its dominant type.
+        Purity is the share of the component's cells that are of its dominant cell type.
     """
     shares, sizes = component_shares(table)
     shares = shares.loc[grouped_order(shares)]
@@ -67,7 +69,7 @@ def plot_composition(table: pd.DataFrame) -> Figure:
     patients = shares.index.get_level_values("patient").unique()
     several = len(patients) > 1
     labels, _ = _row_labels(shares, sizes, several=several)
-    strips = _Strips.of(_worst_first(purity, sizes)) if several else None
+    strips = _Strips.arrange(_mean_purity(purity, sizes)) if several else None
 
     margin = label_width(labels) + 0.45
     heat_width = float(np.clip(0.28 * shares.shape[1], 2.6, 8.0))
@@ -92,7 +94,7 @@ def plot_composition(table: pd.DataFrame) -> Figure:
 def component_shares(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series]:
     """Shares of the cell types, (patient, component) × type with frequent types first, and the number of cells.
 
-    Beyond 40 types the rarest are summed up as "other types". Components without cells are left out.
+    With more than 40 types, the rarest are summed as "other types". Components without cells are left out.
     """
     cells = table.groupby(["patient", "component", "cell_type"], observed=True)["n_cells"].sum()
     counts = cells.unstack("cell_type", fill_value=0)
@@ -107,19 +109,19 @@ def component_shares(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series]:
 
 
 def grouped_order(shares: pd.DataFrame) -> pd.MultiIndex:
-    """Rows by dominant type, in the order of the columns, and from pure to mixed within a type."""
+    """Rows by dominant type, in the order of the columns, and by decreasing purity within a type."""
     values = shares.to_numpy()
     return shares.index[np.lexsort((-values.max(axis=1), values.argmax(axis=1)))]
 
 
-def _worst_first(purity: pd.Series, sizes: pd.Series) -> pd.Series:
-    """Share of each patient's cells that are of the dominant type of their component, lowest first."""
+def _mean_purity(purity: pd.Series, sizes: pd.Series) -> pd.Series:
+    """Mean purity over the cells of each patient, the lowest first."""
     overall = (purity * sizes).groupby(level="patient").sum() / sizes.groupby(level="patient").sum()
     return overall.loc[sorted(overall.index, key=lambda patient: (overall[patient], natural_key(patient)))]
 
 
 def _row_labels(shares: pd.DataFrame, sizes: pd.Series, *, several: bool) -> tuple[list[str], np.ndarray]:
-    """What stands left of the rows, and the row at which each label's rows end: groups of rows, or single ones."""
+    """Labels left of the rows and the row at which each ends: one label per group of rows, or per row for one patient."""
     if not several:
         numbers = shares.index.get_level_values("component")
         labels = [f"{number}  ({size:,} cells)" for number, size in zip(numbers, sizes, strict=True)]
@@ -129,9 +131,9 @@ def _row_labels(shares: pd.DataFrame, sizes: pd.Series, *, several: bool) -> tup
     return labels, np.cumsum(counts)
 
 
-def _draw_heat(ax: Axes, shares: pd.DataFrame, sizes: pd.Series, *, several: bool):
+def _draw_heat(ax: Axes, shares: pd.DataFrame, sizes: pd.Series, *, several: bool) -> QuadMesh:
     n_rows, n_types = shares.shape
-    dress(ax)
+    style_axes(ax)
     mesh = ax.pcolormesh(shares.to_numpy(), cmap=colormap("Blues"), vmin=0, vmax=1, rasterized=True)
     ax.set(xlim=(0, n_types), ylim=(n_rows, 0), yticks=[])
     ax.spines[:].set(visible=True)
@@ -141,7 +143,7 @@ def _draw_heat(ax: Axes, shares: pd.DataFrame, sizes: pd.Series, *, several: boo
     starts = np.concatenate([[0], ends[:-1]])
     ax.hlines(ends[:-1], 0, n_types, color=MUTED, linewidth=0.5)
     ax.vlines(np.arange(1, n_types), 0, n_rows, color=FAINT, linewidth=0.4)
-    colors = [INK] * len(labels)
+    colors: Sequence[Any] | np.ndarray = [INK] * len(labels)
     if not several:
         colors = component_colors(shares.index.get_level_values("component")) * (0.6, 0.6, 0.6, 1.0)
     height = ax.get_position().height * ax.figure.get_figheight()
@@ -159,7 +161,7 @@ def _draw_heat(ax: Axes, shares: pd.DataFrame, sizes: pd.Series, *, several: boo
 
 
 def keep_apart(positions: np.ndarray, gap: float, low: float, high: float) -> np.ndarray:
-    """Ascending positions moved to lie at least ``gap`` apart, and within the limits if there is room."""
+    """Move ascending positions so that they are at least ``gap`` apart, and within the limits if there is room."""
     moved = np.maximum(np.asarray(positions, dtype=float), low + gap / 2)
     for i in range(1, len(moved)):
         moved[i] = max(moved[i], moved[i - 1] + gap)
@@ -169,7 +171,7 @@ def keep_apart(positions: np.ndarray, gap: float, low: float, high: float) -> np
     return moved
 
 
-def _draw_key(ax: Axes, mesh) -> None:
+def _draw_key(ax: Axes, mesh: QuadMesh) -> None:
     bar = ax.figure.colorbar(mesh, cax=ax, orientation="horizontal", ticks=[0, 0.5, 1])
     bar.outline.set(edgecolor=MUTED, linewidth=0.5)
     ax.tick_params(labelsize=SMALL - 1, length=2, width=0.5, pad=1)
@@ -177,7 +179,9 @@ def _draw_key(ax: Axes, mesh) -> None:
 
 
 def _draw_purities(ax: Axes, purity: pd.Series) -> None:
-    dress(ax, title=f"purity: median {purity.median():.2f}", xlabel="share of the dominant type", ylabel="components")
+    style_axes(
+        ax, title=f"purity: median {purity.median():.2f}", xlabel="share of the dominant type", ylabel="components"
+    )
     ax.hist(purity, bins=np.linspace(0, 1, 21), color=PLAIN)
     ax.set_xlim(0, 1)
     ax.yaxis.set_major_locator(MaxNLocator(nbins=4, integer=True, min_n_ticks=1))
@@ -185,7 +189,19 @@ def _draw_purities(ax: Axes, purity: pd.Series) -> None:
 
 @dataclass(frozen=True)
 class _Strips:
-    """Patients in rows that flow into strips side by side."""
+    """Lines of the patients, divided into strips side by side.
+
+    Attributes
+    ----------
+    ranked
+        Mean purity by patient, in the order of the lines.
+    names
+        Labels of the lines; none with more than 600 patients.
+    margin, row
+        Width of the labels and height of a line, in inches.
+    n
+        Number of strips.
+    """
 
     ranked: pd.Series
     names: list[str]
@@ -194,7 +210,7 @@ class _Strips:
     n: int
 
     @classmethod
-    def of(cls, ranked: pd.Series) -> "_Strips":
+    def arrange(cls, ranked: pd.Series) -> "_Strips":
         labelled = len(ranked) <= _MAX_LABELLED
         row = 0.15 if labelled else 0.02
         n = int(np.clip(np.ceil(len(ranked) * row / (_ROWS_PER_STRIP * 0.15)), 1, _MAX_STRIPS))
@@ -214,16 +230,16 @@ class _Strips:
         return self.per_strip * self.row
 
     def draw(self, figure: Figure, left: float, purity: pd.Series, sizes: pd.Series) -> None:
-        """Every patient's components by purity, the dot's area by cells; the line is the mean over cells."""
+        """Draw a dot per component at its purity, with an area by its cells, and a line at the mean over the cells."""
         for s in range(self.n):
             span = slice(s * self.per_strip, (s + 1) * self.per_strip)
             rows = self.ranked.iloc[span]
             place = left + s * (self.margin + _STRIP) + self.margin
             ax = inch_axes(figure, place, _TOP, _STRIP - 0.1, len(rows) * self.row)
-            dress(ax, xlabel="purity of the components", grid="x")
+            style_axes(ax, xlabel="purity of the components", grid="x")
             if s == 0:
                 ax.set_title(
-                    "patients, most mixed first\ndot: a component, area by cells\nline: mean over the cells",
+                    "patients, least pure first\ndot: a component, area by cells\nline: mean over the cells",
                     fontsize=SMALL, color=INK, loc="left",
                 )  # fmt: skip
             position = pd.Series(np.arange(len(rows)) + 0.5, index=rows.index)

@@ -1,6 +1,8 @@
-"""What the corrections for noise, gaps, selection and background change, for one patient."""
+"""Figure of what the corrections for noise, missing features, selection and background change for one patient."""
 
+from collections.abc import Sequence
 from textwrap import wrap
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -23,27 +25,27 @@ from cohortgmm.plots.style import (
     UNASSIGNED,
     colormap,
     component_colors,
-    dress,
     fix_limits,
     freeze_layout,
     new_figure,
     our_style,
     point_size,
     short_label,
+    style_axes,
 )
 
 _PANEL = (4.6, 4.0)  # inches
 _LETTERS_PER_INCH = 11.5  # of the title
-_LEGEND_BELOW = 26  # points, for the numbers and the label of the x axis
+_LEGEND_BELOW = 26  # points between axes and legend, for the tick labels and the label of the x axis
 _MOST_BINS = 80
 
-#: Limits are widened by this share of what the cells span, on either side, to show an ellipse.
+#: To show an ellipse, the limits are widened by at most this share of the range of the cells on either side.
 _MOST_WIDENED = 0.5
 
 
 @our_style()
 def plot_correction(*, patient: str, x: np.ndarray, correction: Correction, feature_names: list[str]) -> Figure:
-    """A patient's mixture beside one that disregards what is wrong with the cells.
+    """Compare a patient's mixture with the naive one, which ignores noise, selection and background.
 
     Parameters
     ----------
@@ -52,29 +54,29 @@ def plot_correction(*, patient: str, x: np.ndarray, correction: Correction, feat
     x
         (n, D) cells, NaN where a feature is missing.
     correction
-        What is compared.
+        Both mixtures, the probabilities of the background, and observed and unobserved cells drawn from the mixture.
     feature_names
         Names of the features.
 
     Returns
     -------
     Figure
-        Naive and corrected components; with a background, how probably each cell belongs to it; with completeness,
-        the cells that are seen and those expected to be unseen, and the density of both in the feature that the
-        selection changes most.
+        Naive and corrected components. With a background, also the probability of every cell to belong to it. With
+        completeness, also the observed cells with draws of the unobserved ones, and the density with and without the
+        unobserved cells in the feature that the selection changes most.
     """
     x = np.asarray(x, dtype=float)[correction.shown]
     plane = x.shape[1] > 1
     panels = [_draw_components if plane else _draw_densities]
     panels += [_draw_background] if correction.background is not None else []
     if correction.unseen is not None:
-        panels += ([_draw_unseen] if plane else []) + [_draw_completed]
+        panels += ([_draw_unobserved] if plane else []) + [_draw_completed]
     columns = 2 if len(panels) == 4 else len(panels)
     rows = -(-len(panels) // columns)
     figure = new_figure(columns * _PANEL[0] + 0.4, rows * _PANEL[1] + 0.7, constrained=True)
     letters = int(figure.get_figwidth() * _LETTERS_PER_INCH)
     title = f"{short_label(patient, min(60, letters - 1))}: {_summary(correction)}"
-    lines = wrap(title, letters, break_long_words=False)  # a break within \$ would make a formula
+    lines = wrap(title, letters, break_long_words=False)  # a line break within \$ would start a formula
     figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=LARGE, color=INK)
     axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
     names = [short_label(name) for name in feature_names]
@@ -92,15 +94,15 @@ def _summary(correction: Correction) -> str:
     if fit.model.background is not None:
         parts.append(f"background {fit.model.background.amp:.1%}")
     if correction.unseen is not None:
-        parts.append(f"{fit.completeness:.1%} of all cells seen, {fit.n_unobserved:,.0f} not")
+        parts.append(f"{fit.completeness:.1%} of all cells observed, {fit.n_unobserved:,.0f} unobserved")
     if fit.n_empty:
         parts.append(f"{fit.n_empty:,} cells without features left out")
     return ", ".join(parts)
 
 
 def _draw_components(ax: Axes, x: np.ndarray, correction: Correction, names: list[str]) -> None:
-    """Cells in the first two features, and the ellipses at one sigma of both mixtures."""
-    dress(ax, title="components at 1 sigma, corrected and naive", xlabel=names[0], ylabel=names[1])
+    """Draw the cells in the first two features, and the one-sigma ellipses of both mixtures."""
+    style_axes(ax, title="components at 1 sigma, corrected and naive", xlabel=names[0], ylabel=names[1])
     _scatter(ax, x, UNASSIGNED)
     _rug(ax, x)
     fix_limits(ax)
@@ -116,7 +118,7 @@ def _draw_components(ax: Axes, x: np.ndarray, correction: Correction, names: lis
 
 
 def _show_ellipses(ax: Axes, model: GaussianMixture) -> None:
-    """Widen the limits to the ellipses, which may reach past a gate; those that would shrink the cells stay cut off."""
+    """Widen the limits to show ellipses that extend past a gate, except where the cells would become too small."""
     spread = np.sqrt(np.einsum("kdd->kd", plane_covariances(model)))
     for feature, limits, set_limits in ((0, ax.get_xlim(), ax.set_xlim), (1, ax.get_ylim(), ax.set_ylim)):
         span = limits[1] - limits[0]
@@ -127,7 +129,7 @@ def _show_ellipses(ax: Axes, model: GaussianMixture) -> None:
 
 
 def _legend_below(ax: Axes, handles: list[Line2D]) -> None:
-    """A legend under the label of the x axis: within the axes it would cover points."""
+    """Put a legend under the label of the x axis, where it covers no points."""
     below = offset_copy(ax.transAxes, ax.figure, y=-_LEGEND_BELOW, units="points")
     ax.legend(
         handles=handles, loc="upper left", bbox_to_anchor=(0, 0), bbox_transform=below, ncols=len(handles),
@@ -135,7 +137,7 @@ def _legend_below(ax: Axes, handles: list[Line2D]) -> None:
     )  # fmt: skip
 
 
-def _ellipses(ax: Axes, model: GaussianMixture, colors, linestyle: str, gid: str) -> None:
+def _ellipses(ax: Axes, model: GaussianMixture, colors: Sequence[Any] | np.ndarray, linestyle: str, gid: str) -> None:
     axes = np.array([ellipse_axes(covariance) for covariance in plane_covariances(model)])
     ax.add_collection(
         EllipseCollection(
@@ -148,8 +150,8 @@ def _ellipses(ax: Axes, model: GaussianMixture, colors, linestyle: str, gid: str
 
 
 def _draw_densities(ax: Axes, x: np.ndarray, correction: Correction, names: list[str]) -> None:
-    """The same with a single feature."""
-    dress(ax, title="density, corrected and naive", xlabel=names[0], ylabel="density")
+    """Draw the histogram of the cells and the densities of both mixtures, for a single feature."""
+    style_axes(ax, title="density, corrected and naive", xlabel=names[0], ylabel="density")
     values = x[np.isfinite(x[:, 0]), 0]
     ax.hist(values, bins=_n_bins(len(values)), density=True, color=UNASSIGNED, label="cells")
     grid = np.linspace(*_range(values), 400)
@@ -162,18 +164,20 @@ def _draw_densities(ax: Axes, x: np.ndarray, correction: Correction, names: list
 
 
 def _draw_background(ax: Axes, x: np.ndarray, correction: Correction, names: list[str]) -> None:
-    """Cells by their probability of being background, and its box."""
+    """Draw the cells coloured by their probability of being background, and the box of the background."""
+    probability, box = correction.background, correction.fit.model.background
+    assert probability is not None
+    assert box is not None
     plane = x.shape[1] > 1
-    title = f"probability of being background ({correction.background.sum():,.0f} of {len(x):,} cells)"
-    dress(ax, title=title, xlabel=names[0], ylabel=names[1] if plane else "probability")
-    order = np.argsort(correction.background, kind="stable")
-    y = x[:, 1] if plane else correction.background
+    title = f"probability of being background ({probability.sum():,.0f} of {len(x):,} cells)"
+    style_axes(ax, title=title, xlabel=names[0], ylabel=names[1] if plane else "probability")
+    order = np.argsort(probability, kind="stable")
+    y = x[:, 1] if plane else probability
     points = ax.scatter(
-        x[order, 0], y[order], c=correction.background[order], s=point_size(len(x)), cmap=colormap("viridis_r"),
+        x[order, 0], y[order], c=probability[order], s=point_size(len(x)), cmap=colormap("viridis_r"),
         vmin=0, vmax=1, linewidths=0, rasterized=True, gid="background",
     )  # fmt: skip
     fix_limits(ax)
-    box = correction.fit.model.background
     if plane:
         size = box.upper[:2] - box.lower[:2]
         ax.add_patch(Rectangle(box.lower[:2], *size, fill=False, edgecolor=MUTED, linestyle=":", gid="box"))
@@ -182,37 +186,46 @@ def _draw_background(ax: Axes, x: np.ndarray, correction: Correction, names: lis
     bar.outline.set_visible(False)
 
 
-def _draw_unseen(ax: Axes, x: np.ndarray, correction: Correction, names: list[str]) -> None:
-    """Cells that were seen, and cells drawn in the place of those that were not."""
-    dress(ax, title="cells, and where unseen ones are expected", xlabel=names[0], ylabel=names[1])
+def _draw_unobserved(ax: Axes, x: np.ndarray, correction: Correction, names: list[str]) -> None:
+    """Draw the observed cells, and draws from the mixture in place of the unobserved ones."""
+    style_axes(ax, title="observed cells, and expected unobserved ones", xlabel=names[0], ylabel=names[1])
     _scatter(ax, x, UNASSIGNED)
-    unseen = correction.unseen[: round(len(x) * len(correction.unseen) / max(len(correction.seen), 1))]
-    ax.scatter(unseen[:, 0], unseen[:, 1], s=point_size(len(x)), color=ALARM, alpha=0.5, linewidths=0, rasterized=True)
+    observed, unobserved = _draws(correction)
+    drawn = unobserved[: round(len(x) * len(unobserved) / max(len(observed), 1))]
+    ax.scatter(drawn[:, 0], drawn[:, 1], s=point_size(len(x)), color=ALARM, alpha=0.5, linewidths=0, rasterized=True)
     fix_limits(ax)
     handles = [
         Line2D([], [], marker="o", linestyle="", color=color, markersize=4, label=label)
-        for color, label in ((UNASSIGNED, "seen"), (ALARM, "unseen, drawn from the mixture"))
+        for color, label in ((UNASSIGNED, "observed"), (ALARM, "unobserved, drawn from the mixture"))
     ]
     _legend_below(ax, handles)
 
 
 def _draw_completed(ax: Axes, x: np.ndarray, correction: Correction, names: list[str]) -> None:
-    """Density of the cells, and of all cells, seen or not, in the feature that the selection changes most."""
-    everyone = np.concatenate([correction.seen, correction.unseen])
-    feature = max(range(x.shape[1]), key=lambda j: _gap(correction.seen[:, j], everyone[:, j]))
-    dress(ax, title="observed and completed density", xlabel=names[feature], ylabel="cells per unit")
+    """Draw the density of the observed cells and that of all cells in the feature that the selection changes most."""
+    observed, unobserved = _draws(correction)
+    all_draws = np.concatenate([observed, unobserved])
+    feature = max(range(x.shape[1]), key=lambda j: _gap(observed[:, j], all_draws[:, j]))
+    style_axes(ax, title="observed and completed density", xlabel=names[feature], ylabel="cells per unit")
     values = x[np.isfinite(x[:, feature]), feature]
-    edges = np.linspace(*_range(np.concatenate([values, everyone[:, feature]])), _n_bins(len(values)) + 1)
-    width, scale = edges[1] - edges[0], len(values) / max(len(correction.seen), 1)
+    edges = np.linspace(*_range(np.concatenate([values, all_draws[:, feature]])), _n_bins(len(values)) + 1)
+    width, scale = edges[1] - edges[0], len(values) / max(len(observed), 1)
     ax.hist(values, bins=edges, weights=np.full(len(values), 1 / width), color=UNASSIGNED, label="cells")
-    for draws, color, label in ((everyone, ALARM, "mixture, all"), (correction.seen, PLAIN, "mixture, seen")):
+    for draws, color, label in ((all_draws, ALARM, "mixture, all"), (observed, PLAIN, "mixture, observed")):
         counts, _ = np.histogram(draws[:, feature], bins=edges)
         ax.stairs(counts * scale / width, edges, color=color, linewidth=1.3, label=label)
     ax.legend(loc="best", frameon=False, fontsize=SMALL)
 
 
+def _draws(correction: Correction) -> tuple[np.ndarray, np.ndarray]:
+    """Observed and unobserved cells drawn from the mixture."""
+    assert correction.seen is not None
+    assert correction.unseen is not None
+    return correction.seen, correction.unseen
+
+
 def _gap(a: np.ndarray, b: np.ndarray) -> float:
-    """Largest distance between the distribution functions of two samples."""
+    """Largest distance between the empirical distribution functions of two samples."""
     if not (len(a) and len(b)):
         return 0.0
     places = np.quantile(b, np.linspace(0, 1, 101))
@@ -237,7 +250,7 @@ def _scatter(ax: Axes, x: np.ndarray, color: str) -> None:
 
 
 def _rug(ax: Axes, x: np.ndarray) -> None:
-    """Cells that lack one of the two features, at the edge."""
+    """Draw cells that lack one of the two features as ticks along the axis of the other."""
     for feature, other in ((0, 1), (1, 0)):
         values = x[np.isnan(x[:, other]) & ~np.isnan(x[:, feature]), feature]
         if len(values):

@@ -1,10 +1,12 @@
-"""Scores against k: why this k was chosen, for one patient and for the cohort."""
+"""Scores against k, for one patient and for the cohort: they show why a k was chosen."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
@@ -21,7 +23,6 @@ from cohortgmm.plots.style import (
     PLAIN,
     SMALL,
     colormap,
-    dress,
     freeze_layout,
     inch_axes,
     inch_title,
@@ -29,15 +30,16 @@ from cohortgmm.plots.style import (
     natural_key,
     new_figure,
     our_style,
-    say_empty,
     short_label,
     short_labels,
+    show_message,
+    style_axes,
 )
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """How a score column is called; lower is better for all of them."""
+    """Labels of a column of scores. Lower is better in every column."""
 
     name: str
     axis: str
@@ -58,7 +60,7 @@ _MAX_LABELLED = 600
 
 
 def criterion_name(metric: str) -> str:
-    """What a metric is called in a figure; a metric without a column of scores is called by its own name."""
+    """Name of a metric in figures; that of :data:`CRITERIA`, else the metric itself."""
     return CRITERIA[metric].name if metric in CRITERIA else short_label(metric)
 
 
@@ -69,18 +71,18 @@ def plot_criteria(scores: pd.DataFrame, *, patient: str, metric: str, best_k: in
     Parameters
     ----------
     scores
-        The score table, of this patient or of the whole cohort.
+        The table of scores, with the rows of this patient among others.
     patient
-        Whose scores.
+        The patient's id.
     metric
-        The deciding criterion: ``"aic"``, ``"bic"`` or ``"heldout_nll"``.
+        The criterion that chose k: ``"aic"``, ``"bic"`` or ``"heldout_nll"``.
     best_k
         The k that was chosen.
 
     Returns
     -------
     Figure
-        Three panels; the chosen k is marked in all of them, the deciding panel is framed.
+        Three panels. The chosen k is marked in all of them, and the panel of the criterion that chose it has a frame.
 
     Raises
     ------
@@ -98,7 +100,7 @@ def plot_criteria(scores: pd.DataFrame, *, patient: str, metric: str, best_k: in
 
 
 def draw_criteria(axes: np.ndarray, scores: pd.DataFrame, *, patient: str, metric: str, best_k: int) -> None:
-    """Draw the three criteria of one patient into three axes; arguments and errors as in :func:`plot_criteria`."""
+    """Draw the panels of :func:`plot_criteria` into three axes."""
     scores = scores[scores["patient"] == patient].sort_values("k")
     if scores.empty:
         raise DataError(f"no scores of patient {patient!r}: pass the score table that holds this patient's rows")
@@ -107,8 +109,8 @@ def draw_criteria(axes: np.ndarray, scores: pd.DataFrame, *, patient: str, metri
 
 
 def criteria_legend() -> list[Line2D]:
-    """Legend handles of the criteria panels."""
-    dot = {"linestyle": "none", "color": PLAIN}
+    """Legend handles of the panels of criteria."""
+    dot: dict[str, Any] = {"linestyle": "none", "color": PLAIN}
     return [
         Line2D([], [], marker="D", markersize=6, markeredgecolor=INK, linestyle="none", color=ALARM, label="chosen k"),
         Line2D([], [], marker="o", markersize=9, markerfacecolor="none", **dot | {"color": MUTED}, label="minimum"),
@@ -121,7 +123,7 @@ def criteria_legend() -> list[Line2D]:
 def _draw_criterion(ax: Axes, scores: pd.DataFrame, column: str, *, best_k: int, deciding: bool) -> None:
     criterion = CRITERIA[column]
     title = f"{criterion.name} (decides)" if deciding else criterion.name
-    dress(ax, title=title, xlabel="k", ylabel=criterion.axis, grid="y", bold=deciding)
+    style_axes(ax, title=title, xlabel="k", ylabel=criterion.axis, grid="y", bold=deciding)
     ax.set_gid(f"criterion-{column}")
     if deciding:
         ax.spines[:].set(visible=True, color=INK, linewidth=1.6)
@@ -129,7 +131,7 @@ def _draw_criterion(ax: Axes, scores: pd.DataFrame, column: str, *, best_k: int,
     value = scores[column].to_numpy(dtype=float)
     there = np.isfinite(value)
     if column == "heldout_nll" and not there.any():
-        say_empty(ax, NOTHING_HELD_OUT)
+        show_message(ax, NOTHING_HELD_OUT)
         ax.set(xlabel="", ylabel="")
         return
     ax.plot(k[there], value[there], color=PLAIN, linewidth=1.2, zorder=2)
@@ -145,7 +147,7 @@ def _draw_criterion(ax: Axes, scores: pd.DataFrame, column: str, *, best_k: int,
         )
     chosen = k == best_k
     ax.axvline(best_k, color=ALARM, linewidth=1.8, alpha=0.5, zorder=1, gid="chosen-line")
-    # The diamond sits on the axis when it would hide whether this very point is hollow.
+    # The diamond is drawn on the x axis: over the point of the chosen k, it would hide whether that point is hollow.
     ax.plot(
         k[chosen], np.zeros(chosen.sum()), "D", markersize=6, color=ALARM, markeredgecolor=INK, zorder=5, gid="chosen",
         transform=ax.get_xaxis_transform(), clip_on=False,
@@ -164,25 +166,25 @@ def _draw_criterion(ax: Axes, scores: pd.DataFrame, column: str, *, best_k: int,
 
 @our_style()
 def plot_cohort_criteria(scores: pd.DataFrame, selection: pd.DataFrame, *, metric: str) -> Figure:
-    """Every patient's scores against k as a heat map, one block of columns per criterion.
+    """Heat map of the scores of all patients, one row per patient and one block of columns per criterion.
 
-    The colour is the score minus the patient's best, so a row reads alike for small and large patients. Patients are
-    ordered by their chosen k, then by name, and flow into several strips when they are many. Beyond 600 patients the
-    rows shrink and go without names.
+    The colour is the score minus the patient's lowest score, so that rows of patients with few and many cells can be
+    compared. Patients are ordered by their chosen k, then by name. Many patients are divided into several strips side by
+    side; with more than 600, the rows are thinner and have no names.
 
     Parameters
     ----------
     scores
-        The score table.
+        The table of scores.
     selection
-        The chosen k per patient; one at the edge of the candidates is marked in another colour.
+        The table of choices. A chosen k at the edge of the candidates is marked in another colour.
     metric
-        The deciding criterion: ``"aic"``, ``"bic"`` or ``"heldout_nll"``.
+        The criterion that chose k: ``"aic"``, ``"bic"`` or ``"heldout_nll"``.
 
     Returns
     -------
     Figure
-        As high as the number of patients asks for.
+        Its height grows with the number of patients.
     """
     ks = np.sort(scores["k"].unique())
     differences = {column: score_differences(scores, column) for column in CRITERIA}
@@ -214,20 +216,20 @@ def plot_cohort_criteria(scores: pd.DataFrame, selection: pd.DataFrame, *, metri
 
 
 def score_differences(scores: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Score minus the patient's best: patients (in order of appearance) × k, NaN where there is no score."""
+    """Score minus the patient's lowest score: patients (in the order of the table) × k, NaN without a score."""
     table = scores.pivot(index="patient", columns="k", values=column).astype(float)
     table = table.reindex(scores["patient"].unique())
     return table.sub(table.min(axis=1), axis=0)
 
 
 def color_limit(differences: pd.DataFrame) -> float:
-    """Difference at which the colour saturates: the median of the non-zero ones, so that near ties differ."""
+    """Difference at which the colour saturates: the median of those above zero, so that small ones are visible."""
     values = differences.to_numpy()
     values = values[np.isfinite(values) & (values > 0)]
     return float(np.median(values)) if values.size else 1.0
 
 
-def _draw_block(ax: Axes, table: pd.DataFrame, chosen: pd.DataFrame, limit: float):
+def _draw_block(ax: Axes, table: pd.DataFrame, chosen: pd.DataFrame, limit: float) -> QuadMesh:
     n_rows, n_ks = table.shape
     ax.patch.set(facecolor=MISSING, hatch="//////", edgecolor="white", linewidth=0)
     mesh = ax.pcolormesh(
@@ -252,7 +254,7 @@ def _draw_block(ax: Axes, table: pd.DataFrame, chosen: pd.DataFrame, limit: floa
 
 
 def _dress_block(ax: Axes, column: str, labels: list[str], ks: np.ndarray, *, deciding: bool) -> None:
-    dress(ax)
+    style_axes(ax)
     ax.set_title(
         CRITERIA[column].name, fontsize=NORMAL, color=INK, loc="center", pad=14, fontweight="bold" if deciding else None
     )
@@ -264,8 +266,10 @@ def _dress_block(ax: Axes, column: str, labels: list[str], ks: np.ndarray, *, de
     ax.tick_params(axis="y", length=0, pad=2)
 
 
-def _draw_keys(figure: Figure, meshes: dict, differences: dict[str, pd.DataFrame], *, left: float, step: float) -> None:
-    """Colour bars and marker keys between the title and the first row."""
+def _draw_keys(
+    figure: Figure, meshes: dict[str, QuadMesh], differences: dict[str, pd.DataFrame], *, left: float, step: float
+) -> None:
+    """Draw the colour bars and the legend of the markers between the title and the first row."""
     for i, (column, mesh) in enumerate(meshes.items()):
         ax = inch_axes(figure, left + i * step, 0.62, 1.5, 0.1)
         extend = "max" if np.nanmax(differences[column].to_numpy(), initial=0) > mesh.get_clim()[1] else "neither"
@@ -274,7 +278,7 @@ def _draw_keys(figure: Figure, meshes: dict, differences: dict[str, pd.DataFrame
         bar.locator = MaxNLocator(nbins=4)
         ax.tick_params(labelsize=SMALL - 1, length=2, width=0.5, pad=1)
         ax.set_title(CRITERIA[column].difference, fontsize=SMALL, color=INK, loc="left", pad=3)
-    dot = {"linestyle": "none", "marker": "o", "markersize": 4.5, "markeredgecolor": "white"}
+    dot: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 4.5, "markeredgecolor": "white"}
     handles = [
         Line2D([], [], color=INK, label="chosen k", **dot),
         Line2D([], [], color=ALARM, label="chosen k at the edge of the candidates", **dot),
@@ -290,7 +294,7 @@ def _draw_keys(figure: Figure, meshes: dict, differences: dict[str, pd.DataFrame
             label="skipped or no score",
         ),
     ]
-    legend = {"frameon": False, "fontsize": SMALL, "handletextpad": 0.2}
     figure.legend(
-        handles=handles, loc="lower left", bbox_to_anchor=(0.0, 0.1 / figure.get_figheight()), ncols=4, **legend
-    )
+        handles=handles, loc="lower left", bbox_to_anchor=(0.0, 0.1 / figure.get_figheight()), ncols=4, frameon=False,
+        fontsize=SMALL, handletextpad=0.2,
+    )  # fmt: skip

@@ -1,8 +1,11 @@
-"""The cohort at a glance: sizes, chosen k, convergence, overfitting, conditioning and weights."""
+"""Overview of the cohort: sizes, chosen k, convergence, overfitting, condition numbers and weights."""
+
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
@@ -16,36 +19,37 @@ from cohortgmm.plots.style import (
     MUTED,
     PLAIN,
     SMALL,
-    dress,
     freeze_layout,
     label_points,
     natural_key,
     new_figure,
     our_style,
-    say_empty,
     short_labels,
+    show_message,
+    style_axes,
 )
 
-_MAX_NAMED = 60  # patients whose names fit under the weights
-_N_OUTLIERS = 6
+_MAX_NAMED = 60  # most patients whose names fit under the panel of weights
+_N_OUTLIERS = 6  # most patients named in a panel
 
 
 @our_style()
 def plot_overview(diagnostics: pd.DataFrame, weights: pd.DataFrame) -> Figure:
-    """Small multiples over all patients.
+    """Six panels that show all patients.
 
     Parameters
     ----------
     diagnostics
-        One row per patient.
+        Table with one row per patient, as in ``qc/diagnostics.tsv``.
     weights
-        One row per patient and component.
+        Table with one row per patient and component, as in ``qc/weights.tsv``.
 
     Returns
     -------
     Figure
-        Chosen k; cells, iterations, train against held-out NLL and the largest condition number per patient; every
-        component's weight. Patients worth a look are named.
+        The chosen k, the number of cells, the EM iterations, training against held-out NLL and the largest condition
+        number per patient, and the weight of every component. Patients with the largest gap between training and
+        held-out NLL, or with the largest condition numbers, are named.
     """
     patients = diagnostics["patient"].tolist()
     names = dict(zip(patients, short_labels(patients), strict=True))
@@ -67,7 +71,7 @@ def plot_overview(diagnostics: pd.DataFrame, weights: pd.DataFrame) -> Figure:
 
 
 def _draw_chosen_k(ax: Axes, diagnostics: pd.DataFrame) -> None:
-    dress(ax, title="chosen k", xlabel="k", ylabel="patients", grid="y")
+    style_axes(ax, title="chosen k", xlabel="k", ylabel="patients", grid="y")
     counts = diagnostics["k"].value_counts().sort_index()
     ax.bar(counts.index, counts, width=0.8, color=PLAIN)
     _k_axis(ax, diagnostics["k"])
@@ -75,7 +79,7 @@ def _draw_chosen_k(ax: Axes, diagnostics: pd.DataFrame) -> None:
 
 
 def _draw_cells(ax: Axes, diagnostics: pd.DataFrame) -> None:
-    dress(ax, title="cells per patient", xlabel="chosen k", ylabel="cells", grid="y")
+    style_axes(ax, title="cells per patient", xlabel="chosen k", ylabel="cells", grid="y")
     x, y = spread(diagnostics["k"], diagnostics["n_cells"]), diagnostics["n_cells"].to_numpy()
     ax.scatter(x, y, s=12, color=PLAIN, linewidths=0, rasterized=len(x) > MAX_VECTOR_POINTS)
     ax.set_yscale("log")
@@ -86,7 +90,7 @@ def _draw_cells(ax: Axes, diagnostics: pd.DataFrame) -> None:
 def _draw_iterations(ax: Axes, diagnostics: pd.DataFrame) -> None:
     converged = diagnostics["converged"].to_numpy(dtype=bool)
     title = "EM iterations" if converged.all() else f"EM iterations: {(~converged).sum()} did not converge"
-    dress(ax, title=title, xlabel="chosen k", ylabel="iterations", grid="y")
+    style_axes(ax, title=title, xlabel="chosen k", ylabel="iterations", grid="y")
     x, y = spread(diagnostics["k"], diagnostics["n_iter"]), diagnostics["n_iter"].to_numpy()
     many = len(x) > MAX_VECTOR_POINTS
     ax.scatter(x[converged], y[converged], s=12, color=PLAIN, linewidths=0, label="converged", rasterized=many)
@@ -99,12 +103,12 @@ def _draw_iterations(ax: Axes, diagnostics: pd.DataFrame) -> None:
 
 
 def _draw_heldout(ax: Axes, diagnostics: pd.DataFrame) -> pd.DataFrame:
-    """Draw the panel; the patients with the largest gaps and their places, largest first."""
-    dress(ax, title="fit to training and to held-out cells")
+    """Draw the panel and return the patients with the largest gaps, with their positions, the largest first."""
+    style_axes(ax, title="fit to training and to held-out cells")
     points = diagnostics.assign(x=diagnostics["train_nll"], y=diagnostics["heldout_nll"])
     points = points[np.isfinite(points["x"]) & np.isfinite(points["y"])]
     if points.empty:
-        say_empty(ax, NOTHING_HELD_OUT)
+        show_message(ax, NOTHING_HELD_OUT)
         return points
     ax.set(xlabel="training NLL (nats per cell)", ylabel="held-out NLL (nats per cell)")
     ax.grid(color=FAINT, linewidth=0.5)
@@ -115,7 +119,7 @@ def _draw_heldout(ax: Axes, diagnostics: pd.DataFrame) -> pd.DataFrame:
     ax.set_xlim(ends)
     linear = 1.5 * np.abs(ends).max()
     if points["y"].max() > 20 * linear:
-        # One broken fit must not squeeze all the others onto the diagonal.
+        # Otherwise a single failed fit would set the scale, and all others would lie on the diagonal.
         ax.set_yscale("symlog", linthresh=linear, linscale=2)
         ax.set_ylim(min(ends[0], points["y"].min() - 0.1 * linear), 3 * points["y"].max())
         ax.axhline(linear, color=MUTED, linewidth=0.8, linestyle=":")
@@ -128,12 +132,12 @@ def _draw_heldout(ax: Axes, diagnostics: pd.DataFrame) -> pd.DataFrame:
 
 
 def _draw_condition(ax: Axes, diagnostics: pd.DataFrame) -> pd.DataFrame:
-    """Draw the panel; the worst patients and their places, worst first."""
+    """Draw the panel and return the patients with the largest numbers, with their positions, the largest first."""
     points = diagnostics.sort_values("max_condition", kind="stable").reset_index(drop=True)
     points = points.assign(x=points.index + 1, y=points["max_condition"].clip(lower=1))
     floored = points["n_floored"] > 0
     n = f": {floored.sum()} patients at the covariance floor" if floored.any() else ""
-    dress(
+    style_axes(
         ax, title=f"largest condition number{n}", xlabel="patients, in order of the condition number",
         ylabel="largest / smallest eigenvalue", grid="y",
     )  # fmt: skip
@@ -147,15 +151,15 @@ def _draw_condition(ax: Axes, diagnostics: pd.DataFrame) -> pd.DataFrame:
 
 
 def _scatter_floored(ax: Axes, x: pd.Series, y: pd.Series, floored: pd.Series) -> None:
-    shared = {"linewidths": 1, "rasterized": len(x) > MAX_VECTOR_POINTS}
+    shared: dict[str, Any] = {"linewidths": 1, "rasterized": len(x) > MAX_VECTOR_POINTS}
     ax.scatter(x[~floored], y[~floored], s=12, color=PLAIN, label="all covariances free", **shared)
-    hollow = {"facecolors": "white", "edgecolors": ALARM}
+    hollow: dict[str, Any] = {"facecolors": "white", "edgecolors": ALARM}
     ax.scatter(x[floored], y[floored], s=16, label="a covariance at the floor", **hollow, **shared)
 
 
 def _draw_weights(ax: Axes, weights: pd.DataFrame, names: dict[str, str]) -> None:
-    """Weights on a log axis, patients ordered by k, groups of equal k shaded in turn."""
-    dress(ax, title="component weights, the smallest of every patient in orange", ylabel="weight", grid="y")
+    """Draw the weights on a logarithmic axis, patients ordered by k, with every other group of equal k shaded."""
+    style_axes(ax, title="component weights, the smallest of every patient in orange", ylabel="weight", grid="y")
     by_patient = {patient: np.sort(group.to_numpy()) for patient, group in weights.groupby("patient")["weight"]}
     order = sorted(by_patient, key=lambda patient: (len(by_patient[patient]), natural_key(patient)))
     ks = np.array([len(by_patient[patient]) for patient in order])
@@ -163,9 +167,9 @@ def _draw_weights(ax: Axes, weights: pd.DataFrame, names: dict[str, str]) -> Non
     x = np.repeat(np.arange(len(order)), ks)
     y = np.concatenate([by_patient[patient] for patient in order])
     smallest = np.concatenate([np.arange(k) == 0 for k in ks])
-    # A dead component has weight 0, which a log axis would drop without a word.
+    # A logarithmic axis would leave out a component with weight 0.
     y = np.maximum(y, np.min(y[y > 0]) / 3)
-    dots = {"s": size, "linewidths": 0, "rasterized": len(x) > MAX_VECTOR_POINTS}
+    dots: dict[str, Any] = {"s": size, "linewidths": 0, "rasterized": len(x) > MAX_VECTOR_POINTS}
     ax.scatter(x[~smallest], y[~smallest], color=PLAIN, alpha=0.8, **dots)
     ax.scatter(x[smallest], y[smallest], color=ALARM, **dots)
     for i, k in enumerate(np.unique(ks)):
@@ -187,10 +191,10 @@ def _draw_weights(ax: Axes, weights: pd.DataFrame, names: dict[str, str]) -> Non
 
 
 def spread(group: pd.Series, value: pd.Series) -> np.ndarray:
-    """Group numbers moved sideways, by at most 0.35, by the rank of the value: no random jitter."""
+    """Positions for a strip chart: the group plus an offset of at most 0.35, which the rank of the value determines."""
     rank = value.groupby(group.to_numpy()).rank(method="first").to_numpy() - 1
     size = value.groupby(group.to_numpy()).transform("size").to_numpy()
-    # Steps of the golden ratio keep neighbours in value apart whatever the size of the group.
+    # With steps of the golden ratio, values that are close have distant offsets in groups of every size.
     offset = (rank * 0.6180339887 + 0.5) % 1 - 0.5
     return group.to_numpy(dtype=float) + np.where(size > 1, 0.7 * offset, 0.0)
 
@@ -200,13 +204,13 @@ def _k_axis(ax: Axes, k: pd.Series) -> None:
     _count_axes(ax.xaxis)
 
 
-def _count_axes(*axes) -> None:
+def _count_axes(*axes: Axis) -> None:
     for axis in axes:
         axis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
 
 
 def _plain_log(ax: Axes) -> None:
-    """Numbers such as 0.05 instead of powers of ten, also between decades when the range is short."""
+    """Label a logarithmic y axis with numbers such as 0.05, also between powers of ten where the range is short."""
     low, high = ax.get_ylim()
     few = np.log10(high / low) < 1.5
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,)))

@@ -1,4 +1,4 @@
-"""One patient on one page: the choice of k, the components among the cells, and what they are made of."""
+"""Figure of one patient: the choice of k, the components among the cells, and the cell types of the components."""
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,6 @@ from cohortgmm.plots.style import (
     SMALL,
     UNASSIGNED,
     component_colors,
-    dress,
     fix_limits,
     freeze_layout,
     label_points,
@@ -24,6 +23,7 @@ from cohortgmm.plots.style import (
     our_style,
     point_size,
     short_label,
+    style_axes,
 )
 
 _MIN_LABELLED_WEIGHT = 0.005
@@ -45,46 +45,46 @@ def plot_patient(
     cell_types: pd.Categorical | pd.Series | None = None,
     shown: np.ndarray | None = None,
 ) -> Figure:
-    """Everything about one patient's mixture on one page.
+    """Scores against k, components among the cells and cell types of the components of one patient, on one page.
 
     Parameters
     ----------
     patient
         The patient's id.
     x
-        (n, D) cells in the fitted features; the first two are drawn, of a single one the histogram.
+        (n, D) cells in the fitted features. The first two features are drawn; of a single feature, the histogram.
     components
         (n,) component of every cell; a negative number means none.
     model
         The patient's mixture.
     scores
-        The score table, of this patient or of the whole cohort.
+        The table of scores, with the rows of this patient among others.
     metric
-        The deciding criterion: ``"aic"``, ``"bic"`` or ``"heldout_nll"``.
+        The criterion that chose k: ``"aic"``, ``"bic"`` or ``"heldout_nll"``.
     best_k
         The k that was chosen.
     feature_names
         Names of the features, such as ``["PC1", "PC2"]``.
     umap
-        (n, 2) embedding, NaN for cells not embedded; None leaves the panel out.
+        (n, 2) UMAP coordinates, NaN for cells that were not embedded; None leaves the panel out.
     cell_types
-        n cell types; None leaves the composition out. With the categories of the whole cohort, frequent ones first, a
-        type has one colour on all patients' pages.
+        n cell types; None leaves the panel of cell types out. With the categories of the whole cohort, frequent ones
+        first, a type has the same colour in the figures of all patients.
     shown
-        Positions of the cells that are drawn as points; None draws all. The numbers are always of all cells.
+        Rows of ``x`` that are drawn as points; None draws all. Numbers in texts always refer to all cells.
 
     Returns
     -------
     Figure
-        A component has one colour and one number (counted from 0, as in the data) in all panels.
+        A component has the same colour and number (counted from 0, as in the data) in all panels.
 
     Raises
     ------
     DataError
-        If the score table has no row of the patient.
+        If the table of scores has no row of the patient.
     """
     components = np.asarray(components, dtype=int)
-    shown = slice(None) if shown is None else shown
+    drawn = np.arange(len(components)) if shown is None else shown
     k = model.n_components
     with_types = cell_types is not None
     bars_height = 0.75 + 0.2 * max(k, 5)
@@ -97,11 +97,11 @@ def plot_patient(
     rows[0].legend(handles=criteria_legend(), loc="outside lower left", ncols=5, frameon=False, fontsize=SMALL)
     panels = np.atleast_1d(rows[1].subplots(1, 1 if umap is None else 2))
     if x.shape[1] > 1:
-        _draw_features(panels[0], x[shown], components[shown], model, feature_names)
+        _draw_features(panels[0], x[drawn], components[drawn], model, feature_names)
     else:
-        _draw_one_feature(panels[0], x[shown, 0], components[shown], model, feature_names)
+        _draw_one_feature(panels[0], x[drawn, 0], components[drawn], model, feature_names)
     if umap is not None:
-        _draw_umap(panels[1], np.asarray(umap, dtype=float)[shown], components[shown])
+        _draw_umap(panels[1], np.asarray(umap, dtype=float)[drawn], components[drawn])
     if with_types:
         _draw_composition(rows[2].subplots(), components, pd.Categorical(cell_types), model.weights)
     freeze_layout(figure)
@@ -110,7 +110,7 @@ def plot_patient(
 
 
 def ellipse_axes(covariance: np.ndarray) -> tuple[float, float, float]:
-    """Full width and height at one sigma, and the angle in degrees of the width, of a (2, 2) covariance."""
+    """Full width and height of the one-sigma ellipse of a (2, 2) covariance, and the angle of its width in degrees."""
     values, vectors = np.linalg.eigh(covariance)
     major = vectors[:, 1]
     minor_length, major_length = 2 * np.sqrt(np.maximum(values, 0))
@@ -127,9 +127,9 @@ def plane_covariances(model: GaussianMixture) -> np.ndarray:
 def _draw_features(
     ax: Axes, x: np.ndarray, components: np.ndarray, model: GaussianMixture, feature_names: list[str]
 ) -> None:
-    """Cells, and every component's marginal in the first two features at one and two sigma."""
+    """Draw the cells, and the one- and two-sigma ellipses of the components in the first two features."""
     xlabel, ylabel = (short_label(name) for name in feature_names[:2])
-    dress(ax, title=f"components in {xlabel} and {ylabel}: 1 and 2 sigma", xlabel=xlabel, ylabel=ylabel)
+    style_axes(ax, title=f"components in {xlabel} and {ylabel}: 1 and 2 sigma", xlabel=xlabel, ylabel=ylabel)
     _scatter_cells(ax, x[:, :2], components)
     fix_limits(ax)
     outline = [patheffects.Stroke(linewidth=2.4, foreground="white", alpha=0.7), patheffects.Normal()]
@@ -147,8 +147,8 @@ def _draw_features(
 def _draw_one_feature(
     ax: Axes, x: np.ndarray, components: np.ndarray, model: GaussianMixture, feature_names: list[str]
 ) -> None:
-    """Histogram of the cells by component, and every component's density."""
-    dress(ax, title="components", xlabel=short_label(feature_names[0]), ylabel="density")
+    """Draw a histogram of the cells by component, and the density of every component."""
+    style_axes(ax, title="components", xlabel=short_label(feature_names[0]), ylabel="density")
     numbers = np.unique(components)
     finite = np.isfinite(x)
     edges = np.histogram_bin_edges(x[finite], bins="auto")
@@ -164,13 +164,13 @@ def _draw_one_feature(
 def _draw_umap(ax: Axes, umap: np.ndarray, components: np.ndarray) -> None:
     embedded = np.isfinite(umap).all(axis=1)
     left_out = f" ({(~embedded).sum():,} of {len(umap):,} cells not embedded)" if not embedded.all() else ""
-    dress(ax, title=f"components on the UMAP{left_out}", xlabel="UMAP 1", ylabel="UMAP 2")
+    style_axes(ax, title=f"components on the UMAP{left_out}", xlabel="UMAP 1", ylabel="UMAP 2")
     ax.set(xticks=[], yticks=[])
     _scatter_cells(ax, umap[embedded], components[embedded])
 
 
 def _scatter_cells(ax: Axes, x: np.ndarray, components: np.ndarray) -> None:
-    """Cells coloured by component, in an order that lets no component lie on top of the others."""
+    """Draw the cells coloured by component, in random order so that no component covers the others."""
     order = np.random.default_rng(0).permutation(len(x))
     size = point_size(len(x))
     ax.scatter(
@@ -180,7 +180,7 @@ def _scatter_cells(ax: Axes, x: np.ndarray, components: np.ndarray) -> None:
 
 
 def _label_components(ax: Axes, model: GaussianMixture) -> None:
-    """Number and weight at the means that lie in view, heavy components first; light ones go without."""
+    """Write number and weight at the means within the limits, large weights first; weights below 0.5 % have no label."""
     order = np.argsort(-model.weights, kind="stable")
     one_feature = model.n_features == 1
     means = model.means[:, :2]
@@ -190,18 +190,18 @@ def _label_components(ax: Axes, model: GaussianMixture) -> None:
     seen = ((means >= low) & (means <= high)).all(axis=1)
     order = order[(model.weights[order] >= _MIN_LABELLED_WEIGHT) & seen[order]]
     labels = [f"{k}: {model.weights[k]:.1%}" for k in order]
-    # Pale component colours are hard to read as text.
+    # Darker than the ellipses, as texts in pale colours are hard to read.
     colors = component_colors(order) * (0.6, 0.6, 0.6, 1.0)
     label_points(ax, means[order, 0], means[order, 1], labels, colors=colors, boxed=True)
 
 
 def _draw_composition(ax: Axes, components: np.ndarray, cell_types: pd.Categorical, weights: np.ndarray) -> None:
-    """Stacked shares of the cell types, one bar per component."""
+    """Draw a bar per component with the shares of its cell types."""
     counts = type_counts(components, cell_types, len(weights))
     size = counts.sum(axis=1)
     share = counts.div(size.where(size > 0, 1), axis=0)
-    dress(ax, title="cell types of the components", xlabel="share of the component's cells", ylabel="component")
-    # By the place among the categories, so that a type has one colour on the pages of all patients.
+    style_axes(ax, title="cell types of the components", xlabel="share of the component's cells", ylabel="component")
+    # The index of the category determines the colour, so that it is the same in the figures of all patients.
     palette = dict(zip(map(str, cell_types.categories), CELL_TYPES, strict=False))
     colors = [palette.get(name, UNASSIGNED) for name in share]
     start = np.zeros(len(share))
@@ -227,7 +227,7 @@ def _draw_composition(ax: Axes, components: np.ndarray, cell_types: pd.Categoric
 
 
 def type_counts(components: np.ndarray, cell_types: pd.Categorical, n_components: int) -> pd.DataFrame:
-    """Cells per component and cell type in the order of the categories; from the thirteenth on, and unnamed, "other"."""
+    """Cells per component and cell type, types in the order of the categories; those after the twelfth are "other"."""
     names = pd.Series(cell_types.astype(object)).where(~pd.isna(cell_types), "other").map(str)
     named = [name for name in map(str, cell_types.categories[:_MAX_NAMED_TYPES]) if name != "other"]
     names = names.where(names.isin(named), "other")

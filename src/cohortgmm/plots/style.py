@@ -1,4 +1,4 @@
-"""What every figure shares: colours, type sizes, labels that do not collide, and files that repeat byte for byte."""
+"""Style of all figures: colours, font sizes, placement of labels, and files that are the same byte for byte every time."""
 
 import os
 import re
@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from functools import cache
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any, Literal
 
 import matplotlib
 import matplotlib.colors
@@ -32,45 +33,46 @@ MISSING = "#e4e4e4"
 PLAIN = "#0072b2"
 ALARM = "#d55e00"
 
-MAX_VECTOR_POINTS = 1000  # beyond, points are rasterized inside SVG files
+MAX_VECTOR_POINTS = 1000  # more points than this are rasterized inside SVG files
 
-# Okabe & Ito (2008), then the colours that stay farthest from all earlier ones, in OKLab, for normal vision and for
-# simulated protanopia, deuteranopia and tritanopia (Machado et al. 2009). Far down the list nobody tells all of them
-# apart by colour alone, which is why components also carry their number.
+# The palette of Okabe & Ito (2008). Each further colour is the one farthest from all earlier ones in OKLab, for normal
+# vision and for simulated protanopia, deuteranopia and tritanopia (Machado et al. 2009). The last colours are hard to
+# distinguish, so components are also labelled with their number.
 COMPONENTS = (
     *("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#6d0031", "#24009e", "#7900ff", "#615524"),
     *("#aa3179", "#8679ff", "#49316d", "#61db79", "#ce18c2", "#ff3d6d", "#00499e", "#6d3d49", "#ff79db", "#86b692"),
     *("#5500ce", "#189200", "#b60000", "#f318f3"),
 )
-# Paul Tol's muted and light schemes: another family of hues, so that a cell type is not taken for a component.
+# Paul Tol's muted and light schemes. Their hues differ from those of the components, so that a cell type is not mistaken
+# for a component.
 CELL_TYPES = (
     *("#332288", "#88ccee", "#117733", "#ddcc77", "#cc6677", "#44aa99", "#882255", "#999933", "#aa4499", "#ffaabb"),
     *("#bbcc33", "#ee8866"),
 )
 UNASSIGNED = "#c4c4c4"
 
-#: What figures set beside matplotlib's own defaults. The salt takes the place of random ids.
+#: Settings that differ from matplotlib's defaults. With a fixed salt, the ids in SVG files are not random.
 _SETTINGS = {"svg.hashsalt": "cohortgmm", "svg.fonttype": "path"}
 
-#: Settings of windows, which no figure file depends on; to ask for the backend alone would load one.
+#: Settings of interactive windows, on which no figure file depends. They are left alone, as reading ``backend`` loads one.
 _OF_WINDOWS = ("backend", "date.", "interactive", "timezone", "tk.", "toolbar", "webagg.")
 
 
 @contextmanager
 def our_style() -> Iterator[None]:
-    """Draw and write with matplotlib's defaults and our few settings, whatever a matplotlibrc or a notebook has set.
+    """Use matplotlib's defaults and the settings of this module, whatever a matplotlibrc or a notebook has set.
 
-    A context manager and a decorator. A figure is the same everywhere only if it is drawn and written within.
+    It is a context manager and a decorator. A figure is the same on every machine if it is drawn and written within it.
     """
-    wanted = {key: value for key, value in matplotlib.rcParamsDefault.items() if not key.startswith(_OF_WINDOWS)}
-    wanted |= _SETTINGS
+    defaults = {key: value for key, value in matplotlib.rcParamsDefault.items() if not key.startswith(_OF_WINDOWS)}
+    wanted: dict[str, Any] = defaults | _SETTINGS
     changed = {key: value for key, value in wanted.items() if matplotlib.rcParams[key] != value}
     with matplotlib.rc_context(changed):
         yield
 
 
 def colormap(name: str) -> matplotlib.colors.Colormap:
-    """One of matplotlib's colour maps with 256 colours: a matplotlibrc decides on another number when it is loaded."""
+    """One of matplotlib's colour maps with 256 colours, whatever number of colours a matplotlibrc sets."""
     return matplotlib.colormaps[name].resampled(256)
 
 
@@ -80,7 +82,7 @@ def component_colors(components: np.ndarray) -> np.ndarray:
     Parameters
     ----------
     components
-        (n,) component indices; a negative index means no component and is grey. The colours repeat after 24.
+        (n,) component indices. A negative index means no component and gives grey. The colours repeat after 24.
 
     Returns
     -------
@@ -101,10 +103,10 @@ def _glyphs() -> frozenset[int]:
 
 
 def drawable(text: object) -> str:
-    r"""Free text in one line, with white space folded; what the font cannot draw is written as its code.
+    r"""Free text on one line, where every character that the font cannot draw is written as its code.
 
-    So control characters, marks of direction, emoji and scripts that the font lacks stay apart, and no file of a figure
-    holds a character that is not allowed in it.
+    Runs of white space become one space. Control characters, direction marks, emoji and scripts that the font lacks are
+    therefore still distinguishable, and no figure file contains a character that its format does not allow.
 
     Examples
     --------
@@ -121,9 +123,10 @@ def drawable(text: object) -> str:
 
 
 def short_label(text: object, width: int = 24) -> str:
-    """Free text as a one-line label: :func:`drawable`, the middle cut out beyond ``width``, ``$`` kept literal.
+    """A label of at most ``width`` characters: the :func:`drawable` text with its middle cut out, ``$`` kept literal.
 
-    The middle goes because both ends tell patients of one cohort apart: a site in front, a number behind.
+    The middle is cut because the ends usually distinguish the patients of a cohort: a site at the start, a number at
+    the end.
     """
     text = drawable(text)
     if len(text) > width:
@@ -133,14 +136,14 @@ def short_label(text: object, width: int = 24) -> str:
 
 
 def short_labels(texts: Iterable[object], width: int = 24) -> list[str]:
-    """:func:`short_label` of every text; those that would read alike are cut so that what tells them apart stays."""
-    texts = [drawable(text) for text in texts]
-    labels = [short_label(text, width) for text in texts]
-    alike = defaultdict(set)
-    for text, label in zip(texts, labels, strict=True):
+    """:func:`short_label` of every text; where labels would be equal, the part in which the texts differ is kept."""
+    drawn = [drawable(text) for text in texts]
+    labels = [short_label(text, width) for text in drawn]
+    alike: defaultdict[str, set[str]] = defaultdict(set)
+    for text, label in zip(drawn, labels, strict=True):
         alike[label].add(text)
     head = width // 4
-    for i, text in enumerate(texts):
+    for i, text in enumerate(drawn):
         if len(alike[labels[i]]) > 1:
             first, last = min(alike[labels[i]]), max(alike[labels[i]])
             shared = next(j for j, (a, b) in enumerate(zip_longest(first, last)) if a != b)
@@ -150,8 +153,8 @@ def short_labels(texts: Iterable[object], width: int = 24) -> list[str]:
     return labels
 
 
-def natural_key(text: object) -> list:
-    """Sort key that puts patient 2 before patient 10."""
+def natural_key(text: object) -> list[tuple[bool, int | str]]:
+    """Sort key that orders numbers within texts by value: patient 2 comes before patient 10."""
     return [(not part.isdecimal(), int(part) if part.isdecimal() else part) for part in re.split(r"(\d+)", str(text))]
 
 
@@ -164,14 +167,14 @@ def label_width(labels: list[str], fontsize: float = SMALL) -> float:
 
 
 def new_figure(width: float, height: float, *, constrained: bool = False) -> Figure:
-    """An empty figure, sizes in inches, that belongs to no pyplot state and can measure its texts."""
+    """An empty figure of a size in inches. It is not registered with pyplot, and its texts can be measured."""
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white", layout="constrained" if constrained else None)
     FigureCanvasAgg(figure)
     return figure
 
 
 def inch_axes(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
-    """Axes at a place in inches from the figure's upper left corner."""
+    """Axes whose place is given in inches from the upper left corner of the figure."""
     total_width, total_height = figure.get_size_inches()
     return figure.add_axes(
         (left / total_width, 1 - (top + height) / total_height, width / total_width, height / total_height)
@@ -184,10 +187,16 @@ def inch_title(figure: Figure, text: str) -> None:
     figure.text(0.15 / width, 1 - 0.12 / height, text, va="top", fontsize=LARGE, color=INK)
 
 
-def dress(
-    ax: Axes, *, title: str = "", xlabel: str = "", ylabel: str = "", grid: str | None = None, bold: bool = False
+def style_axes(
+    ax: Axes,
+    *,
+    title: str = "",
+    xlabel: str = "",
+    ylabel: str = "",
+    grid: Literal["both", "x", "y"] | None = None,
+    bold: bool = False,
 ) -> None:
-    """Give axes the common look: title at the left, thin spines, small ticks, an optional faint grid."""
+    """Apply the common style: title at the left, thin spines, small ticks, an optional faint grid."""
     weight = "bold" if bold else "normal"
     ax.set_title(title, fontsize=NORMAL + 1, fontweight=weight, color=INK, loc="left", pad=5)
     ax.set_xlabel(xlabel, fontsize=NORMAL, color=INK)
@@ -202,19 +211,19 @@ def dress(
 
 
 def point_size(n: int) -> float:
-    """Area of a cell's point, in points squared, in a panel of n cells."""
+    """Area of the marker of a cell, in points squared, in a panel with n cells."""
     return float(np.clip(6000 / max(n, 1), 1.0, 12.0))
 
 
 def fix_limits(ax: Axes) -> None:
-    """Limits from what is drawn so far: a huge ellipse that follows must not shrink the cells to a spot."""
+    """Fix the limits to what is drawn so far, so that a very large ellipse drawn later does not change the scale."""
     ax.margins(0.06)
     ax.autoscale_view()
     ax.set_autoscale_on(False)
 
 
-def say_empty(ax: Axes, message: str) -> None:
-    """Put a message where a panel has nothing to show."""
+def show_message(ax: Axes, message: str) -> None:
+    """Show a message in a panel without data."""
     ax.set(xticks=[], yticks=[])
     ax.text(0.5, 0.5, message, transform=ax.transAxes, ha="center", va="center", fontsize=NORMAL, color=MUTED)
 
@@ -229,9 +238,9 @@ def label_points(
     colors: np.ndarray | None = None,
     boxed: bool = False,
 ) -> list[Annotation]:
-    """Label points without any label covering another one or leaving the axes.
+    """Label points so that no label covers another one or leaves the axes.
 
-    The layout of the figure must be final, because the labels are measured.
+    The layout of the figure must be final, because the sizes of the labels are measured.
 
     Parameters
     ----------
@@ -244,14 +253,14 @@ def label_points(
     avoid
         x and y of points that no label may cover.
     colors
-        (n, 4) colours of the texts; ink if None.
+        (n, 4) colours of the texts; dark grey if None.
     boxed
-        Whether labels get a white box and may sit on their point.
+        Whether labels have a white box and may cover their own point.
 
     Returns
     -------
     list of Annotation
-        The labels for which a place was found, in order.
+        The labels for which a place was found, in the given order.
     """
     style = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.8} if boxed else None
     line = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 1}
@@ -274,8 +283,8 @@ def label_points(
     return placed
 
 
-# Offsets from a point in points (1/72 inch), near ones first.
-_PLACES = [
+# Offsets of a label from its point, in points (1/72 inch), the nearest first.
+_PLACES: list[tuple[float, float]] = [
     (reach * right, reach * up)
     for reach in (7, 12, 18, 25, 33, 42)
     for up in (0.6, -0.6, 1, -1, 0)
@@ -285,7 +294,7 @@ _PLACES = [
 
 
 def _free_place(note: Annotation, taken: list[Bbox], places: list[tuple[float, float]]) -> Bbox | None:
-    """Move a label to the first free place inside its axes; its box there, or None if there is no such place."""
+    """Move a label to the first free place inside its axes and return its box; None if no place is free."""
     renderer = note.figure.canvas.get_renderer()
     frame = note.axes.bbox
     for right, up in places:
@@ -299,21 +308,21 @@ def _free_place(note: Annotation, taken: list[Bbox], places: list[tuple[float, f
 
 
 def freeze_layout(figure: Figure) -> None:
-    """Lay the figure out once and for good: a layout repeated at every save would drift by rounding."""
+    """Compute the layout once: repeated at every save, it would change by rounding errors."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
 
 
 @our_style()
-def save_figure(figure: Figure, path: str | os.PathLike) -> None:
-    """Write a figure to a ``.svg`` or ``.png`` file, the same bytes every time.
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Write a figure to a ``.svg`` or ``.png`` file; equal figures give equal bytes.
 
     Parameters
     ----------
     figure
         The figure.
     path
-        Where to; the suffix decides the format.
+        The file to write. Its suffix decides the format.
 
     Raises
     ------
@@ -321,7 +330,7 @@ def save_figure(figure: Figure, path: str | os.PathLike) -> None:
         If the suffix is neither ``.svg`` nor ``.png``.
     """
     path = Path(path)
-    # Dates, versions and random ids would make every rerun look like a new result.
+    # With a date, a version or random ids, the file of every rerun would look like a new result.
     metadata = {".svg": {"Date": None, "Creator": None}, ".png": {"Software": None}}
     if path.suffix.lower() not in metadata:
         raise ConfigError(f"figures are written as .svg or .png, not {path.name!r}: change the suffix")

@@ -1,1 +1,1 @@
-"""Files: names of patients as file names, writing without half-written files, .npz archives."""
+"""Files: patients as file names, writing without half-written files, ``.npz`` archives and their marks."""

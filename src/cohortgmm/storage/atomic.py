@@ -1,4 +1,4 @@
-"""Writing files so that a half-written one is never taken for whole."""
+"""Writing files so that a half-written file never has the final name."""
 
 import filecmp
 import glob
@@ -11,27 +11,27 @@ from pathlib import Path
 
 from cohortgmm.errors import CohortgmmError, OutputError
 
-#: This machine in temporary names: a process has its number on one only.
+#: This machine in temporary names, as the number of a process is unique on one machine only.
 _NODE = f"{zlib.crc32(os.uname().nodename.encode()):08x}"
 
 _HOUR = 3600
 
 
 @contextmanager
-def atomic_path(path: str | os.PathLike, *, keep_if_same: bool = False) -> Iterator[Path]:
-    """Give a temporary path beside ``path``; on success it is renamed to ``path``, on failure removed.
+def atomic_path(path: str | os.PathLike[str], *, keep_if_same: bool = False) -> Iterator[Path]:
+    """Give a temporary path beside ``path``, which is renamed to ``path`` on success and removed on failure.
 
     Parameters
     ----------
     path
         The final name. Missing parent folders are made.
     keep_if_same
-        Leave a file that already has the same content as it is, with its time.
+        Keep an existing file, with its modification time, if its content is the same.
 
     Yields
     ------
     Path
-        Where to write. It keeps the suffix of ``path``, which some writers look at.
+        Where to write. It has the suffix of ``path``, as some writers choose the format by it.
 
     Raises
     ------
@@ -53,7 +53,7 @@ def atomic_path(path: str | os.PathLike, *, keep_if_same: bool = False) -> Itera
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Remove temporary files of ``path`` whose process was killed; of one on another machine, after an hour."""
+    """Remove temporary files of ``path`` whose process was killed; those of other machines after an hour."""
     for leftover in path.parent.glob(f".*.{glob.escape(path.name)}"):
         writer = leftover.name[1:].removesuffix(f".{path.name}")
         node, _, process = writer.partition("-")
@@ -77,7 +77,7 @@ def _is_alive(process: int) -> bool:
 
 @contextmanager
 def _output_errors(path: Path, temporary: Path) -> Iterator[None]:
-    """Turn an error of the operating system about ``path``, its temporary name or its folders into one line."""
+    """Turn an error of the operating system about ``path``, its temporary name or its folders into an OutputError."""
     try:
         yield
     except OSError as error:

@@ -1,17 +1,17 @@
-"""Notes in ``.npz`` files of what their content was made with."""
+"""Marks in ``.npz`` files: short texts that stand for the inputs and options their content was computed with."""
 
 import os
 import zipfile
 
 
-def mark_archive(path: str | os.PathLike, mark: str) -> None:
-    """Note in an ``.npz`` file what its content was made with; numpy does not see it."""
+def mark_archive(path: str | os.PathLike[str], mark: str) -> None:
+    """Write a mark into an ``.npz`` file, as the comment of the archive, which numpy ignores."""
     with zipfile.ZipFile(path, "a") as archive:
         archive.comment = mark.encode("ascii")
 
 
-def mark_of_archive(path: str | os.PathLike) -> str:
-    """What :func:`mark_archive` noted; empty if there is nothing, or no readable file."""
+def mark_of_archive(path: str | os.PathLike[str]) -> str:
+    """The mark of an ``.npz`` file; empty if it has none, or cannot be read."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.comment.decode("ascii")

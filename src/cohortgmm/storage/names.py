@@ -1,20 +1,20 @@
-"""Patients as file names."""
+"""Patient ids as file names."""
 
 import re
 from typing import Any
 
 from cohortgmm.errors import DataError
 
-#: File name of all patients together; escaped patient names never start with an underscore.
+#: File name that stands for all patients together. Escaped patient ids never start with an underscore.
 COHORT = "_cohort"
 
-#: What all patients together are called in tables, figures and messages.
+#: Name of all patients together in tables, figures and messages.
 ALL_PATIENTS = "all patients"
 
 _PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
 _MAX_NAME = 200
 
-#: Snakemake refuses wildcards that end in a pattern repeated this often, as signs of an infinite recursion.
+#: Snakemake refuses wildcards that end in a pattern repeated this often, as it takes them for an infinite recursion.
 _MAX_REPEATS = 20
 
 
@@ -62,12 +62,12 @@ def unescape_id(name: str) -> str:
 
 
 def patient_name(name: str) -> str:
-    """Patient id of a file name, as messages and the report show it."""
+    """Patient id of a file name for messages and the report."""
     return ALL_PATIENTS if name == COHORT else unescape_id(name)
 
 
 def describe(wildcards: Any) -> str:
-    """What a job is about, for messages: patient and k."""
+    """Patient and k of a job, for messages."""
     words = []
     if hasattr(wildcards, "patient"):
         name = wildcards.patient

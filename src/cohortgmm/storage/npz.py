@@ -1,16 +1,16 @@
-"""Reading and writing ``.npz`` files, with one clear line for those that are damaged or of another kind."""
+"""Reading and writing ``.npz`` files, with one-line errors for files that are damaged or of another kind."""
 
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
 from cohortgmm.errors import ConfigError, DataError, MissingFileError, OutputError
 
-#: What names a file: its path, or the file itself, opened in binary mode.
-File = str | os.PathLike | BinaryIO
+#: A file: its path, or the file itself, opened in binary mode.
+File = str | os.PathLike[str] | BinaryIO
 
 
 def read_arrays(
@@ -28,6 +28,11 @@ def read_arrays(
         What the file holds, for messages.
     optional
         Arrays that may be there.
+
+    Returns
+    -------
+    dict
+        The arrays that are there, by name.
 
     Raises
     ------
@@ -57,7 +62,7 @@ def read_arrays(
 
 
 def write_arrays(file: File, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write arrays to the named file, whatever its suffix: :func:`numpy.savez` by itself appends ``.npz``.
+    """Write arrays to a file of exactly the given name; :func:`numpy.savez` would append ``.npz`` to other suffixes.
 
     Raises
     ------
@@ -68,23 +73,23 @@ def write_arrays(file: File, arrays: Mapping[str, np.ndarray]) -> None:
     """
     with _opened(file, "wb") as stream:
         try:
-            np.savez(stream, **arrays)
+            np.savez(stream, **dict[str, Any](arrays))
         except (OSError, ValueError) as error:  # ValueError: a file that is closed
             raise _unwritable(file, error) from error
 
 
 def name_of(file: File) -> str:
-    """What messages call a file."""
+    """Name of a file in messages."""
     if isinstance(file, str | os.PathLike):
         return os.fspath(file)
     return str(getattr(file, "name", "the open file"))
 
 
-def _opened(file: File, mode: str) -> AbstractContextManager[BinaryIO]:
-    """The file itself, or the one that a path names, which is closed in the end."""
+def _opened(file: File, mode: Literal["rb", "wb"]) -> AbstractContextManager[BinaryIO]:
+    """The file itself, or the file at a path, which is closed at the end."""
     verb = "read" if mode == "rb" else "write"
-    if hasattr(file, verb):
-        if hasattr(file, "encoding"):  # a text would be decoded, or refused, in the middle
+    if not isinstance(file, str | os.PathLike) and hasattr(file, verb):
+        if hasattr(file, "encoding"):  # reading or writing bytes would fail
             raise ConfigError(f"{name_of(file)} is open as text: open it in binary mode, {mode!r}")
         return nullcontext(file)
     if not isinstance(file, str | os.PathLike):

@@ -1,4 +1,4 @@
-"""Naive and corrected mixtures, the background, unseen cells: every panel shows the numbers it was given."""
+"""Naive and corrected mixtures, the background, unobserved cells: every panel shows the numbers it was given."""
 
 import itertools
 
@@ -18,7 +18,7 @@ from cohortgmm.plots.style import ALARM, PLAIN, component_colors
 LONG = "Hôpital Saint-Louis / cohort B, patient 12 (baseline, week 00) $x$"
 COMPONENTS = "components at 1 sigma"
 BACKGROUND = "probability of being background"
-UNSEEN = "cells, and where unseen ones"
+UNSEEN = "observed cells, and expected unobserved ones"
 COMPLETED = "observed and completed"
 
 
@@ -103,7 +103,8 @@ def test_the_title_tells_what_the_corrections_change():
     assert plot_correction(**make()).get_suptitle() == "P0: k = 3"
     options = make(background=True, unseen=True, n_empty=1234, completeness=0.25, n_unobserved=12_345.6)
     assert plot_correction(**options | {"patient": "a $b$"}).get_suptitle().replace("\n", " ") == (
-        r"a \$b\$: k = 3, background 20.0%, 25.0% of all cells seen, 12,346 not, 1,234 cells without features left out"
+        r"a \$b\$: k = 3, background 20.0%, 25.0% of all cells observed, 12,346 unobserved, "
+        "1,234 cells without features left out"
     )
 
 
@@ -188,7 +189,7 @@ def test_unseen_cells_are_as_many_as_are_expected():
     np.testing.assert_allclose(drawn, options["correction"].unseen[:400])
     assert to_rgba(ALARM)[:3] == tuple(unseen.get_facecolor()[0, :3])
     legend = [text.get_text() for text in ax.get_legend().get_texts()]
-    assert legend == ["seen", "unseen, drawn from the mixture"]
+    assert legend == ["observed", "unobserved, drawn from the mixture"]
 
 
 @pytest.mark.parametrize(("d", "selected"), [(1, 0), (2, 0), (2, 1), (3, 2)])
@@ -210,7 +211,7 @@ def test_densities_are_of_the_feature_that_the_selection_changes_most(d, selecte
     seen, everyone = (options["correction"].seen[:, selected], options["correction"].unseen[:, selected])
     assert seen.max() <= everyone.min()
     labels = {text.get_text() for text in ax.get_legend().get_texts()}
-    assert labels == {"cells", "mixture, all", "mixture, seen"}
+    assert labels == {"cells", "mixture, all", "mixture, observed"}
 
 
 def test_one_feature_is_a_density_of_area_one():
@@ -268,7 +269,7 @@ def test_nothing_unseen(d, assert_legible):
     correction = Correction(whole.fit, whole.shown, whole.naive, None, everyone, np.empty((0, d)))
     figure = plot_correction(**options | {"correction": correction})
     assert_legible(figure)
-    assert figure.get_suptitle() == "P0: k = 3, 100.0% of all cells seen, 0 not"
+    assert figure.get_suptitle() == "P0: k = 3, 100.0% of all cells observed, 0 unobserved"
     steps = [patch.get_data().values for patch in panel(figure, COMPLETED).patches if isinstance(patch, StepPatch)]
     np.testing.assert_array_equal(steps[0], steps[1])
 
