@@ -31,7 +31,7 @@ def test_a_k_that_was_given(gmm):
 
 def test_components_that_patients_share():
     said = text({"component_sharing": "global"})
-    assert said.startswith("One Gaussian mixture for all patients, each with weights of its own, fitted to ")
+    assert said.startswith("One Gaussian mixture for all patients, with separate weights for each, fitted to ")
     assert "of which one was chosen. " in said
     assert "one page for all patients together" in said
     assert "with a given number" in text({"component_sharing": "global", "k_comps": 3})
