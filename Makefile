@@ -56,9 +56,10 @@ slurm-shards: env  ## run config/config.yaml in few SLURM jobs: SHARDS=20 SUBMIT
 status: env  ## what has come of every patient and k
 	$(VENV)/bin/python -m cohortgmm status
 
-lint: env  ## ruff, snakefmt, snakemake --lint
+lint: env  ## ruff, mypy, snakefmt, snakemake --lint
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
 	$(VENV)/bin/snakefmt --check Snakefile workflow
 	$(VENV)/bin/snakemake --lint
 
