@@ -2,7 +2,7 @@
 
     python benchmarks/resources.py [--only demo tiny large ...] [--output benchmarks/resources.md]
 
-Every cohort goes through the pipeline on this machine; what a job used is read from its log. On a cluster Snakemake runs
+Every cohort goes through the pipeline on this machine; every job records what it used. On a cluster Snakemake runs
 beside it, so that a job needs that much more (``SNAKEMAKE_MB``: read off the memory cgroups of jobs on the SLURM of
 ``tests/slurm``). About half an hour on two cores; Linux.
 """
@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 from reporting import DEMO, ROOT, circumstances, markdown, snakemake_command
 
-from cohortgmm.pipeline.requests import SNAKEMAKE_MB
-from cohortgmm.pipeline.usage import JobUsage, read_usage
+from cohortgmm.pipeline.job import SNAKEMAKE_MB, Usage
+from cohortgmm.pipeline.usage import read_usage
 
 #: Requests between these multiples of the need are good.
 GOOD = (1.2, 3.0)
@@ -109,7 +109,7 @@ COHORTS: dict[str, tuple[str, Callable[[Path], dict]]] = {
 }
 
 
-def run(name: str) -> list[JobUsage]:
+def run(name: str) -> list[Usage]:
     """All jobs of one cohort."""
     import yaml
 
@@ -122,14 +122,14 @@ def run(name: str) -> list[JobUsage]:
         shutil.rmtree(folder)
 
 
-def rows_of(name: str, jobs: list[JobUsage]) -> list[list[str]]:
+def rows_of(name: str, jobs: list[Usage]) -> list[list[str]]:
     """A row for every rule."""
     rows = []
     for rule in sorted({job.rule for job in jobs}):
         own = [job for job in jobs if job.rule == rule]
-        ratios = [job.usage.memory_asked / job.need for job in own]
-        needs, asked = [job.need for job in own], [job.usage.memory_asked for job in own]
-        seconds, limits = [job.usage.seconds for job in own], [job.usage.seconds_asked for job in own]
+        ratios = [job.memory_asked / job.need for job in own]
+        needs, asked = [job.need for job in own], [job.memory_asked for job in own]
+        seconds, limits = [job.seconds for job in own], [job.seconds_asked for job in own]
         rows.append(
             [
                 *(COHORTS[name][0], rule, f"{len(own):,}"),
@@ -145,18 +145,18 @@ def _range(values: list[float], digits: int) -> str:
     return low if low == high else f"{low}–{high}"
 
 
-def verdict(jobs: list[JobUsage]) -> str:
+def verdict(jobs: list[Usage]) -> str:
     """How many requests are good."""
-    ratios = np.array([job.usage.memory_asked / job.need for job in jobs])
+    ratios = np.array([job.memory_asked / job.need for job in jobs])
     good = float(np.mean((ratios >= GOOD[0]) & (ratios <= GOOD[1])))
-    long = [job for job in jobs if job.usage.seconds > SHORT_SECONDS / GOOD[1]]
-    late = sum(job.usage.seconds > job.usage.seconds_asked for job in jobs)
+    long = [job for job in jobs if job.seconds > SHORT_SECONDS / GOOD[1]]
+    late = sum(job.seconds > job.seconds_asked for job in jobs)
     text = (
         f"Memory asked for is {GOOD[0]} to {GOOD[1]:.0f} × the need for {good:.1%} of {len(jobs):,} jobs (target: 95 %; "
         f"lowest {ratios.min():.2f} ×, highest {ratios.max():.2f} ×). {late} jobs ran over their time limit"
     )
     if long:
-        times = [job.usage.seconds_asked / job.usage.seconds for job in long]
+        times = [job.seconds_asked / job.seconds for job in long]
         text += f"; of the {len(long)} longer than 200 s it was {_range(times, 1)} × the time"
     return text + "."
 

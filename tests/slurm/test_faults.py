@@ -42,7 +42,7 @@ def out_of_memory(project):
     assert sum(bool(re.search("oom|exceeded memory limit", log, re.IGNORECASE)) for log in logs) == 2
     fits = [job for job in read_usage(project.directory / "results" / "logs") if job.rule == "fit"]
     assert len(fits) == 2
-    assert all(job.need > job.usage.memory_asked for job in fits)  # of the first try
+    assert all(job.need > job.memory_asked for job in fits)  # of the first try
 
 
 @scenario

@@ -80,7 +80,6 @@ LEFT: set[str] = {
     "circle: mixture.estep.quadratic",
     "circle: mixture.model",
     "circle: mixture.observations.completeness",
-    "long file: pipeline.settings",
     "long function: api.fit_gmm",
     "long function: cohort.uns.build_uns",
 }

@@ -6,14 +6,12 @@
 rule fit:
     input:
         cells=cells_of,
-        described=DESCRIBED,
+        described=RUN.further_files,
     output:
         model="results/fits/{patient}/k{k}.npz",
         score="results/fits/{patient}/k{k}.json",
     log:
         "results/logs/fit/{patient}/k{k}.log",
-    benchmark:
-        "results/benchmarks/fit/{patient}/k{k}.tsv"
     conda:
         ENVIRONMENT
     threads: requests.fit_threads("fit", CONFIG.gmm, CONFIG.threads)

@@ -5,19 +5,17 @@
 
 rule merge:
     input:
-        source=INPUT,
+        source=RUN.input_file,
         cohort=COHORT_FILE,
         table=TABLE,
         scores=SCORES,
         positions=POSITIONS,
         cells=all_cells,
-        models=per_part("results/models/{patient}.npz"),
+        models=per_unit("results/models/{patient}.npz"),
     output:
         "results/cohort_gmm.h5ad",
     log:
         "results/logs/merge.log",
-    benchmark:
-        "results/benchmarks/merge.tsv"
     conda:
         ENVIRONMENT
     resources:

@@ -8,14 +8,12 @@
 # Snakemake from looking for reasons of its own in those that follow, also where they take its output as `ancient`.
 rule check_input:
     input:
-        cohort=INPUT,
-        sheet=SHEET_FILE,
+        cohort=RUN.input_file,
+        sheet=RUN.sheet_file,
     output:
         touch("results/preprocessed/input.checked"),
     log:
         "results/logs/check_input.log",
-    benchmark:
-        "results/benchmarks/check_input.tsv"
     priority: 1  # before the preprocessing
     conda:
         ENVIRONMENT
@@ -35,14 +33,12 @@ rule check_input:
 
 rule preprocess:
     input:
-        cohort=INPUT,
+        cohort=RUN.input_file,
     output:
         summary="results/preprocessed/summary.json",
         cohort="results/preprocessed/cohort.h5ad",
     log:
         "results/logs/preprocess.log",
-    benchmark:
-        "results/benchmarks/preprocess.tsv"
     conda:
         ENVIRONMENT
     threads: 1  # a PCA on another number of threads differs in its last digits
@@ -63,7 +59,7 @@ rule preprocess:
 checkpoint split:
     input:
         cohort=cohort_to_split,
-        sheet=SHEET_FILE,
+        sheet=RUN.sheet_file,
         checked="results/preprocessed/input.checked" if CONFIG.preprocess.enabled else [],
         summary="results/preprocessed/summary.json" if CONFIG.preprocess.enabled else [],
     output:
@@ -77,8 +73,6 @@ checkpoint split:
         positions=POSITIONS,
     log:
         "results/logs/split.log",
-    benchmark:
-        "results/benchmarks/split.tsv"
     conda:
         ENVIRONMENT
     resources:

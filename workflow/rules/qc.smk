@@ -11,8 +11,6 @@ rule qc_cells:
         "results/qc/cells.npz",
     log:
         "results/logs/qc_cells.log",
-    benchmark:
-        "results/benchmarks/qc_cells.tsv"
     conda:
         ENVIRONMENT
     threads: 1  # a UMAP on several threads is another one every time
@@ -42,7 +40,7 @@ rule qc_tables:
         selection="results/selection.tsv",
         positions=POSITIONS,
         cells=all_cells,
-        models=per_part("results/models/{patient}.npz"),
+        models=per_unit("results/models/{patient}.npz"),
     output:
         diagnostics=report(
             "results/qc/diagnostics.tsv",
@@ -54,8 +52,6 @@ rule qc_tables:
         composition="results/qc/composition.tsv",
     log:
         "results/logs/qc_tables.log",
-    benchmark:
-        "results/benchmarks/qc_tables.tsv"
     conda:
         ENVIRONMENT
     resources:
@@ -91,8 +87,6 @@ for figure in FIGURES:
             f"results/qc/{figure}.png",
         log:
             f"results/logs/qc_{figure}.log",
-        benchmark:
-            f"results/benchmarks/qc_{figure}.tsv"
         conda:
             ENVIRONMENT
         resources:
@@ -125,8 +119,6 @@ rule qc_patient:
         "results/qc/patients/{patient}.png",
     log:
         "results/logs/qc_patient/{patient}.log",
-    benchmark:
-        "results/benchmarks/qc_patient/{patient}.tsv"
     conda:
         ENVIRONMENT
     resources:
@@ -150,7 +142,7 @@ if CONFIG.gmm.has_incomplete_data:
         input:
             cells=cells_of,
             model="results/models/{patient}.npz",
-            described=DESCRIBED,
+            described=RUN.further_files,
         output:
             report(
                 "results/qc/corrections/{patient}.svg",
@@ -161,8 +153,6 @@ if CONFIG.gmm.has_incomplete_data:
             "results/qc/corrections/{patient}.png",
         log:
             "results/logs/qc_correction/{patient}.log",
-        benchmark:
-            "results/benchmarks/qc_correction/{patient}.tsv"
         conda:
             ENVIRONMENT
         resources:
@@ -194,8 +184,6 @@ rule efficiency:
         ),
     log:
         "results/logs/efficiency.log",
-    benchmark:
-        "results/benchmarks/efficiency.tsv"
     conda:
         ENVIRONMENT
     resources:

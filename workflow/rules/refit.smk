@@ -6,15 +6,13 @@
 rule refit:
     input:
         cells=cells_of,
-        described=DESCRIBED,
+        described=RUN.further_files,
         selection="results/selection/{patient}.tsv",
         fits=expand("results/fits/{{patient}}/k{k}.npz", k=CONFIG.gmm.candidates),
     output:
         model="results/models/{patient}.npz",
     log:
         "results/logs/refit/{patient}.log",
-    benchmark:
-        "results/benchmarks/refit/{patient}.tsv"
     conda:
         ENVIRONMENT
     threads: requests.fit_threads("refit", CONFIG.gmm, CONFIG.threads)

@@ -11,8 +11,6 @@ rule select:
         table="results/selection/{patient}.tsv",
     log:
         "results/logs/select/{patient}.log",
-    benchmark:
-        "results/benchmarks/select/{patient}.tsv"
     conda:
         ENVIRONMENT
     resources:
@@ -28,7 +26,7 @@ rule select:
 
 rule select_cohort:
     input:
-        tables=per_part("results/selection/{patient}.tsv"),
+        tables=per_unit("results/selection/{patient}.tsv"),
     output:
         scores=report(
             SCORES,
@@ -44,8 +42,6 @@ rule select_cohort:
         ),
     log:
         "results/logs/select_cohort.log",
-    benchmark:
-        "results/benchmarks/select_cohort.tsv"
     conda:
         ENVIRONMENT
     resources:

@@ -13,7 +13,7 @@ from typing import Any
 
 from cohortgmm.cohort.tables import read_rows, write_table
 from cohortgmm.pipeline.job import ERROR_PREFIX
-from cohortgmm.pipeline.slurm import watch
+from cohortgmm.pipeline.slurm.commands import FORGOTTEN, is_never
 from cohortgmm.storage.names import describe
 
 #: The table of what failed in the last run, within the results.
@@ -28,7 +28,7 @@ _REMEDIES = {
     "PREEMPTED": "run again, or on a partition without preemption",
     "NODE_FAIL": "run again",
     "BOOT_FAIL": "run again",
-    watch.FORGOTTEN: "SLURM has lost it: run again",
+    FORGOTTEN: "SLURM has lost it: run again",
 }
 _NEVER = (
     "SLURM would never have started it: lower its limits (--set-resources '{rule}:runtime=...', '{rule}:mem_mb=...'), or "
@@ -133,8 +133,8 @@ def _failure(job: Any, record: logging.LogRecord | None, since: float, unseen: s
     said = last_error(log, since)
     if refusal:
         said = f"{describe(wildcards) or rule}: SLURM refused the job: {refusal}"
-    elif not said or state in _REMEDIES or watch.is_never(state):
-        unknown = _FULL if _disk_is_full(log) else _NEVER if watch.is_never(state) else _UNKNOWN if number else unseen
+    elif not said or state in _REMEDIES or is_never(state):
+        unknown = _FULL if _disk_is_full(log) else _NEVER if is_never(state) else _UNKNOWN if number else unseen
         remedy = _REMEDIES.get(state, unknown)
         for name, value in (("rule", rule), ("memory", _doubled(job, "mem_mb")), ("minutes", _doubled(job, "runtime"))):
             remedy = remedy.replace(f"{{{name}}}", value)

@@ -13,10 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from cohortgmm.cohort.fit_options import fit_settings
+from cohortgmm.pipeline.job import SNAKEMAKE_MB
 from cohortgmm.pipeline.stored import contents, megabytes
-
-#: MB of Snakemake itself, which runs twice in a job of a cluster.
-SNAKEMAKE_MB = 270
 
 #: Seconds for a cell, a component and an iteration of EM, about twice what is measured: of plain cells for every squared
 #: feature; of cells that each have noise or gaps of their own for every cubed feature, with diagonals for every feature.

@@ -1,8 +1,6 @@
-"""What the Snakefile asks: the checked configuration, the jobs that follow from it, and the code they run."""
+"""What the Snakefile asks of the configuration and of the surroundings of a run."""
 
-import ast
 import functools
-import hashlib
 import json
 import os
 import re
@@ -14,28 +12,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from cohortgmm.cohort.selection import select_k
-from cohortgmm.cohort.tables import read_patients, read_scores
 from cohortgmm.config import Config, read_config
 from cohortgmm.display import format_path
 from cohortgmm.errors import CohortgmmError, ConfigError
 from cohortgmm.pipeline.inputs import find_files, result_of_run
 from cohortgmm.pipeline.job import ATTEMPT_VARIABLE, LEVEL_VARIABLE
-from cohortgmm.storage.names import COHORT, escape_id
-
-PREFIX = "cohortgmm."
-
-#: Modules that say and store things but make no results.
-_WITHOUT_RESULTS = {
-    "cohortgmm.display",
-    "cohortgmm.errors",
-    "cohortgmm.pipeline.job",
-    "cohortgmm.pipeline.lock",
-    "cohortgmm.storage.atomic",
-    "cohortgmm.storage.marks",
-    "cohortgmm.storage.names",
-    "cohortgmm.storage.npz",
-}
 
 
 def load_config(
@@ -183,175 +164,6 @@ def check_surroundings(workflow_dir: str | os.PathLike) -> None:
 def _attempt(arguments: Sequence[str]) -> str:
     """Which attempt the Snakemake of a job on a cluster is for: it does not know yet when it reads the workflow."""
     return arguments[arguments.index("--attempt") + 1] if "--attempt" in arguments else "1"
-
-
-@functools.cache
-def code_of(script: str) -> str:
-    """Hash of the code that a script's results come from: its own, and that of every module of ours it imports.
-
-    As a parameter of a rule it reruns the rule's jobs when that code changes, wherever the package is installed, and only
-    then: comments, docstrings and layout do not count, and the hash is the same for all versions of Python.
-
-    Parameters
-    ----------
-    script
-        Path of the script.
-    """
-    digest = hashlib.sha256()
-    for path in _imported_files(Path(script)):
-        digest.update(_code_digest(path))
-    return digest.hexdigest()[:16]
-
-
-def _imported_files(script: Path) -> list[Path]:
-    """The script and, transitively, the files of the modules of ours it imports, in order of their names."""
-    found, waiting = {"": script}, [script]
-    while waiting:
-        for name, path in _imported_modules(waiting.pop()).items():
-            if name not in found and name not in _WITHOUT_RESULTS:
-                found[name] = path
-                waiting.append(path)
-    return [found[name] for name in sorted(found)]
-
-
-@functools.cache
-def _imported_modules(path: Path) -> dict[str, Path]:
-    """Modules of ours that a file imports; found by their files, as importing them here would cost seconds."""
-    names = set()
-    for node in _executed(_syntax_tree(path)):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            # `from package import module` imports a module, `from module import name` does not: both are tried.
-            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-            names |= {_lazy_exports(node.module).get(alias.name, node.module) for alias in node.names}
-    names |= {name.rpartition(".")[0] for name in names}  # packages, which Python loads before what is in them
-    names |= {name.rpartition(".")[0] for name in names}
-    root = Path(__file__).parents[1]
-    files = {name: _module_file(root.joinpath(*name.split(".")[1:])) for name in names if name.startswith(PREFIX)}
-    return {name: file for name, file in files.items() if file is not None}
-
-
-def _module_file(path: Path) -> Path | None:
-    """The file of a module or a package at this place; None for neither."""
-    return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
-
-
-@functools.cache
-def _lazy_exports(package: str) -> dict[str, str]:
-    """Names that a package of ours imports when they are asked for, and the modules that they come from."""
-    path = Path(__file__).parents[1].joinpath(*package.split(".")[1:], "__init__.py")
-    if not (package.startswith(PREFIX) and path.is_file()):
-        return {}
-    for node in _syntax_tree(path).body:
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "_EXPORTS":
-            return ast.literal_eval(node.value)
-    return {}
-
-
-def _executed(node: ast.AST) -> Iterator[ast.AST]:
-    """A piece of code and all in it, but for what only type checkers read."""
-    yield node
-    for child in ast.iter_child_nodes(node):
-        if not (isinstance(child, ast.If) and getattr(child.test, "id", "") == "TYPE_CHECKING"):
-            yield from _executed(child)
-
-
-@functools.cache
-def _syntax_tree(path: Path) -> ast.Module:
-    return ast.parse(path.read_bytes())
-
-
-@functools.cache
-def _code_digest(path: Path) -> bytes:
-    digest = hashlib.sha256()
-
-    def visit(node: Any) -> None:
-        # ast.dump differs between versions of Python: fields that are empty come and go. Here they do not count.
-        if isinstance(node, ast.AST):
-            digest.update(type(node).__name__.encode() + b"(")
-            for name, value in ast.iter_fields(node):
-                if value not in (None, []) and name not in ("kind", "type_comment"):
-                    digest.update(name.encode() + b"=")
-                    visit(_without_docstring(node, value) if name == "body" else value)
-            digest.update(b")")
-        elif isinstance(node, list):
-            for item in node:
-                visit(item)
-        else:
-            digest.update(repr(node).encode() + b";")
-
-    visit(_syntax_tree(path))
-    return digest.digest()
-
-
-def _without_docstring(node: ast.AST, body: Any) -> Any:
-    documented = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
-    return body[1:] if documented and ast.get_docstring(node, clean=False) is not None else body
-
-
-def part_names(component_sharing: str, table: str | os.PathLike) -> dict[str, None]:
-    """File names of what is fitted, in order: every kept patient of the table, or the whole cohort as one.
-
-    Returns
-    -------
-    dict
-        The names as keys, as every job asks whether its own is one of them.
-
-    Raises
-    ------
-    CohortgmmError
-        If an array file of the table is not beside it any more.
-    """
-    stat = os.stat(table)
-    return _part_names(component_sharing, str(table), stat.st_mtime_ns, stat.st_size)
-
-
-@functools.lru_cache(maxsize=1)
-def _part_names(component_sharing: str, table: str, *version: int) -> dict[str, None]:
-    # Cached for as long as the table stays the same: every job's input function asks.
-    kept = [row["file"] for row in read_patients(table) if row["status"] == "ok"]
-    names = [COHORT] if component_sharing == "global" else kept
-    folder = Path(table).with_suffix("")
-    there = {path.stem for path in folder.glob("*.npz")} if folder.is_dir() else set()
-    lost = [name for name in names if name not in there]
-    if lost:
-        raise CohortgmmError(
-            f"{len(lost)} array files are gone, the first is {folder / lost[0]}.npz: run once with -R split"
-        )
-    return dict.fromkeys(names)
-
-
-def sheet_part_names(component_sharing: str, patients: Iterable[str], table: str | os.PathLike = "") -> dict[str, None]:
-    """As :func:`part_names`, from the patients of a sample sheet, but those the table, if there, says were left out."""
-    if component_sharing == "global":
-        return {COHORT: None}
-    rows = read_patients(table) if table and os.path.exists(table) else []
-    dropped = {row["patient"] for row in rows if row["status"] == "dropped"}
-    return dict.fromkeys(escape_id(patient) for patient in patients if patient not in dropped)
-
-
-def chosen_k(table: str | os.PathLike, metric: str) -> int | str:
-    """The k that a criterion chooses, from the table of a patient's scores; a text while there is no such table.
-
-    As a parameter of the refit it reruns this one where another criterion chooses another k, and only there.
-    """
-    try:
-        rows = read_scores(table)
-        return select_k(rows, metric)["k"] if rows else "not chosen yet"
-    except (OSError, CohortgmmError):  # a job will say what is wrong with the table
-        return "not chosen yet"
-
-
-def has_lost_patients(results: str | os.PathLike) -> bool:
-    """Whether the table of patients or their positions are not there, and results that follow from them are.
-
-    So are they where an earlier version, which wrote no positions, has divided the cohort.
-    """
-    folder = Path(results)
-    split = [(folder / name).exists() for name in ("patients.tsv", "positions.npz")]
-    behind = ("scores.tsv", "selection.tsv", "cohort_gmm.h5ad", "models", "fits")
-    return not all(split) and (any(split) or any((folder / name).exists() for name in behind))
 
 
 def check_targets(configfiles: Sequence[str | os.PathLike]) -> None:

@@ -1,27 +1,25 @@
-"""What users name, in Snakemake's hands: it looks for wildcards and variables in paths, parameters and labels."""
+"""Keeps Snakemake from replacing wildcards and variables in the paths, parameters and labels that users name."""
 
 import hashlib
-import inspect
-import json
 import os
 import re
 from collections.abc import Callable
 from numbers import Number
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from cohortgmm.errors import OutputError
+from cohortgmm.pipeline.plugin_patches import escape_report_page
 
-#: Where links with plain names stand for files whose names Snakemake would change.
+#: Folder of links with plain names to files whose own names Snakemake would change.
 LINKS = Path(".snakemake") / "cohortgmm"
 
-#: What Snakemake replaces in a path (``{wildcard}``, ``<variable>``), takes for a remote place, or warns of.
+#: Parts of a path that Snakemake replaces (``{wildcard}``, ``<variable>``), takes for a remote address, or warns of.
 _CHANGED = re.compile(r"[{}<>\x00-\x1f\x7f]|://|^\s|\s$")
 
 
 def literal(value: Any) -> Callable[[Any], Any]:
-    """A function of the wildcards in the place of a parameter: only what a function gives back is left as it is."""
+    """A function that returns the value, for a parameter of a rule: Snakemake would change a text itself."""
     return lambda wildcards: value
 
 
@@ -62,8 +60,8 @@ def plain_path(path: str) -> str:
     return str(link)
 
 
-class _AsItIs(Number):
-    """A text that is no ``str``: Snakemake replaces wildcards in the texts of a label, and takes numbers as they are."""
+class _Unchanged(Number):
+    """A text that is a number to Snakemake, which replaces wildcards in the texts of a label but not in numbers."""
 
     __slots__ = ("_text",)
 
@@ -77,7 +75,7 @@ class _AsItIs(Number):
 
 
 def report_labels(labels: Callable[[Any], dict[str, str]]) -> Callable[[Any], dict[str, Any]]:
-    """The labels of an output in the report, with texts that stay as they are.
+    """The labels of an output in the report, with texts that Snakemake does not change.
 
     Parameters
     ----------
@@ -85,25 +83,8 @@ def report_labels(labels: Callable[[Any], dict[str, str]]) -> Callable[[Any], di
         Function from the wildcards to the labels; called when a report is made.
     """
 
-    def as_they_are(wildcards: Any) -> dict[str, Any]:
-        escape_page()
-        return {name: _AsItIs(text) for name, text in labels(wildcards).items()}
+    def unchanged(wildcards: Any) -> dict[str, Any]:
+        escape_report_page()
+        return {name: _Unchanged(text) for name, text in labels(wildcards).items()}
 
-    return as_they_are
-
-
-def escape_page() -> None:
-    """Let Snakemake write ``<`` in the data of a report's page so that no text there ends a script or begins a tag.
-
-    It puts texts of JSON between ``<script>`` and ``</script>`` as they are. Made for Snakemake 9.17 to 9.27; where a
-    later version is built otherwise, its page is left to it.
-    """
-    from snakemake.report import html_reporter
-
-    for module in (html_reporter, *vars(getattr(html_reporter, "data", html_reporter)).values()):
-        if inspect.ismodule(module) and getattr(module, "json", None) is json:
-            module.json = SimpleNamespace(dumps=_dumps)
-
-
-def _dumps(*args: Any, **kwargs: Any) -> str:
-    return json.dumps(*args, **kwargs).replace("<", "\\u003c")
+    return unchanged

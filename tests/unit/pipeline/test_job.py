@@ -1,7 +1,6 @@
-"""A job says everything in its log, which ends with what it used, and one line on the terminal where it fails."""
+"""A job's log, the one line of its error, and the record of what it used."""
 
 import logging
-import re
 import subprocess
 import sys
 import time
@@ -13,10 +12,17 @@ from snakemake.iocontainers import Log, ResourceList, Wildcards
 
 from cohortgmm.errors import DataError, FitError
 from cohortgmm.pipeline import job as module
-from cohortgmm.pipeline.job import ATTEMPT_VARIABLE, ERROR_PREFIX, LEVEL_VARIABLE, Usage, failure_line, job_log
+from cohortgmm.pipeline.job import (
+    ATTEMPT_VARIABLE,
+    ERROR_PREFIX,
+    LEVEL_VARIABLE,
+    Usage,
+    failure_line,
+    job_log,
+    usage_path,
+)
 
 SOURCE = Path(__file__).parents[3] / "src"
-USAGE = re.compile(r"used (\d+) MB of 390, (\d+\.\d) s of 600")
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +36,7 @@ def _root_level(monkeypatch):
 def job(path, wildcards=(), **resources):
     """What Snakemake gives a script, as far as the log looks at it."""
     return types.SimpleNamespace(
+        rule="fit",
         log=Log(toclone=[str(path)]),
         wildcards=Wildcards(fromdict=dict(wildcards)),
         resources=ResourceList(fromdict=resources or {"mem_mb": 390, "runtime": 10}),
@@ -50,9 +57,8 @@ def test_all_a_job_says_is_in_its_log(tmp_path, capsys):
     path = tmp_path / "logs" / "fit" / "P1.log"
     before = list(logging.getLogger().handlers)
     run_job(path)
-    *said, usage = path.read_text().splitlines()
-    assert said == ["on stdout", "on stderr", "INFO a note", "WARNING a warning"]
-    assert USAGE.fullmatch(usage)
+    lines = path.read_text().splitlines()
+    assert lines == ["on stdout", "on stderr", "INFO a note", "WARNING a warning"]
     assert capsys.readouterr() == ("", "")
     assert logging.getLogger().handlers == before
 
@@ -115,42 +121,56 @@ def test_failure_lines(error, context, line):
 # What a job used
 
 
-def test_what_a_job_used_stands_before_the_error_that_ended_it(tmp_path):
-    with pytest.raises(SystemExit):
-        run_job(tmp_path / "job.log", DataError("bad"))
-    usage, line = (tmp_path / "job.log").read_text().splitlines()[-2:]
-    assert USAGE.fullmatch(usage)
-    assert line == "error: bad"
+def used(log):
+    """The record beside a log."""
+    return Usage.read(usage_path(log))
 
 
 @pytest.mark.parametrize("error", [None, DataError("bad"), KeyError("x"), KeyboardInterrupt()])
-def test_every_job_says_once_what_it_used(tmp_path, error):
+def test_every_job_records_what_it_used_also_if_it_fails(tmp_path, error):
     try:
         run_job(tmp_path / "job.log", error)
     except (SystemExit, KeyboardInterrupt):
         assert error is not None
-    assert len(USAGE.findall((tmp_path / "job.log").read_text())) == 1
+    usage = used(tmp_path / "job.log")
+    assert (usage.rule, usage.memory_asked, usage.seconds_asked, usage.attempt) == ("fit", 390, 600, 1)
+    assert usage.memory > 0
+    assert len((tmp_path / "job.tsv").read_text().splitlines()) == 2
 
 
-def test_what_was_asked_for_is_in_mb_and_seconds(tmp_path):
+def test_a_job_that_is_killed_leaves_no_record_of_an_earlier_attempt(tmp_path):
+    run_job(tmp_path / "job.log")
+    with job_log(job(tmp_path / "job.log")):
+        assert used(tmp_path / "job.log") is None
+    assert used(tmp_path / "job.log") is not None
+
+
+def test_what_was_requested_is_in_mb_and_seconds(tmp_path):
     with job_log(job(tmp_path / "job.log", mem_mb=1234, runtime=7, tmpdir="/tmp")):
         pass
-    usage = Usage.find((tmp_path / "job.log").read_text())
+    usage = used(tmp_path / "job.log")
     assert (usage.memory_asked, usage.seconds_asked) == (1234, 420)
 
 
-def test_a_job_that_asked_for_nothing_says_so(tmp_path):
+def test_a_job_that_requested_nothing(tmp_path):
     with job_log(job(tmp_path / "job.log", tmpdir="/tmp")):
         pass
-    usage = Usage.find((tmp_path / "job.log").read_text())
+    usage = used(tmp_path / "job.log")
     assert (usage.memory_asked, usage.seconds_asked) == (0, 0)
+
+
+def test_a_record_that_cannot_be_written_is_no_obstacle(tmp_path):
+    (tmp_path / "job.tsv").mkdir()
+    run_job(tmp_path / "job.log")
+    assert used(tmp_path / "job.log") is None
 
 
 JOB = """
 import sys, time, types
 sys.path.insert(0, sys.argv[1])
 from cohortgmm.pipeline.job import job_log
-with job_log(types.SimpleNamespace(log=[sys.argv[2]], wildcards=None, resources={"mem_mb": 1000, "runtime": 1})):
+resources = {"mem_mb": 1000, "runtime": 1}
+with job_log(types.SimpleNamespace(rule="fit", log=[sys.argv[2]], wildcards=None, resources=resources)):
     block = bytearray(int(sys.argv[3]) << 20)
     del block
     time.sleep(float(sys.argv[4]))
@@ -172,7 +192,7 @@ def run_in_process(path, megabytes, seconds):
     started = time.monotonic()
     arguments = [JOB, str(SOURCE), str(path), str(megabytes), str(seconds)]
     peak = subprocess.run([sys.executable, "-c", WATCH, *arguments], check=True, capture_output=True, text=True).stdout
-    return Usage.find(path.read_text()), int(peak), time.monotonic() - started
+    return used(path), int(peak), time.monotonic() - started
 
 
 def test_peak_memory_and_time_are_those_the_system_counts(tmp_path):
@@ -194,7 +214,7 @@ subprocess.run([sys.executable, "-c", *sys.argv[1:]], check=True)
 def test_memory_of_the_process_that_started_a_job_does_not_count(tmp_path):
     arguments = [JOB, str(SOURCE), str(tmp_path / "job.log"), "1", "0"]
     subprocess.run([sys.executable, "-c", LARGE_PARENT, *arguments], check=True)
-    assert 1 < Usage.find((tmp_path / "job.log").read_text()).memory < 150
+    assert 1 < used(tmp_path / "job.log").memory < 150
 
 
 def without(monkeypatch, read):
@@ -213,60 +233,37 @@ def test_a_system_that_does_not_tell_is_no_obstacle(tmp_path, monkeypatch):
 
     without(monkeypatch, missing)
     run_job(tmp_path / "job.log")
-    assert (tmp_path / "job.log").read_text().splitlines()[-1] == "used 0 MB of 390, 0.0 s of 600"
+    assert used(tmp_path / "job.log") == Usage("fit", 0, 390, 0.0, 600)
 
 
 def test_a_system_that_tells_no_peak_is_no_obstacle(tmp_path, monkeypatch):
     without(monkeypatch, lambda path: "Name:\tpython\nVmRSS:\t 4096 kB\n" if path.name == "status" else "1 (python) S")
     run_job(tmp_path / "job.log")
-    assert "used 0 MB of 390" in (tmp_path / "job.log").read_text()
+    assert used(tmp_path / "job.log").memory == 0
 
 
 @pytest.mark.parametrize(
     "usage",
     [
-        Usage(44, 390, 0.2, 600),
-        Usage(0, 0, 0.0, 0),
-        Usage(123456, 200000, 86399.9, 172800),
-        Usage(600, 1600, 9.0, 2400, 3),
+        Usage("fit", 44, 390, 0.2, 600),
+        Usage("merge", 0, 0, 0.0, 0),
+        Usage("fit", 123456, 200000, 86399.9, 172800),
+        Usage("refit", 600, 1600, 9.0, 2400, 3),
     ],
 )
-def test_usage_comes_back_from_the_text_of_a_log(usage):
-    assert Usage.find(f"INFO a\n{usage}\nerror: last\n") == usage
+def test_usage_is_read_as_it_is_written(tmp_path, usage):
+    usage.write(tmp_path / "job.tsv")
+    assert Usage.read(tmp_path / "job.tsv") == usage
 
 
-def test_usage_is_read_as_it_is_written():
-    assert str(Usage(44, 390, 0.23, 600)) == "used 44 MB of 390, 0.2 s of 600"
-    assert Usage.find("used 44 MB of 390, 0.2 s of 600") == Usage(44, 390, 0.2, 600)
-
-
-def test_a_job_says_which_attempt_it_was(tmp_path, monkeypatch):
+def test_a_job_records_which_attempt_it_was(tmp_path, monkeypatch):
     monkeypatch.setenv(ATTEMPT_VARIABLE, "2")
     with job_log(job(tmp_path / "job.log", mem_mb=1234, runtime=7)):
         pass
-    usage = Usage.find((tmp_path / "job.log").read_text())
+    usage = used(tmp_path / "job.log")
     assert (usage.attempt, usage.first.memory_asked, usage.first.seconds_asked) == (2, 617, 210)
 
 
-def test_the_first_attempt_asked_for_less():
-    assert str(Usage(600, 1600, 9.0, 2400, 3)) == "used 600 MB of 1600, 9.0 s of 2400, attempt 3"
-    assert Usage(600, 1600, 9.0, 2400, 3).first == Usage(600, 400, 9.0, 600, 3)
-    assert Usage(600, 1600, 9.0, 2400).first == Usage(600, 1600, 9.0, 2400)
-
-
-def test_the_last_usage_of_a_log_counts():
-    assert Usage.find(f"{Usage(1, 2, 3.0, 4)}\n{Usage(5, 6, 7.0, 8)}\nerror: x\n") == Usage(5, 6, 7.0, 8)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "INFO used 44 MB of 390, 0.2 s of 600",
-        "used 44 MB of 390, 0.2 s of 600 and more",
-        "used 44 MB of 390, 2 s of 600",
-        "used 44 MB of 390",
-    ],
-)
-def test_what_is_no_usage(text):
-    assert Usage.find(text) is None
+def test_the_first_attempt_requested_less():
+    assert Usage("fit", 600, 1600, 9.0, 2400, 3).first == Usage("fit", 600, 400, 9.0, 600, 3)
+    assert Usage("fit", 600, 1600, 9.0, 2400).first == Usage("fit", 600, 1600, 9.0, 2400)

@@ -1,22 +1,18 @@
-"""What the Snakefile asks: files of the configuration, fingerprints, parts, the results folder."""
+"""What the Snakefile asks of the configuration: its files, its keys, the results folder, the jobs' environment."""
 
 import os
-import shutil
 import subprocess
 import sys
 import types
 from pathlib import Path
 
 import pytest
-from projects import REPOSITORY
 
 from cohortgmm.cohort.fit_options import fit_options
-from cohortgmm.cohort.tables import PATIENT_COLUMNS, PATIENT_SCORE_COLUMNS, write_table
 from cohortgmm.errors import CohortgmmError, ConfigError
 from cohortgmm.mixture.model import GaussianMixture
 from cohortgmm.pipeline import settings as helpers
 from cohortgmm.pipeline.job import ATTEMPT_VARIABLE, LEVEL_VARIABLE
-from cohortgmm.storage.names import COHORT
 
 CONFIG = {"input": "data/cohort.h5ad", "patient_col": "patient"}
 
@@ -153,123 +149,6 @@ def test_other_jobs_know_nothing_of_the_corrections_files(corrected):
     assert after.split_options() == before.split_options()
 
 
-CODE = """
-import os
-
-def f(a):
-    if a:
-        b = "text"
-        a = b
-    return a
-"""
-
-
-def fresh_code_of(script) -> str:
-    """The hash as a new process would find it."""
-    for cached in (helpers.code_of, helpers._imported_modules, helpers._syntax_tree, helpers._code_digest):
-        cached.cache_clear()
-    return helpers.code_of(str(script))
-
-
-@pytest.fixture
-def hash_of(tmp_path):
-    """Factory: the hash of a script of this text."""
-
-    def write(text):
-        (tmp_path / "script.py").write_text(text)
-        return fresh_code_of(tmp_path / "script.py")
-
-    return write
-
-
-def test_the_hash_is_blind_to_what_is_no_code(hash_of, tmp_path):
-    first = hash_of(CODE)
-    assert len(first) == 16
-    assert int(first, 16) >= 0
-    os.utime(tmp_path / "script.py", (0, 0))
-    assert fresh_code_of(tmp_path / "script.py") == first
-    for remark in (
-        "# about the module\n" + CODE,
-        '"""About the module."""\n' + CODE,
-        CODE + "\n\n# the end\n",
-        CODE.replace("if a:", "if a:  # why\n\n        # how"),
-        CODE.replace("def f(a):", 'def f(a):\n    """What it does."""'),
-        CODE.replace("\n    ", "\n  ").replace("\n      ", "\n    "),
-        CODE.rstrip("\n"),
-        CODE.replace("def f(a)", "def f(\n    a\n)"),
-    ):
-        assert hash_of(remark) == first
-
-
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ('"text"', '"texts"'),
-        ("return a", "return b"),
-        ("import os", "import io"),
-        ("f(a)", "f(a=1)"),
-        ("        a = b\n", "    a = b\n"),  # out of the block: the same words, another meaning
-        ('b = "text"\n        a = b', 'b = "text"; a = b; c = a'),
-    ],
-)
-def test_the_hash_sees_code(hash_of, old, new):
-    assert CODE.count(old) == 1
-    assert hash_of(CODE.replace(old, new)) != hash_of(CODE)
-
-
-@pytest.mark.parametrize("script", sorted((REPOSITORY / "scripts").glob("*.py")), ids=lambda path: path.stem)
-def test_the_hash_covers_every_module_that_a_job_imports(script, tmp_path):
-    """What Python itself loads for the script's imports is what the hash reads, but for modules that make no results."""
-    imports = "\n".join(line for line in script.read_text().split("\nwith ")[0].splitlines())
-    # What methods of a mixture import when they are called, as it imports the mixture itself.
-    late = "\nimport sys\nif 'cohortgmm.mixture.model' in sys.modules:\n"
-    late += "    from cohortgmm.mixture.density import evaluate, sampling"
-    listing = "\nprint(*sorted(name for name in sys.modules if name.startswith('cohortgmm.')))"
-    loaded = subprocess.run(
-        [sys.executable, "-c", imports + late + listing], capture_output=True, text=True, check=True
-    ).stdout
-    source = REPOSITORY / "src"
-    files = {helpers._module_file(source.joinpath(*name.split("."))) for name in loaded.split()}
-    silent = {source.joinpath(*name.split(".")).with_suffix(".py") for name in helpers._WITHOUT_RESULTS}
-    assert files - silent == set(helpers._imported_files(script)) - {script}
-
-
-def test_a_change_in_an_imported_module_changes_the_hash(monkeypatch, tmp_path):
-    package = tmp_path / "cohortgmm"
-    shutil.copytree(REPOSITORY / "src" / "cohortgmm", package)
-    monkeypatch.setattr(helpers, "__file__", str(package / "pipeline" / "settings.py"))
-    script = REPOSITORY / "scripts" / "fit.py"
-    seen = [fresh_code_of(script)]
-    for name in ("cohort/cells.py", "cohort/tables.py", "mixture/em/initialize.py", "mixture/numerics/tiles.py"):
-        (package / name).write_text((package / name).read_text() + "\nchanged = 1\n")
-        seen.append(fresh_code_of(script))
-    assert len(set(seen)) == 5
-    (package / "plots" / "style.py").write_text("")
-    (package / "storage" / "names.py").write_text("")
-    assert fresh_code_of(script) == seen[-1]
-
-
-def test_parts_are_the_kept_patients_or_the_cohort(tmp_path):
-    rows = [
-        {"patient": "a/b", "file": "a=2Fb", "status": "ok"},
-        {"patient": "c", "file": "c", "status": "dropped"},
-        {"patient": "NA", "file": "NA", "status": "ok"},
-    ]
-    write_table(tmp_path / "patients.tsv", PATIENT_COLUMNS, rows)
-    with pytest.raises(
-        CohortgmmError, match=r"^2 array files are gone, the first is .*/a=2Fb\.npz: run once with -R split$"
-    ):
-        helpers.part_names("sample_specific", tmp_path / "patients.tsv")
-    (tmp_path / "patients").mkdir()
-    for name in ("a=2Fb", "NA", COHORT):
-        (tmp_path / "patients" / f"{name}.npz").touch()
-    assert list(helpers.part_names("sample_specific", tmp_path / "patients.tsv")) == ["a=2Fb", "NA"]
-    assert list(helpers.part_names("global", tmp_path / "patients.tsv")) == [COHORT]
-    assert list(helpers.sheet_part_names("sample_specific", ["a/b", "NA"])) == ["a=2Fb", "NA"]
-    assert list(helpers.sheet_part_names("sample_specific", ["a/b", "c"], tmp_path / "patients.tsv")) == ["a=2Fb"]
-    assert list(helpers.sheet_part_names("global", ["a/b", "NA"])) == [COHORT]
-
-
 def test_a_results_folder_that_can_be_used(tmp_path, monkeypatch):
     helpers.check_results_folder(tmp_path)
     helpers.check_results_folder(tmp_path / "results")
@@ -319,22 +198,6 @@ def test_a_dry_run_does_not_ask_to_write(tmp_path, monkeypatch):
         helpers.check_writable(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["scores.tsv", "models/P1.npz", "fits/P1/k1.json", "cohort_gmm.h5ad", "positions.npz"])
-def test_results_without_the_table_of_patients(tmp_path, name):
-    results = tmp_path / "results"
-    assert not helpers.has_lost_patients(results)
-    (results / "logs").mkdir(parents=True)
-    (results / "preprocessed").mkdir()
-    assert not helpers.has_lost_patients(results)
-    (results / name).parent.mkdir(parents=True, exist_ok=True)
-    (results / name).touch()
-    assert helpers.has_lost_patients(results)
-    (results / "patients.tsv").touch()
-    assert helpers.has_lost_patients(results) == (name != "positions.npz")
-    (results / "positions.npz").touch()
-    assert not helpers.has_lost_patients(results)
-
-
 @pytest.mark.parametrize(
     ("target", "shown"),
     [
@@ -371,19 +234,6 @@ def test_jobs_know_which_attempt_they_are(monkeypatch, arguments, attempt):
     assert os.environ[ATTEMPT_VARIABLE] == attempt
     assert os.environ[LEVEL_VARIABLE] == "WARNING"
     assert os.environ["PYTHONPATH"] == f"/source{os.pathsep}before"
-
-
-def test_the_chosen_k_follows_from_the_table_and_the_criterion(tmp_path):
-    table = tmp_path / "P1.tsv"
-    assert helpers.chosen_k(table, "aic") == "not chosen yet"
-    rows = [
-        dict.fromkeys(PATIENT_SCORE_COLUMNS, 0) | {"k": k, "aic": aic, "bic": bic, "status": "ok", "converged": True}
-        for k, aic, bic in ((1, 3.0, 1.0), (2, 2.0, 1.5))
-    ]
-    write_table(table, PATIENT_SCORE_COLUMNS, rows)
-    assert [helpers.chosen_k(table, metric) for metric in ("aic", "bic")] == [2, 1]
-    write_table(table, PATIENT_SCORE_COLUMNS, [])
-    assert helpers.chosen_k(table, "aic") == "not chosen yet"
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """Texts of users pass Snakemake as they are: paths, parameters, labels, captions, the data of a report's page."""
 
 import asyncio
-import json
 import os
 import re
 from html.parser import HTMLParser
@@ -13,11 +12,10 @@ import pytest
 from docutils.core import publish_parts
 from hostile import TEXTS
 from snakemake.io import IOFile, apply_wildcards
-from snakemake.report import expand_labels, html_reporter
-from snakemake.report.html_reporter import data
+from snakemake.report import expand_labels
 
 from cohortgmm.errors import OutputError
-from cohortgmm.pipeline.texts import LINKS, escape_page, literal, plain_path, report_labels
+from cohortgmm.pipeline.texts import LINKS, literal, plain_path, report_labels
 
 RST = Path(__file__).parents[3] / "workflow" / "report"
 RULES = RST.parent / "rules"
@@ -119,18 +117,6 @@ def test_captions_show_texts_as_they_are(name, text):
     assert hostile.tags == plain.tags
     expected = "".join(" " if char.isspace() else char for char in text)
     assert "".join(hostile.texts) == "".join(plain.texts).replace("plain", expected, 1)
-
-
-def test_no_text_ends_the_scripts_of_the_page(monkeypatch):
-    for module in (html_reporter, data.results, data.rules):
-        monkeypatch.setattr(module, "json", json)
-    escape_page()
-    escape_page()
-    texts = {text: text for text in [*TEXTS, "</script>", "<!--"]}
-    for module in (html_reporter, data.results, data.rules):
-        written = module.json.dumps(texts)
-        assert "<" not in written
-        assert json.loads(written) == texts
 
 
 def test_no_rule_hands_a_name_to_snakemake_as_it_is():

@@ -1,13 +1,13 @@
-"""What a killed run has left behind: jobs in SLURM's queue, and results that it did not see its jobs write."""
+"""What a killed run leaves behind: jobs in SLURM's queue, and results of which it has no record."""
 
 import base64
 import binascii
-import subprocess
 import time
 from pathlib import Path
 
 from cohortgmm.errors import CohortgmmError
 from cohortgmm.pipeline.lock import wait_for_jobs
+from cohortgmm.pipeline.slurm.commands import SlurmError, live_jobs, run_command
 
 #: Names of the jobs of the last run in SLURM, within the results.
 RUN_FILE = ".slurm_run"
@@ -25,7 +25,7 @@ _PATIENCE = 120
 
 
 def clear_up(results: str) -> str:
-    """End what an earlier run of these results has left at work, in SLURM's queue and on this machine.
+    """Cancel the SLURM jobs that a killed run has left behind, and wait for its jobs on this machine.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ def clear_up(results: str) -> str:
     Returns
     -------
     str
-        What was cancelled; empty if there was nothing.
+        How many jobs were cancelled; empty if there were none.
 
     Raises
     ------
@@ -44,13 +44,13 @@ def clear_up(results: str) -> str:
     """
     n_cancelled = cancel_orphans(results)
     wait_for_jobs(results)
-    return f"Cancelled {n_cancelled} jobs that a run that was killed had left in SLURM's queue." if n_cancelled else ""
+    return f"Cancelled {n_cancelled} jobs that a killed run had left in SLURM's queue." if n_cancelled else ""
 
 
 def cancel_orphans(results: str) -> int:
     """Cancel what an earlier run of these results has in SLURM's queue, and wait until it is gone.
 
-    A run that is killed cannot cancel its jobs. Were they still at work, the next run would do their work beside them.
+    A killed run cannot cancel its jobs. If they were left at work, the next run would do the same work beside them.
 
     Parameters
     ----------
@@ -71,60 +71,49 @@ def cancel_orphans(results: str) -> int:
     name = path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else ""
     if not name:
         return 0
-    jobs = _live(name)
-    if jobs:
-        _call("scancel", f"--name={name}")
-        deadline = time.monotonic() + _PATIENCE
-        while left := _live(name):
-            if time.monotonic() > deadline:
-                raise CohortgmmError(
-                    f"jobs {', '.join(left)} of a run that was killed do not end: scancel --name={name}, then run again"
-                )
-            time.sleep(1)
+    try:
+        jobs = live_jobs(name)
+        if jobs:
+            run_command("scancel", f"--name={name}")
+            _wait_for_end(name)
+    except SlurmError as error:
+        raise CohortgmmError(f"jobs of a killed run may still be in SLURM's queue: {error}") from None
     forget_run(results)
     return len(jobs)
 
 
+def _wait_for_end(name: str) -> None:
+    """Wait until no job of a name is left in SLURM's queue."""
+    deadline = time.monotonic() + _PATIENCE
+    while left := live_jobs(name):
+        if time.monotonic() > deadline:
+            raise CohortgmmError(
+                f"jobs {', '.join(left)} of a killed run do not end: scancel --name={name}, then run again"
+            )
+        time.sleep(1)
+
+
 def remember_run(results: str, name: str) -> None:
-    """Keep the name that all jobs of this run have in SLURM, for :func:`cancel_orphans` of the next one."""
+    """Store the name that all jobs of this run have in SLURM, for :func:`cancel_orphans` of the next run."""
     (Path(results) / RUN_FILE).write_text(f"{name}\n", encoding="utf-8")
 
 
 def forget_run(results: str) -> None:
-    """Nothing is left of this run: Snakemake has seen all its jobs end."""
+    """Remove what :func:`remember_run` stored, when all jobs of the run have ended."""
     (Path(results) / RUN_FILE).unlink(missing_ok=True)
 
 
 def remove_unrecorded() -> None:
-    """Remove what jobs wrote after their run, in the working directory, was killed: it may be of another configuration.
+    """Remove files that jobs wrote after their run was killed, which may be of another configuration.
 
-    Snakemake makes such files anew where it knows the jobs from the start, but behind a checkpoint it takes them for
-    results. The caller sees to it that no run is at work.
+    Snakemake remakes such files if it knows the jobs from the start, but behind a checkpoint it takes them for results. The
+    files are those of the working directory; the caller makes sure that no run is at work there.
     """
     for mark in [path for path in _MARKS.rglob("*") if path.is_file()]:
         coded = "".join(part.removeprefix("@") for part in mark.relative_to(_MARKS).parts)
         try:
             name = base64.urlsafe_b64decode(coded).decode()
-        except (binascii.Error, UnicodeDecodeError):  # whatever else Snakemake keeps there
+        except (binascii.Error, UnicodeDecodeError):  # another file of Snakemake's
             continue
         if name.startswith(_BEHIND_SPLIT):
             Path(name).unlink(missing_ok=True)
-
-
-def _live(name: str) -> list[str]:
-    return _call("squeue", f"--name={name}", "--noheader", "--format=%A").split()
-
-
-def _call(*command: str) -> str:
-    try:
-        return subprocess.run(
-            command, capture_output=True, text=True, encoding="utf-8", errors="replace", timeout=60, check=True
-        ).stdout
-    except FileNotFoundError:
-        raise CohortgmmError(
-            f"jobs of a run that was killed may still be in SLURM's queue, but there is no {command[0]} here: run again on "
-            "a login node"
-        ) from None
-    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-        said = (getattr(error, "stderr", "") or "").strip().splitlines()
-        raise CohortgmmError(f"SLURM does not answer ({' '.join(command)}): {said[0] if said else error}") from None

@@ -6,7 +6,6 @@ therefore divided into shards of the patients. The division of the cohort comes 
 
 import heapq
 import os
-import re
 import shlex
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from cohortgmm.cohort.tables import read_patients
 from cohortgmm.errors import CohortgmmError
 from cohortgmm.pipeline import requests
 from cohortgmm.pipeline.lock import Shard
-from cohortgmm.pipeline.slurm import watch
+from cohortgmm.pipeline.slurm.commands import SlurmError, never_starts, run_command, submit_script
 from cohortgmm.storage.atomic import atomic_path
 from cohortgmm.storage.names import COHORT
 
@@ -251,34 +250,15 @@ def submit(batch: dict[str, str]) -> dict[str, str]:
         after += [f"afterany:{numbers['shards']}"] if "shards" in numbers else []
         dependency = [f"--dependency={','.join(after)}", "--kill-on-invalid-dep=yes"] if after else []
         try:
-            numbers[name] = _sbatch(path, dependency)
-            if reason := watch.never_starts(f"--jobs={numbers[name]}"):
+            numbers[name] = submit_script(path, dependency)
+            if reason := never_starts(f"--jobs={numbers[name]}"):
                 raise CohortgmmError(
                     f"SLURM would never start {path} ({reason}): lower --minutes, --mem-mb or --cpus, or choose another "
                     "--partition"
                 )
         except CohortgmmError:
             if numbers:
-                with suppress(OSError):
-                    subprocess.run(["scancel", *numbers.values()], check=False)
+                with suppress(SlurmError):
+                    run_command("scancel", *numbers.values())
             raise
     return numbers
-
-
-def _sbatch(path: Path, options: Sequence[str]) -> str:
-    """Submit one script; the number of its SLURM job."""
-    command = ["sbatch", "--parsable", *options, str(path)]
-    try:
-        said = subprocess.run(
-            command, capture_output=True, text=True, encoding="utf-8", errors="replace", check=True
-        ).stdout
-    except (OSError, subprocess.CalledProcessError) as error:
-        lines = (getattr(error, "stderr", "") or str(error)).strip().splitlines()
-        raise CohortgmmError(f"SLURM refused {path}: {lines[-1] if lines else error}") from None
-    # Sites let sbatch print banners beside the number.
-    lines = [line.strip() for line in said.strip().splitlines()]
-    numbers = [line.split(";")[0] for line in lines if re.fullmatch(r"[0-9]+(;.*)?", line)]
-    if not numbers:
-        answer = repr(lines[-1]) if lines else "nothing"
-        raise CohortgmmError(f"sbatch named no job for {path}, it said {answer}: scancel it if squeue --me lists it")
-    return numbers[-1]

@@ -7,7 +7,7 @@ import pytest
 from snakemake.persistence.file import FilePersistence
 
 from cohortgmm.errors import CohortgmmError
-from cohortgmm.pipeline.slurm import orphans
+from cohortgmm.pipeline.slurm import commands, orphans
 from cohortgmm.pipeline.slurm.orphans import RUN_FILE, cancel_orphans, forget_run, remember_run, remove_unrecorded
 
 NAME = "cohortgmm-1b4e28ba-2fa1-11d2-883f-0016d3cca427"
@@ -86,9 +86,7 @@ def test_live_jobs_are_cancelled_and_waited_for(results, programs, queue, clock)
 def test_jobs_that_do_not_end_are_named(results, programs, queue, clock):
     remember_run(str(results), NAME)
     queue.write_text("17\n18\n")
-    assert problem(results) == (
-        f"jobs 17, 18 of a run that was killed do not end: scancel --name={NAME}, then run again"
-    )
+    assert problem(results) == (f"jobs 17, 18 of a killed run do not end: scancel --name={NAME}, then run again")
     assert 100 <= clock.now - 1000 <= 200  # it was patient, but not for ever
     assert programs.calls.count(CANCELLED) == 1
     # The next run asks again.
@@ -101,7 +99,8 @@ def test_a_queue_that_does_not_answer_is_an_error(results, programs, clock):
     programs.make("squeue", "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; echo x >&2; exit 1")
     remember_run(str(results), NAME)
     assert problem(results) == (
-        f"SLURM does not answer ({' '.join(ASKED)}): slurm_load_jobs error: Unable to contact slurm controller"
+        f"jobs of a killed run may still be in SLURM's queue: `{' '.join(ASKED)}` failed: "
+        "slurm_load_jobs error: Unable to contact slurm controller; x"
     )
     assert (results / RUN_FILE).exists()
 
@@ -111,7 +110,7 @@ def test_a_program_that_fails_without_a_word_is_an_error(results, programs, queu
     remember_run(str(results), NAME)
     queue.write_text("17\n")
     found = problem(results)
-    assert found.startswith(f"SLURM does not answer (scancel --name={NAME}): ")
+    assert f"`scancel --name={NAME}` failed: " in found
     assert "exit status 3" in found
     assert (results / RUN_FILE).exists()
 
@@ -120,7 +119,7 @@ def test_a_queue_that_hangs_is_an_error(results, monkeypatch):
     def hang(command, timeout, **options):
         raise subprocess.TimeoutExpired(command, timeout)
 
-    monkeypatch.setattr(orphans.subprocess, "run", hang)
+    monkeypatch.setattr(commands.subprocess, "run", hang)
     remember_run(str(results), NAME)
     assert "timed out after 60 seconds" in problem(results)
     assert (results / RUN_FILE).exists()
@@ -129,8 +128,7 @@ def test_a_queue_that_hangs_is_an_error(results, monkeypatch):
 def test_a_machine_without_slurm_sends_to_one_that_has_it(results, programs):
     remember_run(str(results), NAME)
     assert problem(results) == (
-        "jobs of a run that was killed may still be in SLURM's queue, but there is no squeue here: "
-        "run again on a login node"
+        "jobs of a killed run may still be in SLURM's queue: there is no squeue here: run again on a login node"
     )
     assert (results / RUN_FILE).exists()
 

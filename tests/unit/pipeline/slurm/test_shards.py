@@ -444,7 +444,9 @@ def test_what_was_submitted_is_cancelled_where_slurm_refuses_the_rest(here, prog
     sbatch(refused)
     with pytest.raises(CohortgmmError) as caught:
         submit(BATCH)
-    assert str(caught.value) == f"SLURM refused results/logs/slurm/{refused}.sh: sbatch: error: no"
+    command = programs.calls[len(cancelled)]
+    assert str(caught.value) == f"`{' '.join(command)}` failed: first line; sbatch: error: no"
+    assert command[-1] == f"results/logs/slurm/{refused}.sh"
     assert [call for call in programs.calls if call[0] == "scancel"] == ([["scancel", *cancelled]] if cancelled else [])
     assert sum(call[0] == "sbatch" for call in programs.calls) == len(cancelled) + 1
 
@@ -460,16 +462,16 @@ def test_what_slurm_would_never_start_is_cancelled(here, programs, sbatch):
 
 def test_a_refusal_without_a_word_is_one_line(here, programs):
     programs.make("sbatch", "exit 3")
-    with pytest.raises(CohortgmmError, match=r"^SLURM refused results/logs/slurm/split\.sh: .*exit status 3\.$"):
+    with pytest.raises(
+        CohortgmmError, match=r"^`sbatch --parsable results/logs/slurm/split\.sh` failed: .*exit status 3\.$"
+    ):
         submit(BATCH)
 
 
 def test_a_machine_without_slurm_is_told_in_one_line(here, programs):
     with pytest.raises(CohortgmmError) as caught:
         submit(BATCH)
-    assert str(caught.value) == (
-        "SLURM refused results/logs/slurm/split.sh: [Errno 2] No such file or directory: 'sbatch'"
-    )
+    assert str(caught.value) == "there is no sbatch here: run again on a login node"
 
 
 @pytest.mark.parametrize(
@@ -498,7 +500,8 @@ def test_a_job_without_a_number_is_an_error_and_those_before_are_cancelled(here,
     with pytest.raises(CohortgmmError) as caught:
         submit(BATCH)
     assert str(caught.value) == (
-        f"sbatch named no job for results/logs/slurm/shards.sh, it said {answer}: scancel it if squeue --me lists it"
+        f"sbatch reported no job number for results/logs/slurm/shards.sh, but {answer}: "
+        "cancel it with scancel if squeue --me lists it"
     )
     assert [call for call in programs.calls if call[0] == "scancel"] == [["scancel", "101"]]
 
@@ -506,7 +509,7 @@ def test_a_job_without_a_number_is_an_error_and_those_before_are_cancelled(here,
 def test_a_refusal_is_told_where_nothing_can_be_cancelled(here, programs, sbatch):
     sbatch("shards")
     (programs.folder / "scancel").unlink()
-    with pytest.raises(CohortgmmError, match=r"^SLURM refused results/logs/slurm/shards\.sh: sbatch: error: no$"):
+    with pytest.raises(CohortgmmError, match=r"shards\.sh` failed: first line; sbatch: error: no$"):
         submit(BATCH)
 
 
