@@ -27,7 +27,8 @@ from reporting import ROOT, Line, circumstances, lines_table, markdown
 from threadpoolctl import threadpool_limits
 
 from cohortgmm import fit_mixture
-from cohortgmm.mixture.observations.completeness import Completeness, Selection, unseen_moments
+from cohortgmm.mixture.estep.truncated import Selection, unobserved_moments
+from cohortgmm.mixture.observations.completeness import Completeness
 
 #: Seconds after which a fit of pyGMMis is given up.
 PATIENCE = 300
@@ -54,7 +55,7 @@ def truncated_likelihood(sample: Sample, model) -> float:
     noise = sample.options.get("noise")
     selection = Selection(Completeness(sample.options["completeness"]), noise, seed=987)
     nodes = selection.nodes(model, model.n_components << 17)
-    share = unseen_moments(model, nodes).nk.sum()
+    share = unobserved_moments(model, nodes).nk.sum()
     return float(np.mean(model.log_prob(sample.x, noise)) - np.log1p(-share))
 
 

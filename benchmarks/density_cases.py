@@ -190,4 +190,4 @@ HARD = {"crowded": Case("2-D, 8 components that overlap, n = 4,000, diagonal noi
 def divergence(truth: GaussianMixture, fit: GaussianMixture, n: int = 100_000) -> float:
     """KL(truth‖fit) in nats, of the components by themselves, by draws from the truth."""
     x, _ = truth.sample(n, 12345)
-    return float(np.mean(truth.log_prob(x) - fit.signal().log_prob(x)))
+    return float(np.mean(truth.log_prob(x) - fit.without_background().log_prob(x)))

@@ -9,7 +9,7 @@ import time
 import numpy as np
 
 from cohortgmm import GaussianMixture, fit_mixture
-from cohortgmm.mixture.estep.grouped import expectation_of
+from cohortgmm.mixture.estep.choose import choose_estep
 from cohortgmm.mixture.observations.measurements import Measurements
 
 
@@ -45,14 +45,14 @@ def speed(n_seeds: int) -> list[dict]:
 
 def _ours(start: GaussianMixture, x: np.ndarray, noise: np.ndarray, cutoff: float | None) -> float:
     from cohortgmm.mixture.em.constraints import Constraints, Frozen
-    from cohortgmm.mixture.em.mstep import maximize
+    from cohortgmm.mixture.em.mstep import m_step
 
     cells = Measurements(x, noise, n_threads=2)
-    constraints = Constraints(1e-4, False, Frozen.read(None, start.n_components))
-    expect, model, seconds = expectation_of(cells, start.n_components, "full", cutoff).begin(start), start, []
+    constraints = Constraints(1e-4, False, Frozen.from_argument(None, start.n_components))
+    expect, model, seconds = choose_estep(cells, start.n_components, "full", cutoff).begin(start), start, []
     for _ in range(5):
         begun = time.perf_counter()
-        model, _ = maximize(expect(model), model, constraints)
+        model, _ = m_step(expect(model), model, constraints)
         seconds.append(time.perf_counter() - begun)
     return statistics.median(seconds[1:])  # the first one also looks through the noise
 

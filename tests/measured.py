@@ -10,7 +10,7 @@ from math import erf, erfc, log, pi, sqrt
 import numpy as np
 from scipy.special import logsumexp
 
-from cohortgmm.mixture.em.mstep import Moments
+from cohortgmm.mixture.estep.moments import Moments
 from cohortgmm.mixture.model import GaussianMixture
 from cohortgmm.mixture.observations.background import Background
 

@@ -193,7 +193,9 @@ def test_client_reads_the_components_of_corrected_mixtures(client, tmp_path, sha
     assert report["shared"] == (sharing == "global")
     models = cohortgmm.read_gmm(tmp_path / "cohort.h5ad")
     assert max(model.background.amp for model in models.values()) > 0.01
-    check_seen(report, tmp_path / "seen.npz", {patient: model.signal() for patient, model in models.items()})
+    check_seen(
+        report, tmp_path / "seen.npz", {patient: model.without_background() for patient, model in models.items()}
+    )
 
 
 @each_layout

@@ -581,7 +581,7 @@ def test_patients_of_shared_components_have_the_weights_that_their_cells_were_dr
     options |= {"covariance_type": covariance_type, "component_sharing": "global", "k_comps": 2, "reference": known}
     models = fit(cells, **options, frozen=None if "noise" in corrections else {"mean": [0]})
     for patient, truth in TRUE_WEIGHTS.items():
-        np.testing.assert_allclose(models[patient].signal().weights, truth, atol=0.05)
+        np.testing.assert_allclose(models[patient].without_background().weights, truth, atol=0.05)
         if "background" in corrections:
             assert models[patient].background.amp == pytest.approx(TRUE_DEBRIS[patient], abs=0.05)
 
@@ -595,7 +595,7 @@ def test_a_patient_of_shared_components_may_have_few_cells_or_lack_features():
     options["noise"]["lacking"][:, 1] = np.inf  # so that no cell of its own says what noise unseen cells have
     options |= {"missing": True, "component_sharing": "global", "k_comps": 2, "reference": COMPONENTS}
     models = fit(cells | more, **options)
-    np.testing.assert_allclose(models["lacking"].signal().weights, models["A"].signal().weights, atol=0.1)
+    np.testing.assert_allclose(models["lacking"].component_weights, models["A"].component_weights, atol=0.1)
     for model in models.values():
         assert model.weights.sum() + model.background.amp == pytest.approx(1, abs=1e-9)
 

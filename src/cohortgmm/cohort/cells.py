@@ -102,10 +102,10 @@ class PatientCells:
         if self.noise is None:
             return None
         if is_one_for_all(self.noise):
-            return Noise.read(Noise.shared(self.noise[0]), len(self.x), self.x.shape[1])
+            return Noise.validated(Noise.shared(self.noise[0]), len(self.x), self.x.shape[1])
         values = self.noise[rows]
         missing = np.isnan(self.x[rows])
-        return Noise.read(Noise.per_cell(values), len(values), self.x.shape[1], missing=missing)
+        return Noise.validated(Noise.per_cell(values), len(values), self.x.shape[1], missing=missing)
 
     @cached_property
     def has_features(self) -> np.ndarray:

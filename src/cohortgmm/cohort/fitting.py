@@ -183,7 +183,7 @@ def _fit(
     cells: PatientCells, rows: np.ndarray, k: int, arguments: Mapping[str, Any], seed: int, n_threads: int
 ) -> MixtureFit:
     x = cells.x if rows.all() else cells.x[rows]
-    _check_features(cells, rows, Frozen.read(arguments["frozen"], k))
+    _check_features(cells, rows, Frozen.from_argument(arguments["frozen"], k))
     seed_of_fit = derived_seed(seed, cells.patient, k)
     return fit_mixture(x, k, noise=cells.noise_of(rows), random_state=seed_of_fit, n_threads=n_threads, **arguments)
 
@@ -209,7 +209,7 @@ def heldout_nll(fit: MixtureFit, cells: PatientCells) -> float:
 
 
 def _n_parameters(model: GaussianMixture, arguments: Mapping[str, Any]) -> int:
-    frozen = Frozen.read(arguments["frozen"], model.n_components)
+    frozen = Frozen.from_argument(arguments["frozen"], model.n_components)
     fitted = model.background is not None and model.background.adjust_amp
     return n_free_parameters(
         model.n_components,

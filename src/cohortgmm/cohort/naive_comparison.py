@@ -10,7 +10,7 @@ from cohortgmm.cohort.annotation import draw_cells
 from cohortgmm.cohort.cells import MIN_CELLS_PER_COMPONENT, PatientCells, derived_seed
 from cohortgmm.cohort.fit_arguments import fit_arguments
 from cohortgmm.errors import CohortgmmError
-from cohortgmm.mixture import CellNoise, GaussianMixture, MixtureFit, fit_mixture
+from cohortgmm.mixture import GaussianMixture, MixtureFit, NoiseOfRandomCells, fit_mixture
 
 #: Cells drawn from the mixture for the figure, seen or not.
 _DRAWN = 20_000
@@ -97,7 +97,7 @@ def _draw(
 ) -> tuple[np.ndarray, np.ndarray]:
     noise = arguments["noise_at"]
     if noise is None and cells.noise is not None:
-        noise = CellNoise(cells.noise, seed)
+        noise = NoiseOfRandomCells(cells.noise, seed)
     draw = {"noise": noise, "completeness": arguments["completeness"]}
     n_seen = max(1, round(_DRAWN * share_seen))
     return tuple(model.sample_observed(n_seen, seed, inverted=inverted, **draw).x for inverted in (False, True))

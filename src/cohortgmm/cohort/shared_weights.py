@@ -8,7 +8,7 @@ import numpy as np
 
 from cohortgmm.cohort.cells import PatientCells, derived_seed
 from cohortgmm.errors import CohortgmmError
-from cohortgmm.mixture import CellNoise, GaussianMixture, fit_mixture
+from cohortgmm.mixture import GaussianMixture, NoiseOfRandomCells, fit_mixture
 
 
 def is_corrected(cells: PatientCells, model: GaussianMixture, arguments: Mapping[str, Any]) -> bool:
@@ -88,4 +88,4 @@ def _noise_at(cells: PatientCells, rows: np.ndarray, arguments: Mapping[str, Any
     if arguments["noise_at"] is not None or arguments["completeness"] is None or cells.noise is None:
         return arguments["noise_at"]
     finite = np.isfinite(cells.noise[rows]).all(axis=tuple(range(1, cells.noise.ndim)))
-    return None if finite.any() else CellNoise(cells.noise, seed)
+    return None if finite.any() else NoiseOfRandomCells(cells.noise, seed)

@@ -254,7 +254,7 @@ class _Chosen:
             "n_unobserved": fit.n_unobserved,
             "n_empty": fit.n_empty,
         }
-        model = fit.model.signal()
+        model = fit.model.without_background()
         return cls(model.weights, model.means, fit.model.background, fit.patient_weights is not None, diagnostics)
 
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cohortgmm.mixture.criteria import aic, bic, n_free_parameters
-    from cohortgmm.mixture.density.parameters import SUM_TO_ONE
+    from cohortgmm.mixture.density.checks import SUM_TO_ONE
     from cohortgmm.mixture.em.constraints import Frozen
     from cohortgmm.mixture.fit import fit_mixture
     from cohortgmm.mixture.model import GaussianMixture
     from cohortgmm.mixture.numerics.tiles import one_blas_thread, range_slices, tile_slices
     from cohortgmm.mixture.observations.background import Background
-    from cohortgmm.mixture.observations.completeness import CellNoise, Completeness
+    from cohortgmm.mixture.observations.completeness import Completeness, NoiseOfRandomCells
     from cohortgmm.mixture.observations.noise import Noise, check_meaning, is_one_for_all
     from cohortgmm.mixture.result import MixtureFit, as_mixture
     from cohortgmm.mixture.settings import effective_settings
@@ -34,9 +34,9 @@ _EXPORTS = {
     "check_meaning": "cohortgmm.mixture.observations.noise",
     "is_one_for_all": "cohortgmm.mixture.observations.noise",
     "Completeness": "cohortgmm.mixture.observations.completeness",
-    "CellNoise": "cohortgmm.mixture.observations.completeness",
+    "NoiseOfRandomCells": "cohortgmm.mixture.observations.completeness",
     "Frozen": "cohortgmm.mixture.em.constraints",
-    "SUM_TO_ONE": "cohortgmm.mixture.density.parameters",
+    "SUM_TO_ONE": "cohortgmm.mixture.density.checks",
     "aic": "cohortgmm.mixture.criteria",
     "bic": "cohortgmm.mixture.criteria",
     "n_free_parameters": "cohortgmm.mixture.criteria",

@@ -1,29 +1,25 @@
-"""Fitting a Gaussian mixture by expectation-maximisation."""
+"""Fitting a Gaussian mixture by expectation-maximisation: arguments in, :class:`MixtureFit` out."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from cohortgmm.arguments import check_choice, check_count, check_number, generator
 from cohortgmm.display import format_value
 from cohortgmm.errors import ConfigError, DataError, FitError
-from cohortgmm.mixture.density.parameters import SUM_TO_ONE
+from cohortgmm.mixture.density.checks import SUM_TO_ONE
+from cohortgmm.mixture.density.parameters import Parameters
 from cohortgmm.mixture.em.constraints import Constraints, Frozen
 from cohortgmm.mixture.em.initialize import STARTS
-from cohortgmm.mixture.em.loop import Climb
-from cohortgmm.mixture.estep.grouped import expectation_of
+from cohortgmm.mixture.em.loop import EM, EMResult
+from cohortgmm.mixture.em.split_merge import split_and_merge
+from cohortgmm.mixture.estep.choose import choose_estep
+from cohortgmm.mixture.estep.truncated import Selection, TruncatedExpectation, n_nodes_for
 from cohortgmm.mixture.model import GaussianMixture
 from cohortgmm.mixture.numerics.gaussian import covariance_floor
 from cohortgmm.mixture.numerics.tiles import one_blas_thread
 from cohortgmm.mixture.observations.background import Background
-from cohortgmm.mixture.observations.completeness import (
-    CellNoise,
-    Completeness,
-    NoiseAt,
-    Selection,
-    TruncatedExpectation,
-)
+from cohortgmm.mixture.observations.completeness import Completeness, NoiseAt, NoiseOfRandomCells
 from cohortgmm.mixture.observations.measurements import Measurements
 from cohortgmm.mixture.result import MixtureFit, as_mixture
 from cohortgmm.mixture.settings import effective_settings
@@ -31,12 +27,8 @@ from cohortgmm.mixture.settings import effective_settings
 COVARIANCE_TYPES = ("full", "diag")
 SINGULARITY_HANDLING = ("guarded", "robust", "strict")
 
-#: Of several starts for hidden cells, every other one is of another kind: k-means often ends in the same clusters.
+#: With incomplete data, every other start is of another kind: k-means often leads to the same clusters again.
 _SECOND = {"kmeans": "kmeans++"}
-
-#: Nodes of the unseen part: fewest, most, and for every cell. Their error is to be far below that of the sample.
-_FEWEST_NODES, _MOST_NODES = 1 << 12, 1 << 17
-_NODES_PER_CELL = 32
 
 
 def fit_mixture(
@@ -179,41 +171,60 @@ def fit_mixture(
         background = initial.background
     cells = Measurements(x, noise, n_threads, background)
     _check_together(cells, n_components, covariance_type, init, split_merge, initial, background, frozen)
-    hidden = not cells.is_plain or any(part is not None for part in (completeness, background, frozen))
-    max_iter, tol, n_init = effective_settings(hidden, max_iter=max_iter, tol=tol, n_init=n_init).values()
+    incomplete = not cells.is_plain or any(part is not None for part in (completeness, background, frozen))
+    max_iter, tol, n_init = effective_settings(incomplete, max_iter=max_iter, tol=tol, n_init=n_init).values()
     strict = singularity_handling == "strict"
-    variances = cells.variances if singularity_handling == "robust" else None  # a pass over all cells
+    variances = cells.variances if singularity_handling == "robust" else None  # takes a pass over all cells
     floor = covariance_floor(variances, eps, singularity_handling)
-    constraints = Constraints(floor, strict, Frozen.read(frozen, n_components))
-    # What overflows ends a start with an error of ours, see `Climb`.
+    constraints = Constraints(floor, strict, Frozen.from_argument(frozen, n_components))
+    # Numbers that overflow end a start with one of our errors, see `EM.run`.
     with one_blas_thread(), np.errstate(over="ignore", invalid="ignore"):
-        expectation = expectation_of(cells, n_components, covariance_type, cutoff)
+        expectation = choose_estep(cells, n_components, covariance_type, cutoff)
         if completeness is not None:
             selection = _selection(cells, completeness, noise_at, rng)
-            expectation = TruncatedExpectation(expectation, selection, _n_nodes(len(cells)))
-        climb = Climb(expectation, constraints, max_iter, tol, accelerated=hidden)
+            expectation = TruncatedExpectation(expectation, selection, n_nodes_for(len(cells)))
+        em = EM(expectation, constraints, max_iter, tol, accelerated=incomplete)
         if initial is not None:
-            starts = iter([_admitted(initial, background, constraints)])
+            starts = iter([_constrained(initial, background, constraints)])
         else:
-            starts = _starts(cells, n_components, covariance_type, init, floor, background, n_init, hidden, rng)
-        fit = _best_fit(climb, cells, starts, split_merge, trials=hidden and n_init > 1 and initial is None)
-    return replace(fit, n_empty=cells.n_empty)
+            starts = _starts(cells, n_components, covariance_type, init, floor, background, n_init, incomplete, rng)
+        with_trials = incomplete and n_init > 1 and initial is None
+        result = _best_result(em, cells, starts, split_merge, with_trials)
+    return _as_fit(result, cells.n_empty)
 
 
-def _best_fit(climb: Climb, cells: Measurements, starts, split_merge: int, trials: bool) -> MixtureFit:
-    """The fit of the highest likelihood; with ``trials``, of the start that is ahead after some iterations."""
-    tried, failed = [], None
+def _as_fit(result: EMResult, n_empty: int) -> MixtureFit:
+    n, n_unobserved = result.moments.n, result.moments.n_unobserved
+    return MixtureFit(
+        GaussianMixture.from_parameters(result.model),
+        result.log_likelihood,
+        result.n_iter,
+        result.converged,
+        result.history,
+        result.floored,
+        n_unobserved,
+        n / (n + n_unobserved),
+        n_empty,
+    )
+
+
+def _best_result(
+    em: EM, cells: Measurements, starts: Iterable[Parameters], split_merge: int, with_trials: bool
+) -> EMResult:
+    """Run EM from all starts and return the highest log-likelihood; with trials, only the best trial is run to its end."""
+    tried: list[EMResult] = []
+    failed: FitError | None = None
     for start in starts:
         try:
-            fit = climb.trial().run(start) if trials else climb.move(cells, climb.run(start), split_merge)
-        except FitError as error:  # another start may do better
+            result = em.trial().run(start) if with_trials else split_and_merge(em, cells, em.run(start), split_merge)
+        except FitError as error:  # another start may succeed
             failed = error
             continue
-        tried.append(fit)
-    tried.sort(key=lambda fit: -fit.log_likelihood)
-    for fit in tried:
+        tried.append(result)
+    tried.sort(key=lambda result: -result.log_likelihood)
+    for result in tried:
         try:
-            return climb.move(cells, climb.run(fit.model, fit), split_merge) if trials else fit
+            return split_and_merge(em, cells, em.run(result.model, result), split_merge) if with_trials else result
         except FitError as error:
             failed = error
     raise failed
@@ -229,24 +240,24 @@ def _starts(
     n_init: int,
     vary: bool,
     rng: np.random.Generator,
-) -> Iterator[GaussianMixture]:
+) -> Iterator[Parameters]:
     if n_components == 1 and background is None:
-        n_init = 1  # there is one optimum
+        n_init = 1  # there is only one optimum
     kinds = (init, _SECOND.get(init, init)) if vary else (init,)
     for i in range(n_init):
         start = STARTS[kinds[i % len(kinds)]](cells.for_start(rng), n_components, covariance_type, floor, rng)
         yield start if background is None else start.with_background(background)
 
 
-def _admitted(initial: GaussianMixture, background: Background | None, constraints: Constraints) -> GaussianMixture:
-    """A given start within the constraints: below the floor, the first iteration would pass for the last one."""
-    covariances, factors, _ = constraints.admit(initial.covariances, initial)
-    weights = _admitted_weights(initial, background, constraints.frozen.weights)
-    return GaussianMixture.from_factors(weights, initial.means, covariances, factors, background)
+def _constrained(initial: Parameters, background: Background | None, constraints: Constraints) -> Parameters:
+    """Bring a given start within the constraints; below the floor, the first iteration would seem to be the last."""
+    covariances, factors, _ = constraints.project(initial.covariances, initial)
+    weights = _constrained_weights(initial, background, constraints.frozen.weights)
+    return Parameters.from_factors(weights, initial.means, covariances, factors, background)
 
 
-def _admitted_weights(initial: GaussianMixture, background: Background | None, frozen: np.ndarray) -> np.ndarray:
-    """The weights of a given start, the free ones sharing what the frozen ones and the background leave."""
+def _constrained_weights(initial: Parameters, background: Background | None, frozen: np.ndarray) -> np.ndarray:
+    """Weights of a given start; the free ones share what the frozen ones and the background leave."""
     weights, amp = initial.weights, 0.0 if background is None else background.amp
     if background is initial.background and abs(weights.sum() + amp - 1.0) <= SUM_TO_ONE:
         return weights
@@ -262,23 +273,31 @@ def _admitted_weights(initial: GaussianMixture, background: Background | None, f
 
 
 def _selection(
-    cells: Measurements, completeness: Callable, noise_at: NoiseAt | None, rng: np.random.Generator
+    cells: Measurements,
+    completeness: Callable[[np.ndarray], np.ndarray],
+    noise_at: NoiseAt | None,
+    rng: np.random.Generator,
 ) -> Selection:
     checked = Completeness(completeness)
     checked.check_cells((tile, cells.measured(tile)) for tile in cells.whole.tiles(cells.n_features))
     seed = int(rng.integers(1 << 31))
     if noise_at is None and cells.noise is not None:
-        noise_at = cells.noise if cells.noise.is_shared else CellNoise(cells.noise.values, seed)
+        noise_at = cells.noise if cells.noise.is_shared else NoiseOfRandomCells(cells.noise.values, seed)
     return Selection(checked, noise_at, seed)
 
 
-def _n_nodes(n: int) -> int:
-    return min(max(1 << (_NODES_PER_CELL * n - 1).bit_length(), _FEWEST_NODES), _MOST_NODES)
-
-
-def _check_together(cells, n_components, covariance_type, init, split_merge, initial, background, frozen) -> None:
+def _check_together(
+    cells: Measurements,
+    n_components: int,
+    covariance_type: str,
+    init: str,
+    split_merge: int,
+    initial: GaussianMixture | None,
+    background: Background | None,
+    frozen: Mapping[str, Sequence[int] | str] | None,
+) -> None:
     """Raise for arguments that do not go together, or with the cells."""
-    known = Frozen.read(frozen, n_components).all_components  # any cell, in any feature, tells of the weights
+    known = Frozen.from_argument(frozen, n_components).all_components  # any cell, in any feature, tells of the weights
     if len(cells) < (1 if known else n_components):
         raise DataError(f"{len(cells)} cells are too few for {n_components} components")
     never = np.flatnonzero(cells.n_measured == 0)

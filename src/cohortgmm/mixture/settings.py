@@ -1,15 +1,14 @@
-"""How long and how often EM climbs where nobody says."""
+"""Default length and number of EM runs. A module of its own, since it is read where numpy is not loaded."""
 
 from typing import Any
 
-#: What ``max_iter``, ``tol`` and ``n_init`` are where they are not given: for plain cells, and where part of the cells
-#: is hidden by noise, gaps or selection, a background competes with the components, or only some parameters are free.
-#: EM's steps are smaller there.
-PLAIN = {"max_iter": 100, "tol": 1e-3, "n_init": 1}
-HIDDEN = {"max_iter": 2000, "tol": 1e-6, "n_init": 10}
+#: Values of ``max_iter``, ``tol`` and ``n_init`` where they are not given. EM converges more slowly where data are
+#: incomplete (noise, missing features, selection, background) or parameters are frozen.
+COMPLETE = {"max_iter": 100, "tol": 1e-3, "n_init": 1}
+INCOMPLETE = {"max_iter": 2000, "tol": 1e-6, "n_init": 10}
 
 
-def effective_settings(hidden: bool, **given: float | None) -> dict[str, Any]:
-    """``max_iter``, ``tol`` and ``n_init`` of a fit: as given, and where None for plain cells or for hidden ones."""
-    defaults = HIDDEN if hidden else PLAIN
+def effective_settings(incomplete: bool, **given: float | None) -> dict[str, Any]:
+    """Replace None among ``max_iter``, ``tol`` and ``n_init`` by the default for complete or incomplete data."""
+    defaults = INCOMPLETE if incomplete else COMPLETE
     return {name: defaults[name] if value is None else value for name, value in given.items()}

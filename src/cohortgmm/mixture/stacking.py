@@ -66,12 +66,12 @@ def cross_validate(
     if not (whole and 2 <= n_folds <= len(x)):
         raise ConfigError(f"n_folds must be from 2 to the number of cells ({len(x)}), got {n_folds!r}")
     fold = generator(random_state).permutation(len(x)) % n_folds
-    noise = None if noise is None else Noise.read(noise, *x.shape)
+    noise = None if noise is None else Noise.validated(noise, *x.shape)
     has_features = ~np.isnan(x).all(axis=1)
     result = np.zeros(len(x))
     for i in range(n_folds):
         out = fold == i
-        inside, outside = (None if noise is None else noise.of(rows) for rows in (~out, out))
+        inside, outside = (None if noise is None else noise.take(rows) for rows in (~out, out))
         fit = fit_mixture(x[~out], n_components, noise=inside, random_state=random_state, **options)
         result[out] = fit.model.log_prob(x[out], outside) - np.log(fit.completeness)
     return np.where(has_features, result, 0.0)

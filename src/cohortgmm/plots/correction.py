@@ -158,7 +158,7 @@ def _draw_densities(ax: Axes, x: np.ndarray, correction: Correction, names: list
     if correction.naive is not None:
         density = np.exp(correction.naive.log_prob(grid[:, None]))
         ax.plot(grid, density, color=INK, linestyle="--", linewidth=1.0, label="naive")
-    density = np.exp(correction.fit.model.signal().log_prob(grid[:, None]))
+    density = np.exp(correction.fit.model.without_background().log_prob(grid[:, None]))
     ax.plot(grid, density, color=PLAIN, linewidth=1.6, label="corrected")
     ax.legend(loc="best", frameon=False, fontsize=SMALL)
 

@@ -270,7 +270,7 @@ def test_noise_gaps_and_background_decide_where_a_cell_belongs(results_of):
     positions = np.array([7, 0, 3, 1, 5, 2])
     part = PatientCells("P1", x, np.ones(6, bool), noise=noise)
     plain = PatientCells("P2", x[:1], np.ones(1, bool))
-    fits = {"P1": fit_of(NEAR_AND_FAR), "P2": fit_of(NEAR_AND_FAR.signal())}
+    fits = {"P1": fit_of(NEAR_AND_FAR), "P2": fit_of(NEAR_AND_FAR.without_background())}
     cells, _ = assign_components(results_of(fits), [part, plain], {"P1": positions, "P2": np.array([6])}, 9)
     expected = posterior_by_definition(NEAR_AND_FAR, x, noise).responsibilities
     expected[2] = NEAR_AND_FAR.weights
@@ -296,7 +296,7 @@ def test_a_patient_with_as_many_cells_as_features_keeps_its_own_noise(results_of
 def test_a_probability_of_being_background_is_never_negative(results_of):
     rng = np.random.default_rng(0)
     x = np.concatenate([rng.normal(size=(500, 2)), 5 + rng.normal(size=(500, 2))])
-    model = NEAR_AND_FAR.signal().with_background(Background([60.0, 60.0], [70.0, 70.0], 1e-9))
+    model = NEAR_AND_FAR.without_background().with_background(Background([60.0, 60.0], [70.0, 70.0], 1e-9))
     part = PatientCells("P1", x, np.ones(1000, bool))
     cells, _ = assign_components(results_of({"P1": fit_of(model)}), [part], {"P1": np.arange(1000)}, 1000)
     assert cells.background.min() >= 0

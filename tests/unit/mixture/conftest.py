@@ -1,18 +1,16 @@
 """Mixtures and cells of known truth, what moments and fits are compared by, and the sizes where the ways part."""
 
+from contextlib import ExitStack
 from dataclasses import fields
 
 import numpy as np
 import pytest
 
 from cohortgmm.mixture.em.constraints import Constraints, Frozen
-from cohortgmm.mixture.em.mstep import Moments
-from cohortgmm.mixture.estep import base as expectation
-from cohortgmm.mixture.estep import grouped, screened
-from cohortgmm.mixture.estep import incremental as partial
+from cohortgmm.mixture.estep.moments import Moments
 from cohortgmm.mixture.estep.noisy import NoisyExpectation
 from cohortgmm.mixture.model import GaussianMixture
-from cohortgmm.mixture.numerics import tiles
+from cohortgmm.mixture.numerics.tuning import tuned
 from cohortgmm.mixture.result import MixtureFit
 
 
@@ -64,7 +62,7 @@ def floor_only():
     """Factory of constraints that freeze nothing."""
 
     def make(n_components, floor, *, strict=False):
-        return Constraints(floor, strict, Frozen.read(None, n_components))
+        return Constraints(floor, strict, Frozen.from_argument(None, n_components))
 
     return make
 
@@ -136,19 +134,22 @@ def assert_sound():
 
 
 @pytest.fixture
-def small_tiles(monkeypatch):
-    """Tiles of so few rows that some hundred cells take several of them, whatever works through them."""
-    monkeypatch.setattr(tiles, "_TILE_VALUES", 1)
-    monkeypatch.setattr(expectation, "_QUADRATIC_VALUES", 1)
-    monkeypatch.setattr(screened, "_TILE_VALUES", (1, 1))
-    monkeypatch.setattr(partial, "range_slices", lambda n, step: tiles.range_slices(n, 100))
+def tune():
+    """Function that sets sizes of :class:`~cohortgmm.mixture.numerics.tuning.Tuning` for the rest of the test."""
+    with ExitStack() as stack:
+        yield lambda **sizes: stack.enter_context(tuned(**sizes))
 
 
 @pytest.fixture
-def screen_everything(monkeypatch):
+def small_tiles(tune):
+    """Tiles of so few rows that some hundred cells take several of them, in every E-step."""
+    tune(tile_values=1, quadratic_values=1, screened_values=(1, 1), listed_rows=100)
+
+
+@pytest.fixture
+def screen_everything(tune):
     """Fits of full covariances leave out pairs and settled cells, however small they are."""
-    monkeypatch.setattr(grouped, "_FEW_FEATURES", 0)
-    monkeypatch.setattr(grouped, "_SMALL_WORK", 0)
+    tune(few_features=0, few_products=0)
 
 
 @pytest.fixture

@@ -5,13 +5,8 @@ import pytest
 from measured import GAPS, make_gaps, make_noise, posterior_by_definition, with_background
 
 from cohortgmm.errors import ConfigError, DataError
-from cohortgmm.mixture.density import evaluate as density
-from cohortgmm.mixture.estep import base as expectation
-from cohortgmm.mixture.estep import noisy
 from cohortgmm.mixture.fit import fit_mixture
 from cohortgmm.mixture.model import GaussianMixture
-from cohortgmm.mixture.numerics import tiles
-from cohortgmm.mixture.observations import measurements
 from cohortgmm.mixture.observations.background import Background
 
 COVARIANCE_TYPES = ["full", "diag"]
@@ -146,9 +141,9 @@ def assert_same_fit():
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
 @pytest.mark.parametrize("gaps", GAPS)
 @pytest.mark.parametrize("kind", ["none", "shared covariance", "few variances", "own variances", "own covariances"])
-def test_the_likelihood_never_falls(monkeypatch, make_mixture, kind, gaps, covariance_type, has_background):
-    monkeypatch.setattr(measurements, "_SMALLEST_GROUP", 6)
-    monkeypatch.setattr(measurements, "_CELLS_PER_NOISE", 20)
+def test_the_likelihood_never_falls(tune, make_mixture, kind, gaps, covariance_type, has_background):
+    tune(smallest_group=6)
+    tune(cells_per_noise=20)
     rng = np.random.default_rng(0)
     model = make_mixture(2, 3, covariance_type, spread=2.0)
     x = make_gaps(gaps, model.sample(100, rng)[0] + rng.normal(size=(100, 3)), rng)
@@ -191,13 +186,12 @@ def test_the_likelihood_never_falls(monkeypatch, make_mixture, kind, gaps, covar
 )
 @pytest.mark.parametrize("has_background", [False, True])
 def test_the_number_of_threads_changes_no_bit(
-    monkeypatch, make_mixture, assert_same_fit, kind, gaps, cutoff, has_background
+    monkeypatch, tune, make_mixture, assert_same_fit, kind, gaps, cutoff, has_background
 ):
-    monkeypatch.setattr(tiles, "_TILE_VALUES", 1)
-    monkeypatch.setattr(expectation, "_QUADRATIC_VALUES", 1)
-    for name in ("_FEWEST_ROWS", "_MOST_ROWS"):
-        monkeypatch.setattr(noisy, name, 40)
-    monkeypatch.setattr(density, "_ROWS", 40)
+    tune(tile_values=1)
+    tune(quadratic_values=1)
+    tune(noisy_rows=(40, 40))
+    tune(density_rows=40)
     rng = np.random.default_rng(0)
     model = make_mixture(3, 3, spread=2.0)
     x = make_gaps(gaps, model.sample(600, rng)[0] + 0.5 * rng.normal(size=(600, 3)), rng)
@@ -361,8 +355,8 @@ def test_a_feature_that_nobody_has_is_named():
         fit_mixture(np.nan_to_num(x), 1, noise=np.tile([0.1, np.inf, 0.1], (50, 1)))
 
 
-def test_a_feature_that_few_of_many_cells_have_can_be_fitted(monkeypatch):
-    monkeypatch.setattr(measurements, "_START_CELLS", 50)
+def test_a_feature_that_few_of_many_cells_have_can_be_fitted(tune):
+    tune(start_cells=50)
     x = np.random.default_rng(0).normal(size=(2000, 2))
     x[3:, 1] = np.nan
     fit = fit_mixture(x, 1, n_init=1, max_iter=3)

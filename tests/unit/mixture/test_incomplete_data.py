@@ -9,7 +9,6 @@ import pytest
 from scipy import optimize, special, stats
 
 from cohortgmm.errors import CohortgmmError, ConfigError, DataError, SingularCovarianceError
-from cohortgmm.mixture import fit as em
 from cohortgmm.mixture.em.initialize import STARTS
 from cohortgmm.mixture.fit import fit_mixture
 from cohortgmm.mixture.model import GaussianMixture
@@ -44,9 +43,9 @@ FEW = ["plain", "own noise", "missing", "background", "truncated", "all at once"
 
 
 @pytest.fixture(autouse=True)
-def few_nodes(monkeypatch):
+def few_nodes(tune):
     """The unseen part to within a hundredth."""
-    monkeypatch.setattr(em, "_MOST_NODES", 1 << 12)
+    tune(most_nodes=1 << 12)
 
 
 @dataclass

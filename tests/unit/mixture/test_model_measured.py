@@ -17,18 +17,18 @@ def shared(values):
 
 
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
-def test_seen_in_some_features_it_is_the_marginal_mixture(make_mixture, covariance_type):
+def test_the_marginal_of_some_features(make_mixture, covariance_type):
     model = with_background(make_mixture(3, 4, covariance_type), 0.2, amp_max=0.3)
     features = np.array([3, 1])
-    seen = model.seen(features, None)
-    assert seen.covariance_type == covariance_type
-    assert np.array_equal(seen.weights, model.weights)
+    marginal = model.marginal(features, None)
+    assert marginal.covariance_type == covariance_type
+    assert np.array_equal(marginal.weights, model.weights)
     for k in range(3):
-        assert np.array_equal(seen.means[k], [model.means[k, 3], model.means[k, 1]])
-        assert np.array_equal(seen.full_covariances[k], model.full_covariances[k][np.ix_(features, features)])
-    assert np.array_equal(seen.background.lower, model.background.lower[features])
-    assert np.array_equal(seen.background.upper, model.background.upper[features])
-    assert (seen.background.amp, seen.background.amp_max) == (0.2, 0.3)
+        assert np.array_equal(marginal.means[k], [model.means[k, 3], model.means[k, 1]])
+        assert np.array_equal(marginal.full_covariances[k], model.full_covariances[k][np.ix_(features, features)])
+    assert np.array_equal(marginal.background.lower, model.background.lower[features])
+    assert np.array_equal(marginal.background.upper, model.background.upper[features])
+    assert (marginal.background.amp, marginal.background.amp_max) == (0.2, 0.3)
 
 
 @pytest.mark.parametrize("features", [None, np.array([0, 2])])
@@ -36,32 +36,30 @@ def test_seen_in_some_features_it_is_the_marginal_mixture(make_mixture, covarian
     ("covariance_type", "is_diagonal", "expected"),
     [("full", True, "full"), ("full", False, "full"), ("diag", True, "diag"), ("diag", False, "full")],
 )
-def test_seen_through_noise_its_covariances_are_the_sums(
-    make_mixture, covariance_type, is_diagonal, expected, features
-):
+def test_the_covariances_of_a_convolution_are_sums(make_mixture, covariance_type, is_diagonal, expected, features):
     model = make_mixture(2, 3, covariance_type)
     d = 3 if features is None else 2
     matrix = np.diag([0.5, 2.0, 1.0][:d]) + (0.0 if is_diagonal else 0.1)
-    seen = model.seen(features, shared(np.diag(matrix) if is_diagonal else matrix))
-    assert seen.covariance_type == expected
+    marginal = model.marginal(features, shared(np.diag(matrix) if is_diagonal else matrix))
+    assert marginal.covariance_type == expected
     own = model.full_covariances if features is None else model.full_covariances[:, features][:, :, features]
-    np.testing.assert_allclose(seen.full_covariances, own + matrix, rtol=1e-15)
-    assert np.array_equal(seen.means, model.means if features is None else model.means[:, features])
-    assert seen.background is None
+    np.testing.assert_allclose(marginal.full_covariances, own + matrix, rtol=1e-15)
+    assert np.array_equal(marginal.means, model.means if features is None else model.means[:, features])
+    assert marginal.background is None
 
 
-def test_seen_as_it_is_it_is_the_same(make_mixture):
+def test_the_marginal_of_all_features_without_noise_is_the_same(make_mixture):
     model = with_background(make_mixture(2, 3))
-    seen = model.seen(None, None)
+    marginal = model.marginal(None, None)
     for name, array in model.arrays().items():
-        assert np.array_equal(seen.arrays()[name], array)
+        assert np.array_equal(marginal.arrays()[name], array)
 
 
-def test_it_does_not_change_when_it_is_seen(make_mixture):
+def test_a_marginal_leaves_the_mixture_as_it_is(make_mixture):
     model = make_mixture(2, 3)
     kept = {name: array.copy() for name, array in model.arrays().items()}
-    model.seen(np.array([0, 1]), shared(np.ones(2)))
-    model.seen(None, shared(np.ones((3, 3))))
+    model.marginal(np.array([0, 1]), shared(np.ones(2)))
+    model.marginal(None, shared(np.ones((3, 3))))
     for name, array in model.arrays().items():
         assert np.array_equal(array, kept[name])
 
@@ -81,7 +79,7 @@ def test_beside_a_background_the_components_share_what_it_leaves(make_mixture, c
 
 def test_the_signal_is_without_the_background(make_mixture):
     model = make_mixture(3, 2)
-    signal = with_background(model, 0.4).signal()
+    signal = with_background(model, 0.4).without_background()
     assert signal.background is None
     np.testing.assert_allclose(signal.weights, model.weights, rtol=1e-14)
     assert signal.weights.sum() == pytest.approx(1, abs=1e-15)
@@ -97,7 +95,7 @@ def test_the_density_is_that_of_signal_and_background_by_their_shares(make_mixtu
     inside = ((x >= model.background.lower) & (x <= model.background.upper)).all(axis=1)
     assert 20 < inside.sum() < 180
     volume = np.prod(model.background.upper - model.background.lower)
-    density = 0.6 * np.exp(model.signal().log_prob(x)) + 0.4 * inside / volume
+    density = 0.6 * np.exp(model.without_background().log_prob(x)) + 0.4 * inside / volume
     np.testing.assert_allclose(np.exp(model.log_prob(x)), density, rtol=1e-10)
     probability = model.background_probability(x)
     np.testing.assert_allclose(probability, 0.4 * inside / volume / density, atol=1e-12)
@@ -120,7 +118,7 @@ def test_the_background_probability_is_that_of_the_definition_through_noise(make
     probability = model.background_probability(x, noise)
     centre = 0.5 * (model.background.lower + model.background.upper)
     assert np.abs(x[probability.argmax()] - centre) > 1  # in the wings
-    signal = np.exp(model.signal().log_prob(x, noise))
+    signal = np.exp(model.without_background().log_prob(x, noise))
     whole = np.exp(model.log_prob(x, noise))
     np.testing.assert_allclose(probability, 1 - 0.7 * signal / whole, atol=1e-12)
 

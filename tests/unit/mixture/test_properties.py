@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from cohortgmm.mixture.em.initialize import STARTS
-from cohortgmm.mixture.estep.base import DenseExpectation, QuadraticExpectation
+from cohortgmm.mixture.estep.dense import DenseExpectation
+from cohortgmm.mixture.estep.quadratic import QuadraticExpectation
 from cohortgmm.mixture.estep.screened import ScreenedExpectation
 from cohortgmm.mixture.fit import fit_mixture
 from cohortgmm.mixture.model import GaussianMixture

@@ -221,7 +221,7 @@ def test_one_feature_is_a_density_of_area_one():
     assert sum(bar.get_width() * bar.get_height() for bar in bars) == pytest.approx(1)
     lines = {line.get_label(): line.get_data() for line in ax.lines}
     grid, density = lines["corrected"]
-    model = options["correction"].fit.model.signal()  # the components alone
+    model = options["correction"].fit.model.without_background()  # the components alone
     np.testing.assert_allclose(density, np.exp(model.log_prob(grid[:, None])), rtol=1e-12)
     assert np.trapezoid(density, grid) == pytest.approx(1, abs=0.01)
     grid, density = lines["naive"]

@@ -1,4 +1,4 @@
-"""Densities of measured cells under a mixture."""
+"""Densities and responsibilities of measured cells under a mixture."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -7,21 +7,19 @@ from typing import TypeVar
 import numpy as np
 
 from cohortgmm.errors import DataError
-from cohortgmm.mixture.estep.noisy import pairs_of
-from cohortgmm.mixture.model import GaussianMixture
+from cohortgmm.mixture.density.noisy import noisy_densities
+from cohortgmm.mixture.density.parameters import Parameters
 from cohortgmm.mixture.numerics.posterior import normalize
 from cohortgmm.mixture.numerics.tiles import range_slices
+from cohortgmm.mixture.numerics.tuning import tuning
 from cohortgmm.mixture.observations.measurements import Group, Measurements
 from cohortgmm.mixture.observations.noise import Noise
-
-#: Cells of a tile whose noise is their own.
-_ROWS = 1024
 
 _Result = TypeVar("_Result")
 
 
 def map_joint(
-    function: Callable[[np.ndarray, np.ndarray | None], _Result], cells: Measurements, model: GaussianMixture
+    function: Callable[[np.ndarray, np.ndarray | None], _Result], cells: Measurements, model: Parameters
 ) -> Iterator[tuple[np.ndarray, _Result]]:
     """Results of ``function`` on all cells, tile by tile.
 
@@ -40,42 +38,46 @@ def map_joint(
     rows : ndarray
         (n,) positions of the tile's cells in the data.
     result
-        What the function returned.
+        The return value of the function.
     """
-    everyone = np.arange(len(cells.whole))
+    all_rows = np.arange(len(cells.whole))
     for group in cells.groups:
-        rows = everyone[group.rows]
+        rows = all_rows[group.rows]
         evaluate, tiles = _evaluation(group, model)
-        results = group.cells.map(partial(_look, function, evaluate, group, model), tiles)
+        results = group.cells.map(partial(_apply, function, evaluate, group, model), tiles)
         for tile, result in zip(tiles, results, strict=True):
             yield rows[tile], result
 
 
-def _look(function: Callable, evaluate: Callable, group: Group, model: GaussianMixture, tile: slice):
+def _apply(
+    function: Callable[[np.ndarray, np.ndarray | None], _Result],
+    evaluate: Callable[[slice], np.ndarray],
+    group: Group,
+    model: Parameters,
+    tile: slice,
+) -> _Result:
     return function(evaluate(tile), group.cells.background_at(tile, model.background))
 
 
-def _evaluation(group: Group, model: GaussianMixture) -> tuple[Callable[[slice], np.ndarray], list[slice]]:
-    """What gives the joint log-densities (K, n) of a tile, and the tiles."""
+def _evaluation(group: Group, model: Parameters) -> tuple[Callable[[slice], np.ndarray], list[slice]]:
+    """A function from a tile to its joint log-densities (K, n), and the tiles."""
     if group.is_uniform:
-        seen = model.seen(group.features, group.noise)
+        convolved = model.marginal(group.features, group.noise)
 
-        def evaluate(tile: slice) -> np.ndarray:
-            return seen.joint_log_prob(group.cells.rows(tile) - seen.means[:, None, :])
+        def evaluate_uniform(tile: slice) -> np.ndarray:
+            return convolved.joint_log_prob(group.cells.rows(tile) - convolved.means[:, None, :])
 
-        return evaluate, group.cells.tiles(seen.means.size)
+        return evaluate_uniform, group.cells.tiles(convolved.means.size)
 
-    def evaluate_pairs(tile: slice) -> np.ndarray:
-        pairs = pairs_of(group, tile, model)
-        for k in range(model.n_components):
-            pairs.evaluate(k, np.arange(pairs.joint.shape[1]))
-            pairs.forget()
-        return pairs.joint
+    def evaluate_noisy(tile: slice) -> np.ndarray:
+        densities = noisy_densities(group, tile, model)
+        all_rows = np.arange(densities.x.shape[1])
+        return np.stack([densities.evaluate(k, all_rows)[0] for k in range(model.n_components)])
 
-    return evaluate_pairs, list(range_slices(len(group.cells), _ROWS))
+    return evaluate_noisy, list(range_slices(len(group.cells), tuning().density_rows))
 
 
-def log_prob(model: GaussianMixture, x: np.ndarray, noise: np.ndarray | Noise | None) -> np.ndarray:
+def log_prob(model: Parameters, x: np.ndarray, noise: np.ndarray | Noise | None = None) -> np.ndarray:
     """See :meth:`cohortgmm.GaussianMixture.log_prob`."""
     result = np.zeros(len(x))
     with np.errstate(over="ignore", invalid="ignore"):
@@ -84,7 +86,7 @@ def log_prob(model: GaussianMixture, x: np.ndarray, noise: np.ndarray | Noise | 
     return result
 
 
-def responsibilities(model: GaussianMixture, x: np.ndarray, noise: np.ndarray | Noise | None) -> np.ndarray:
+def responsibilities(model: Parameters, x: np.ndarray, noise: np.ndarray | Noise | None = None) -> np.ndarray:
     """See :meth:`cohortgmm.GaussianMixture.responsibilities`."""
     result = np.tile(model.weights, (len(x), 1))
     with np.errstate(over="ignore", invalid="ignore"):
@@ -93,13 +95,15 @@ def responsibilities(model: GaussianMixture, x: np.ndarray, noise: np.ndarray | 
     return result
 
 
-def _normalized(model: GaussianMixture, x: np.ndarray, noise: np.ndarray | Noise | None) -> Iterator:
+def _normalized(
+    model: Parameters, x: np.ndarray, noise: np.ndarray | Noise | None
+) -> Iterator[tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]]:
     """Responsibilities (K, n) and log-densities (n,) of all cells, tile by tile.
 
     Raises
     ------
     DataError
-        Where a density underflows although a component could have made the cell.
+        Where a density underflows although a component could have produced the cell.
     """
     has_components = bool(model.weights.any())
     cells = Measurements(x, noise, background=model.background)

@@ -1,133 +1,156 @@
-"""Whether some arrays are the parameters of a mixture: what a user or a file gives is looked at here."""
+"""The parameters of a Gaussian mixture and what follows from them: factors, densities, marginals."""
 
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Self
 
 import numpy as np
 
-from cohortgmm.arrays import dense_array
-from cohortgmm.display import format_value
-from cohortgmm.errors import ConfigError, DataError
+from cohortgmm.mixture.density.checks import check_background
+from cohortgmm.mixture.numerics.gaussian import LOG_2PI, Factors, factorize, whiten
 from cohortgmm.mixture.observations.background import Background
-
-#: Weights and background may be this far from a sum of one, as those of a file in single precision are.
-SUM_TO_ONE = 1e-6
-
-#: A covariance may be this far, relative to its largest element, from being symmetric, for the same reason.
-_ASYMMETRY = 1e-6
-
-#: Where the other features leave less than this share of a feature's variance unexplained, eigenvalues are looked at: of
-#: a singular covariance, Cholesky's pivots may be made of rounding errors.
-_UNEXPLAINED = 1e-6
-
-#: Smallest eigenvalue of a matrix of correlations in roundings of its largest one, which counts up to this many: fitted
-#: covariances keep 1e-13.
-_ROUNDINGS, _LARGEST_EIGENVALUE = 4.0, 50.0
+from cohortgmm.mixture.observations.noise import Noise
 
 
-def checked_arrays(weights: Any, means: Any, covariances: Any, background: Any) -> dict[str, np.ndarray]:
-    """Parameters of a mixture in double precision, by name; covariances that are skew by rounding become symmetric.
+@dataclass(frozen=True, eq=False, repr=False)
+class Parameters:
+    """Weights, means and covariances of a mixture of K Gaussians in D dimensions, known to be valid.
 
-    Raises
-    ------
-    DataError
-        Naming the parameter, the component and what was found, if they are none.
+    This is the value that EM works with. Users get and give :class:`cohortgmm.GaussianMixture`, which adds checks,
+    methods for cells and the file.
+
+    Attributes
+    ----------
+    weights
+        (K,) mixture weights; they and the amplitude of the background sum to one.
+    means
+        (K, D).
+    covariances
+        (K, D, D) full covariances, or (K, D) variances of diagonal ones.
+    background
+        A uniform background beside the components, or None.
     """
-    given = {"weights": weights, "means": means, "covariances": covariances}
-    arrays = {name: _finite(value, name) for name, value in given.items()}
-    k, d = arrays["means"].shape if arrays["means"].ndim == 2 else (0, 0)
-    shapes = [array.shape for array in arrays.values()]
-    if k == 0 or d == 0 or shapes[0] != (k,) or shapes[2] not in ((k, d, d), (k, d)):
-        raise DataError(
-            "a mixture needs weights (K,), means (K, D) and covariances (K, D, D) or (K, D), "
-            f"got {shapes[0]}, {shapes[1]} and {shapes[2]}"
-        )
-    _check_weights(arrays["weights"], background, d)
-    with np.errstate(over="ignore", invalid="ignore"):
-        arrays["covariances"] = _definite(arrays["covariances"])
-    return arrays
 
+    weights: np.ndarray
+    means: np.ndarray
+    covariances: np.ndarray
+    background: Background | None = None
 
-def _finite(value: Any, name: str) -> np.ndarray:
-    # A copy: the factors are kept, and would not follow what becomes of the user's array.
-    array = np.array(dense_array(value, f"{name} of the mixture"), dtype=np.float64, order="C")
-    bad = ~np.isfinite(array)
-    if bad.any():
-        place = np.argwhere(bad)[0]
-        which = f": component {place[0]} has {array[tuple(place)]:g}" if len(place) else f": {array:g}"
-        raise DataError(f"{name} of the mixture are not all finite{which}")
-    return array
+    @classmethod
+    def from_factors(
+        cls,
+        weights: np.ndarray,
+        means: np.ndarray,
+        covariances: np.ndarray,
+        factors: Factors | None = None,
+        background: Background | None = None,
+    ) -> Self:
+        """Make a mixture without checks from valid parameters, and from the factors of its covariances if they are known.
 
+        EM makes thousands of mixtures; factors that are not given are computed at their first use.
+        """
+        model = object.__new__(cls)
+        for name, array in (("weights", weights), ("means", means), ("covariances", covariances)):
+            model.__dict__[name] = np.ascontiguousarray(array, dtype=np.float64)
+        model.__dict__["background"] = background
+        if factors is not None:
+            model.__dict__["factors"] = factors  # where cached_property keeps it
+        return model
 
-def _check_weights(weights: np.ndarray, background: Any, n_features: int) -> None:
-    negative = np.flatnonzero(weights < 0)
-    if len(negative):
-        raise DataError(
-            f"weights of the mixture must not be negative: component {negative[0]} has {weights[negative[0]]:.6g}"
-        )
-    check_background(background, n_features)
-    amp = 0.0 if background is None else background.amp
-    total = float(weights.sum()) + amp
-    if not abs(total - 1.0) <= SUM_TO_ONE:
-        if background is None:
-            hint = "divide them by their sum" if total > 0 else "give at least one a weight"
-            raise DataError(f"weights of the mixture must sum to one, got {total:.8g}: {hint}")
-        raise DataError(
-            f"weights and the background's amplitude must sum to one, got {total:.6g}: let the weights sum to 1 - {amp:g}"
+    @classmethod
+    def from_parameters(cls, parameters: "Parameters") -> Self:
+        """Make a mixture of this class from the parameters of another one, with its factors."""
+        return cls.from_factors(
+            parameters.weights, parameters.means, parameters.covariances, parameters.factors, parameters.background
         )
 
+    @property
+    def n_components(self) -> int:
+        """Number of components K."""
+        return self.means.shape[0]
 
-def check_background(background: Any, n_features: int) -> None:
-    """Refuse what is no background of these features; None is none."""
-    if background is not None and not isinstance(background, Background):
-        raise ConfigError(f"background must be a cohortgmm.Background, got {format_value(background)}")
-    if background is not None and background.n_features != n_features:
-        raise DataError(f"the background has {background.n_features} features, the components have {n_features}")
+    @property
+    def n_features(self) -> int:
+        """Number of features D."""
+        return self.means.shape[1]
 
+    @property
+    def component_weights(self) -> np.ndarray:
+        """(K,) weights of the components without the background: they sum to one; equal where all is background."""
+        total = self.weights.sum()
+        return self.weights / total if total > 0 else np.full(self.n_components, 1.0 / self.n_components)
 
-def _definite(covariances: np.ndarray) -> np.ndarray:
-    """The covariances, symmetric in every bit."""
-    if covariances.ndim == 2:
-        bad = np.argwhere(~(covariances > 0))
-        if len(bad):
-            k, feature = bad[0]
-            raise DataError(
-                f"the variances of component {k} must be positive, that of feature {feature} is "
-                f"{covariances[k, feature]:.3g}: raise it, or remove the component"
+    @property
+    def covariance_type(self) -> str:
+        """``"full"`` or ``"diag"``."""
+        return "diag" if self.covariances.ndim == 2 else "full"
+
+    @cached_property
+    def factors(self) -> Factors:
+        """Square roots of the covariances and of their inverses."""
+        return factorize(self.covariances)
+
+    @cached_property
+    def log_peaks(self) -> np.ndarray:
+        """(K,) log(weight × density) of every component at its own mean, in nats; −inf for a weight of zero."""
+        with np.errstate(divide="ignore"):
+            return np.log(self.weights) - self.factors.half_log_det - 0.5 * self.n_features * LOG_2PI
+
+    @property
+    def full_covariances(self) -> np.ndarray:
+        """(K, D, D) covariances, whatever the type."""
+        if self.covariance_type == "full":
+            return self.covariances
+        return self.covariances[:, :, None] * np.eye(self.n_features)
+
+    @property
+    def condition_numbers(self) -> np.ndarray:
+        """(K,) ratio of the largest to the smallest eigenvalue of every covariance."""
+        values = self.covariances if self.covariance_type == "diag" else np.linalg.eigvalsh(self.covariances)
+        return values.max(axis=1) / np.maximum(values.min(axis=1), np.finfo(float).tiny)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The parameters by name, as a file holds them."""
+        background = {} if self.background is None else self.background.arrays()
+        return {"weights": self.weights, "means": self.means, "covariances": self.covariances} | background
+
+    def joint_log_prob(self, deviation: np.ndarray) -> np.ndarray:
+        """log(weight × density) of every component, shape (K, n), in nats, at deviations (K, n, D) from the means."""
+        white = whiten(deviation, self.factors)
+        return self.log_peaks[:, None] - 0.5 * np.einsum("knd,knd->kn", white, white)
+
+    def marginal(self, features: np.ndarray | None, noise: Noise | None) -> "Parameters":
+        """The distribution of measured cells: in some features, convolved with noise that all cells share.
+
+        Parameters
+        ----------
+        features
+            (m,) the measured features; None for all.
+        noise
+            Measurement noise in these features; None for none.
+        """
+        if features is None and noise is None:
+            return self
+        means, covariances, background = self.means, self.covariances, self.background
+        if noise is not None and not noise.is_diagonal:
+            covariances = self.full_covariances
+        if features is not None:
+            means = means[:, features]
+            covariances = (
+                covariances[:, features] if covariances.ndim == 2 else covariances[:, features][:, :, features]
             )
-        return covariances
-    skew = np.abs(covariances - covariances.transpose(0, 2, 1)).max(axis=(1, 2))
-    worst = np.flatnonzero(~(skew <= _ASYMMETRY * np.abs(covariances).max(axis=(1, 2))))
-    if len(worst):
-        raise DataError(
-            f"the covariance of component {worst[0]} is not symmetric, it differs from its transpose by up to "
-            f"{skew[worst[0]]:.3g}: take the mean of the two"
-        )
-    if skew.any():
-        covariances = 0.5 * covariances + 0.5 * covariances.transpose(0, 2, 1)
-    for k, covariance in enumerate(covariances):
-        if not _is_definite(covariance):
-            raise DataError(
-                f"the covariance of component {k} is not positive definite, its smallest eigenvalue is "
-                f"{_smallest_eigenvalue(covariance):.3g}: add a small variance to its diagonal, or remove the component"
-            )
-    return covariances
+            if background is not None:
+                background = replace(background, lower=background.lower[features], upper=background.upper[features])
+        if noise is not None:
+            covariances = covariances + (noise.variances() if covariances.ndim == 2 else noise.covariances())
+        return Parameters.from_factors(self.weights, means, covariances, None, background)
 
+    def with_background(self, background: Background) -> Self:
+        """The same components beside another background, their weights scaled to sum to one less its amplitude."""
+        check_background(background, self.n_features)
+        weights = self.component_weights * (1.0 - background.amp)
+        return self.from_factors(weights, self.means, self.covariances, self.factors, background)
 
-def _is_definite(covariance: np.ndarray) -> bool:
-    """Whether a symmetric matrix is positive definite in double precision, whatever the units of the features."""
-    try:
-        root = np.linalg.cholesky(covariance)
-    except np.linalg.LinAlgError:
-        return False
-    scale = np.sqrt(np.diagonal(covariance))
-    if np.all(np.diagonal(root) > np.sqrt(_UNEXPLAINED) * scale):
-        return True
-    values = np.linalg.eigvalsh(covariance / scale / scale[:, None])
-    return bool(values[0] > _ROUNDINGS * np.finfo(float).eps * min(values[-1], _LARGEST_EIGENVALUE))
-
-
-def _smallest_eigenvalue(covariance: np.ndarray) -> float:
-    try:
-        return float(np.linalg.eigvalsh(covariance)[0])
-    except np.linalg.LinAlgError:
-        return float("nan")
+    def without_background(self) -> Self:
+        """The components alone, with weights that sum to one."""
+        return self.from_factors(self.component_weights, self.means, self.covariances, self.factors)

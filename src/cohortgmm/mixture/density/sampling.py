@@ -8,15 +8,10 @@ import numpy as np
 
 from cohortgmm.arguments import check_count, generator
 from cohortgmm.errors import ConfigError, DataError
-from cohortgmm.mixture.model import GaussianMixture
+from cohortgmm.mixture.density.parameters import Parameters
+from cohortgmm.mixture.numerics.tuning import tuning
 from cohortgmm.mixture.observations.completeness import Completeness, NoiseAt, noise_of_places
 from cohortgmm.mixture.observations.noise import Noise
-
-#: Cells drawn at a time, at least and at most.
-_FEWEST, _MOST = 1 << 10, 1 << 20
-
-#: Cells drawn without one that is seen, after which none is expected any more.
-_HOPELESS = 10_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,8 +36,24 @@ class ObservedSample:
     n_drawn: int
 
 
+def sample(model: Parameters, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """See :meth:`cohortgmm.GaussianMixture.sample`."""
+    components = rng.choice(model.n_components, size=n, p=model.component_weights)
+    noise = rng.standard_normal((n, model.n_features))
+    x = np.empty_like(noise)
+    for k in range(model.n_components):
+        chosen = components == k
+        root = model.factors.root[k]
+        shift = noise[chosen] * root if model.covariance_type == "diag" else noise[chosen] @ root.T
+        x[chosen] = model.means[k] + shift
+    if model.background is not None:
+        components[rng.random(n) < model.background.amp] = -1
+        x[components < 0] = model.background.sample(np.count_nonzero(components < 0), rng)
+    return x, components
+
+
 def sample_observed(
-    model: GaussianMixture,
+    model: Parameters,
     n: int,
     rng: np.random.Generator | int | None = None,
     *,
@@ -54,12 +65,13 @@ def sample_observed(
     n, rng = check_count("n, the number of cells,", n, 0), generator(rng, "rng")
     checked = None if completeness is None else Completeness(completeness)
     noise = _noise_of_sample(noise, n, model.n_features, selected=checked is not None)
-    parts, n_seen, n_drawn, size = [], 0, 0, max(n, _FEWEST)
+    sizes = tuning()
+    parts, n_seen, n_drawn, size = [], 0, 0, max(n, sizes.fewest_draws)
     if isinstance(noise, Noise) and not noise.is_shared:
         size = n
     while n_seen < n or not parts:
-        size = int(min(size, _MOST))
-        x, components = model.sample(size, rng)
+        size = int(min(size, sizes.most_draws))
+        x, components = sample(model, size, rng)
         own = None
         if noise is not None:
             own = noise_of_places(x, noise, "noise") if callable(noise) else noise
@@ -70,11 +82,11 @@ def sample_observed(
         if n_seen + seen.sum() >= n:
             end = int(np.flatnonzero(seen)[n - n_seen - 1]) + 1 if n else 0
         chosen = np.flatnonzero(~seen[:end] if inverted else seen[:end])
-        parts.append((x[chosen], None if own is None else own.of(chosen), components[chosen]))
+        parts.append((x[chosen], None if own is None else own.take(chosen), components[chosen]))
         n_seen, n_drawn = n_seen + int(seen[:end].sum()), n_drawn + end
-        if n_seen == 0 and n_drawn > _HOPELESS:
+        if n_seen == 0 and n_drawn > sizes.hopeless_draws:
             raise DataError(f"none of {n_drawn} cells drawn from the mixture passes the selection")
-        size = size if n_seen == 0 else 1.1 * (n - n_seen) * n_drawn / n_seen + _FEWEST
+        size = size if n_seen == 0 else 1.1 * (n - n_seen) * n_drawn / n_seen + sizes.fewest_draws
     x, own, components = zip(*parts, strict=True)
     return ObservedSample(np.concatenate(x), _together(own), np.concatenate(components), n_drawn)
 
@@ -84,7 +96,7 @@ def _noise_of_sample(noise: Any, n: int, n_features: int, *, selected: bool) -> 
     if noise is None or callable(noise):
         return noise
     said = isinstance(noise, Noise)
-    noise = Noise.read(noise, n, n_features)
+    noise = Noise.validated(noise, n, n_features)
     if not np.isfinite(noise.values).all():
         raise DataError("noise gave values that are not finite")
     if not (noise.is_shared or said):

@@ -1,4 +1,4 @@
-"""What a fitted mixture must keep to: the floor under its covariances, and parameters that are not to change."""
+"""Constraints of the M-step: the floor under the covariances, and frozen parameters."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from cohortgmm.errors import ConfigError
-from cohortgmm.mixture.model import GaussianMixture
+from cohortgmm.mixture.density.parameters import Parameters
 from cohortgmm.mixture.numerics.gaussian import Factors, floor_covariances
 
 #: Names in the argument ``frozen``, and the parameters they stand for.
@@ -16,7 +16,7 @@ _NAMES = {"amp": "weights", "mean": "means", "covar": "covariances"}
 
 @dataclass(frozen=True, eq=False)
 class Frozen:
-    """Components whose parameters stay as they are, bit by bit.
+    """Components whose parameters stay exactly as they are.
 
     Attributes
     ----------
@@ -29,8 +29,8 @@ class Frozen:
     covariances: np.ndarray
 
     @classmethod
-    def read(cls, frozen: Mapping[str, Any] | None, n_components: int) -> "Frozen":
-        """What a user asked for.
+    def from_argument(cls, frozen: Mapping[str, Any] | None, n_components: int) -> "Frozen":
+        """Validate what a user asked for.
 
         Parameters
         ----------
@@ -89,7 +89,7 @@ def _numbers(components: Any, kind: str, n_components: int) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Constraints:
-    """What the M-step keeps to.
+    """Constraints of the M-step.
 
     Attributes
     ----------
@@ -103,10 +103,12 @@ class Constraints:
     strict: bool
     frozen: Frozen
 
-    def admit(
-        self, covariances: np.ndarray, model: GaussianMixture, suspected: np.ndarray | None = None
+    def project(
+        self, covariances: np.ndarray, model: Parameters, suspected: np.ndarray | None = None
     ) -> tuple[np.ndarray, Factors, np.ndarray]:
-        """Covariances as they may be, their factors, and which were clamped; the frozen ones are those of ``model``.
+        """Raise covariances to the floor; the frozen ones are those of ``model``.
+
+        Returns covariances, their factors, and (K,) which of them were below the floor.
 
         See :func:`cohortgmm.mixture.numerics.gaussian.floor_covariances`.
         """

@@ -1,30 +1,30 @@
-"""Where EM starts: ways to make a first mixture from the data."""
+"""Where EM starts: first mixtures made from the data."""
 
 from collections.abc import Callable
 
 import numpy as np
 
+from cohortgmm.mixture.density.parameters import Parameters
 from cohortgmm.mixture.em.constraints import Constraints, Frozen
-from cohortgmm.mixture.em.mstep import Moments, maximize
-from cohortgmm.mixture.model import GaussianMixture
+from cohortgmm.mixture.em.mstep import m_step
+from cohortgmm.mixture.estep.moments import Moments
 from cohortgmm.mixture.numerics.gaussian import floor_covariances
+from cohortgmm.mixture.numerics.tuning import tuning
 from cohortgmm.mixture.observations.cells import CellData
 
 _MAX_LLOYD = 50
 
-#: Lloyd's iterations end when no more than this share of the cells changes its cluster: EM moves them on.
+#: Lloyd's iterations end when no more than this share of the cells changes its cluster; EM moves the cells further.
 _STILL_MOVING = 0.01
 
-#: The centres are looked for among this many cells per cluster, at least among `_SAMPLE`.
+#: The centres are searched among this many cells per cluster, and at least among ``tuning().seeding_cells``.
 _SAMPLE_PER_CLUSTER = 128
-_SAMPLE = 2048
 
-#: Seedings that compete over a few iterations, unless there are so few cells that EM costs less than they do.
+#: Seedings that compete over a few iterations, unless there are so few cells that EM costs less than the competition.
 _SEEDINGS = 5
 _TRIAL_LLOYD = 2
 _TRIAL_PER_CLUSTER = 64
 _TRIAL_SAMPLE = 512
-_FEW_CELLS = 2000
 
 
 def kmeans_labels(
@@ -53,10 +53,10 @@ def kmeans_labels(
     centres : ndarray
         (K, D) centres the cells were assigned to.
     """
-    n, size = len(cells), max(_SAMPLE, _SAMPLE_PER_CLUSTER * n_components)
+    n, size = len(cells), max(tuning().seeding_cells, _SAMPLE_PER_CLUSTER * n_components)
     sample = np.sort(rng.choice(n, size=size, replace=False, shuffle=False)) if n > size else slice(None)
     x = cells.rows(sample) - cells.mean
-    if len(x) > _FEW_CELLS:
+    if len(x) > tuning().competing_cells:
         n_few = min(len(x), max(_TRIAL_SAMPLE, _TRIAL_PER_CLUSTER * n_components))
         few = x[rng.choice(len(x), size=n_few, replace=False)]
         seedings = _seed_centres(few, n_components, _SEEDINGS, rng)
@@ -139,7 +139,7 @@ def _fill_empty_clusters(labels: np.ndarray, distances: np.ndarray) -> None:
 
 def kmeans_start(
     cells: CellData, n_components: int, covariance_type: str, floor: float, rng: np.random.Generator
-) -> GaussianMixture:
+) -> Parameters:
     """Mixture of the k-means clusters: their shares, means and covariances."""
     labels, centres = kmeans_labels(cells, n_components, rng)
     return _mixture_of_clusters(cells, labels, centres, covariance_type, floor)
@@ -147,7 +147,7 @@ def kmeans_start(
 
 def seeded_start(
     cells: CellData, n_components: int, covariance_type: str, floor: float, rng: np.random.Generator
-) -> GaussianMixture:
+) -> Parameters:
     """Mixture of the cells that are nearest to the same seed of k-means++."""
     labels, centres = kmeans_labels(cells, n_components, rng, max_iter=0)
     return _mixture_of_clusters(cells, labels, centres, covariance_type, floor)
@@ -155,7 +155,7 @@ def seeded_start(
 
 def _mixture_of_clusters(
     cells: CellData, labels: np.ndarray, centres: np.ndarray, covariance_type: str, floor: float
-) -> GaussianMixture:
+) -> Parameters:
     n_components = len(centres)
 
     def expect(tile: slice) -> Moments:
@@ -169,24 +169,24 @@ def _mixture_of_clusters(
     moments = Moments.sum(cells.map(expect, cells.tiles(max(1, cells.n_features // 4))))
     shape = moments.second.shape
     unit = np.broadcast_to(np.ones(shape[1:]) if covariance_type == "diag" else np.eye(shape[1]), shape)
-    around = GaussianMixture.from_factors(np.full(n_components, 1.0 / n_components), centres, unit)
-    return maximize(moments, around, Constraints(floor, False, Frozen.read(None, n_components)))[0]
+    around = Parameters.from_factors(np.full(n_components, 1.0 / n_components), centres, unit)
+    return m_step(moments, around, Constraints(floor, False, Frozen.from_argument(None, n_components)))[0]
 
 
 def random_start(
     cells: CellData, n_components: int, covariance_type: str, floor: float, rng: np.random.Generator
-) -> GaussianMixture:
+) -> Parameters:
     """Mixture of equal weights around randomly chosen cells, all with the covariance of the data."""
     means = cells.rows(np.sort(rng.choice(len(cells), size=n_components, replace=False)))
     covariance = np.diag(cells.covariance) if covariance_type == "diag" else cells.covariance
     covariances = np.repeat(covariance[None], n_components, axis=0)
     covariances, factors, _ = floor_covariances(covariances, floor, strict=False)
-    return GaussianMixture.from_factors(np.full(n_components, 1.0 / n_components), means, covariances, factors)
+    return Parameters.from_factors(np.full(n_components, 1.0 / n_components), means, covariances, factors)
 
 
 def minmax_start(
     cells: CellData, n_components: int, covariance_type: str, floor: float, rng: np.random.Generator
-) -> GaussianMixture:
+) -> Parameters:
     """Mixture of equal weights with means drawn evenly from the box that holds the cells.
 
     Its covariances are round, with the volume of the box shared between the components.
@@ -197,10 +197,10 @@ def minmax_start(
     variances = np.full((n_components, cells.n_features), (width / 2) ** 2)
     covariances = variances if covariance_type == "diag" else variances[:, :, None] * np.eye(cells.n_features)
     covariances, factors, _ = floor_covariances(covariances, floor, strict=False)
-    return GaussianMixture.from_factors(np.full(n_components, 1.0 / n_components), means, covariances, factors)
+    return Parameters.from_factors(np.full(n_components, 1.0 / n_components), means, covariances, factors)
 
 
-Start = Callable[[CellData, int, str, float, np.random.Generator], GaussianMixture]
+Start = Callable[[CellData, int, str, float, np.random.Generator], Parameters]
 
 #: Values of ``init``.
 STARTS: dict[str, Start] = {

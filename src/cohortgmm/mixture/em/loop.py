@@ -2,38 +2,68 @@
 
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 
 from cohortgmm.errors import DivergedError, FitError
+from cohortgmm.mixture.density.parameters import Parameters
 from cohortgmm.mixture.em.constraints import Constraints
-from cohortgmm.mixture.em.mstep import Moments, maximize
-from cohortgmm.mixture.em.split_merge import move, moves
+from cohortgmm.mixture.em.mstep import m_step
 from cohortgmm.mixture.em.squarem import Squarem
 from cohortgmm.mixture.estep.base import Expectation
-from cohortgmm.mixture.model import GaussianMixture
-from cohortgmm.mixture.observations.completeness import TruncatedExpectation
-from cohortgmm.mixture.observations.measurements import Measurements
-from cohortgmm.mixture.result import MixtureFit
+from cohortgmm.mixture.estep.moments import Moments
 
-#: Of several starts where part of the cells is hidden, each goes on for so long before the best is chosen.
+#: Length of a trial run: with incomplete data every start runs this long, and only the best is continued.
 _TRIAL_ITER, _TRIAL_TOL = 50, 1e-4
 
-#: Times that an E-step may begin again without a gain.
+#: Number of times that the quadrature nodes are redrawn without a gain before the run ends.
 _STALLED = 3
 
-#: A fall of the log-likelihood, relative to it, by which digits must have been lost.
+#: Relative fall of the log-likelihood that shows that digits were lost.
 _LOST = 1e-6
-
-#: Nodes of the unseen part in such a trial.
-_TRIAL_NODES = 1 << 12
 
 
 @dataclass(frozen=True, eq=False)
-class _Position:
-    """A mixture that EM has reached, and what the E-step says of the cells there."""
+class EMResult:
+    """The end of a run of EM.
 
-    model: GaussianMixture
+    Attributes
+    ----------
+    model
+        The mixture of the last E-step.
+    moments
+        What that E-step returned.
+    floored
+        (K,) components whose covariance is at the floor.
+    history
+        (n_iter + 1,) mean log-likelihood per cell of the start and after every iteration.
+    converged
+        Whether the last iteration gained less than ``tol``.
+    """
+
+    model: Parameters
+    moments: Moments
+    floored: np.ndarray
+    history: np.ndarray
+    converged: bool
+
+    @property
+    def log_likelihood(self) -> float:
+        """Mean log-likelihood per cell in nats."""
+        return _per_cell(self.moments)
+
+    @property
+    def n_iter(self) -> int:
+        """Number of iterations."""
+        return len(self.history) - 1
+
+
+@dataclass(frozen=True, eq=False)
+class _State:
+    """A mixture on the way, what the E-step returned for it, and the number of M-steps that led to it."""
+
+    model: Parameters
     moments: Moments
     floored: np.ndarray
     n_iter: int
@@ -41,15 +71,33 @@ class _Position:
     @property
     def value(self) -> float:
         """Mean log-likelihood per cell."""
-        value = float(self.moments.log_likelihood / self.moments.n)
+        value = _per_cell(self.moments)
         if not np.isfinite(value):
             raise FitError(f"the log-likelihood became {value} after {self.n_iter} iterations; rescale the data")
         return value
 
 
 @dataclass(frozen=True, eq=False)
-class Climb:
-    """How EM climbs.
+class _Segment:
+    """A stretch of iterations with one E-step.
+
+    ``redraw`` is the mixture for which the E-step must begin anew, with its floored components and number of M-steps; None
+    if the run is over.
+    """
+
+    end: _State
+    values: list[float]
+    converged: bool = False
+    redraw: tuple[Parameters, np.ndarray, int] | None = None
+
+
+def _per_cell(moments: Moments) -> float:
+    return float(moments.log_likelihood / moments.n)
+
+
+@dataclass(frozen=True, eq=False)
+class EM:
+    """An EM algorithm: an E-step, the constraints of the M-step, and when to stop.
 
     Attributes
     ----------
@@ -60,7 +108,7 @@ class Climb:
     max_iter, tol
         See :func:`cohortgmm.fit_mixture`.
     accelerated
-        Whether EM's steps are extrapolated.
+        Whether the steps of EM are extrapolated (SQUAREM).
     """
 
     expectation: Expectation
@@ -69,102 +117,114 @@ class Climb:
     tol: float
     accelerated: bool
 
-    def trial(self) -> "Climb":
-        """A short climb, to compare starts."""
-        expectation = self.expectation
-        if isinstance(expectation, TruncatedExpectation):
-            expectation = expectation.with_nodes(_TRIAL_NODES)
+    def trial(self) -> Self:
+        """A shorter and coarser EM, to compare starts."""
         return replace(
-            self, expectation=expectation, max_iter=min(self.max_iter, _TRIAL_ITER), tol=max(self.tol, _TRIAL_TOL)
+            self,
+            expectation=self.expectation.coarse(),
+            max_iter=min(self.max_iter, _TRIAL_ITER),
+            tol=max(self.tol, _TRIAL_TOL),
         )
 
-    def run(self, start: GaussianMixture, before: MixtureFit | None = None) -> MixtureFit:
-        """EM from one start; the model returned is the one its last log-likelihood was computed with.
+    def run(self, start: Parameters, before: EMResult | None = None) -> EMResult:
+        """Run EM from one start.
 
-        Where the E-step holds only near the mixture it began with (the nodes of an unseen part), it begins again when
-        EM has left it, and once more in the end. When that has brought nothing for some times, what EM gains in between
-        is the error of the nodes, and the run ends with the best mixture that it began again from.
+        The quadrature nodes of an unobserved part are valid near the mixture they were drawn for; they are redrawn when a
+        component has moved too far, and once more at the end. When redrawing has brought no gain three times, the gains
+        of EM in between are the error of the nodes, and the run ends with the best mixture for which nodes were drawn.
 
-        Where covariances are so ill-conditioned that EM falls, the best mixture is returned, as not converged.
+        Where covariances are so ill-conditioned that the log-likelihood falls, the best mixture is returned as not
+        converged.
 
-        ``before`` is an earlier run that ended at this start.
+        Parameters
+        ----------
+        start
+            The first mixture.
+        before
+            An earlier run that ended at this start; its iterations count.
+
+        Raises
+        ------
+        FitError
+            If the log-likelihood is not finite, or a covariance is singular under ``strict`` constraints.
         """
-        expect, ahead, at = self._begin(start, np.zeros(start.n_components, dtype=bool), 0)
-        history, best, top, n_stalled, converged = [at.value], at, at, 0, False
-        done = 0 if before is None else before.n_iter
-        for n_iter in range(1, self.max_iter - done + 1):
-            model, floored = maximize(at.moments, at.model, self.constraints, suspected=at.floored)
-            if expect.covers(model):
-                last = n_iter + done == self.max_iter
-                at = self._look(expect, ahead, _Position(model, None, floored, n_iter), history[-1], last)
-                history.append(at.value)
-                top = at if at.value >= top.value else top
-                still = history[-1] - history[-2] < self.tol and (ahead is None or ahead.has_leapt)
-                converged = still and expect.is_settled(at.model)
-                if converged:
-                    break
-                if not still:
-                    continue
-                model = at.model
-                history.pop()
-            expect, ahead, at = self._begin(model, floored, n_iter)
-            top = at
-            history.append(at.value)
-            n_stalled = 0 if at.value > best.value + self.tol else n_stalled + 1
-            best = best if n_stalled else at
-            converged = n_stalled == _STALLED
-            if converged:
-                at, history[-1] = best, best.value
-                break
-        if at.value < top.value - _LOST * max(1.0, abs(top.value)):  # digits were lost on the way
-            at, history[-1] = replace(top, floored=top.floored | at.floored), top.value
-            converged = False
-        return _result(at, np.array(history), converged, before)
-
-    def _begin(
-        self, model: GaussianMixture, floored: np.ndarray, n_iter: int
-    ) -> tuple[Expectation, Squarem | None, _Position]:
-        expect = self.expectation.begin(model)
-        ahead = Squarem(model, self.constraints) if self.accelerated else None
-        return expect, ahead, _Position(model, expect(model), floored, n_iter)
-
-    def _look(self, expect: Expectation, ahead: Squarem | None, at: _Position, before: float, last: bool) -> _Position:
-        """The E-step after an M-step, and where EM seems to lead from there if that is higher still."""
-        at = replace(at, moments=expect(at.model, exact=last))
-        if at.moments.is_bound and at.value - before < self.tol:
-            at = replace(at, moments=expect(at.model))
-        candidate = None if ahead is None or last else ahead.extrapolate(at.model)
-        if candidate is None:
-            return at
-        there = None
-        if expect.covers(candidate):
-            with suppress(DivergedError):
-                there = replace(at, model=candidate, moments=expect(candidate))
-        better = there is not None and there.moments.log_likelihood > at.moments.log_likelihood
-        ahead.judge(candidate if better else None)
-        return there if better else at
-
-    def move(self, cells: Measurements, fit: MixtureFit, n_rounds: int) -> MixtureFit:
-        """Rounds of split-and-merge moves from a fit."""
-        for _ in range(n_rounds if fit.model.n_components > 2 else 0):
-            for i, j, k in moves(cells, fit.model):
-                try:
-                    moved = self.run(move(fit.model, (i, j), k, self.constraints.floor))
-                except FitError:
-                    continue
-                if moved.log_likelihood > fit.log_likelihood:
-                    fit = moved
-                    break
+        n_left = self.max_iter - (0 if before is None else before.n_iter)
+        expect, state = self._begin(start, np.zeros(start.n_components, dtype=bool), 0)
+        segment = self._run_segment(expect, state, n_left)
+        best, n_stalled, history = state, 0, segment.values
+        while segment.redraw is not None:
+            expect, state = self._begin(*segment.redraw)
+            n_stalled = 0 if state.value > best.value + self.tol else n_stalled + 1
+            best = best if n_stalled else state
+            if n_stalled == _STALLED:
+                segment = _Segment(best, [best.value], converged=True)
             else:
-                break
-        return fit
+                segment = self._run_segment(expect, state, n_left)
+            history = history + segment.values
+        if before is not None:
+            history = [*before.history[:-1], *history]
+        end = segment.end
+        return EMResult(end.model, end.moments, end.floored, np.array(history), segment.converged)
+
+    def _begin(self, model: Parameters, floored: np.ndarray, n_iter: int) -> tuple[Expectation, _State]:
+        expect = self.expectation.begin(model)
+        return expect, _State(model, expect(model), floored, n_iter)
+
+    def _run_segment(self, expect: Expectation, state: _State, n_left: int) -> _Segment:
+        """EM with one E-step, until it converges, the E-step must begin anew, or ``n_left`` iterations are made."""
+        accelerator = Squarem(state.model, self.constraints) if self.accelerated else None
+        values, best = [state.value], state
+        while state.n_iter < n_left:
+            model, floored = m_step(state.moments, state.model, self.constraints, suspected=state.floored)
+            n_iter = state.n_iter + 1
+            if not expect.covers(model):
+                return _Segment(state, values, redraw=(model, floored, n_iter))
+            state = self._e_step(expect, accelerator, model, floored, n_iter, values[-1], is_last=n_iter == n_left)
+            values.append(state.value)
+            best = state if state.value >= best.value else best
+            if values[-1] - values[-2] < self.tol and (accelerator is None or accelerator.has_extrapolated):
+                if not expect.is_settled(state.model):
+                    return _Segment(state, values[:-1], redraw=(state.model, floored, n_iter))
+                return _without_loss(_Segment(state, values, converged=True), best)
+        return _without_loss(_Segment(state, values), best)
+
+    def _e_step(
+        self,
+        expect: Expectation,
+        accelerator: Squarem | None,
+        model: Parameters,
+        floored: np.ndarray,
+        n_iter: int,
+        before: float,
+        *,
+        is_last: bool,
+    ) -> _State:
+        """The E-step after an M-step, or that of the extrapolated mixture if its log-likelihood is higher."""
+        if is_last:
+            expect.refresh()
+        state = _State(model, expect(model), floored, n_iter)
+        if state.moments.is_bound and state.value - before < self.tol:
+            expect.refresh()
+            state = replace(state, moments=expect(model))
+        candidate = None if accelerator is None or is_last else accelerator.extrapolate(model)
+        if candidate is None:
+            return state
+        extrapolated = None
+        if expect.covers(candidate):
+            expect.refresh()
+            with suppress(DivergedError):
+                extrapolated = replace(state, model=candidate, moments=expect(candidate))
+        if extrapolated is None or not extrapolated.moments.log_likelihood > state.moments.log_likelihood:
+            accelerator.judge(None)
+            return state
+        accelerator.judge(candidate)
+        return extrapolated
 
 
-def _result(at: _Position, history: np.ndarray, converged: bool, before: MixtureFit | None) -> MixtureFit:
-    n_iter = len(history) - 1
-    if before is not None:
-        n_iter, history = n_iter + before.n_iter, np.concatenate([before.history[:-1], history])
-    n, n_unobserved = at.moments.n, at.moments.n_unobserved
-    return MixtureFit(
-        at.model, at.value, n_iter, bool(converged), history, at.floored, n_unobserved, n / (n + n_unobserved)
-    )
+def _without_loss(segment: _Segment, best: _State) -> _Segment:
+    """The same, or where digits were lost on the way, with the best mixture as its end, not converged."""
+    end = segment.end
+    if not end.value < best.value - _LOST * max(1.0, abs(best.value)):
+        return segment
+    end = replace(best, floored=best.floored | end.floored)
+    return _Segment(end, [*segment.values[:-1], best.value])

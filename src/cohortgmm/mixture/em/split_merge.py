@@ -5,8 +5,10 @@ from itertools import islice
 
 import numpy as np
 
+from cohortgmm.errors import FitError
 from cohortgmm.mixture.density.evaluate import map_joint
-from cohortgmm.mixture.model import GaussianMixture
+from cohortgmm.mixture.density.parameters import Parameters
+from cohortgmm.mixture.em.loop import EM, EMResult
 from cohortgmm.mixture.numerics.gaussian import floor_covariances
 from cohortgmm.mixture.numerics.posterior import responsibilities
 from cohortgmm.mixture.observations.measurements import Measurements
@@ -16,7 +18,27 @@ _SPLITS_PER_MERGER = 2
 _TRIED = 6
 
 
-def moves(cells: Measurements, model: GaussianMixture) -> Iterator[tuple[int, int, int]]:
+def split_and_merge(em: EM, cells: Measurements, result: EMResult, n_rounds: int) -> EMResult:
+    """Rounds of split-and-merge moves from the end of a run of EM.
+
+    A round tries moves in turn, each followed by EM, and keeps the first that ends at a higher log-likelihood. The rounds
+    end when none does.
+    """
+    for _ in range(n_rounds if result.model.n_components > 2 else 0):
+        for i, j, k in moves(cells, result.model):
+            try:
+                moved = em.run(move(result.model, (i, j), k, em.constraints.floor))
+            except FitError:
+                continue
+            if moved.log_likelihood > result.log_likelihood:
+                result = moved
+                break
+        else:
+            break
+    return result
+
+
+def moves(cells: Measurements, model: Parameters) -> Iterator[tuple[int, int, int]]:
     """Moves worth trying, the most promising first.
 
     Parameters
@@ -46,7 +68,7 @@ def moves(cells: Measurements, model: GaussianMixture) -> Iterator[tuple[int, in
     )
 
 
-def move(model: GaussianMixture, merged: tuple[int, int], split: int, floor: float) -> GaussianMixture:
+def move(model: Parameters, merged: tuple[int, int], split: int, floor: float) -> Parameters:
     """The mixture with two components merged into one, and another one split along its longest axis.
 
     Both keep the weight, mean and covariance of what they replace; ``floor`` as in
@@ -73,10 +95,10 @@ def move(model: GaussianMixture, merged: tuple[int, int], split: int, floor: flo
     weights[[split, j]] = 0.5 * weights[split]
     means[[split, j]] = means[split] + np.stack([offset, -offset])
     covariances, factors, _ = floor_covariances(covariances, floor, strict=False)
-    return GaussianMixture.from_factors(weights, means, covariances, factors, model.background)
+    return Parameters.from_factors(weights, means, covariances, factors, model.background)
 
 
-def _criteria(cells: Measurements, model: GaussianMixture) -> tuple[np.ndarray, np.ndarray]:
+def _criteria(cells: Measurements, model: Parameters) -> tuple[np.ndarray, np.ndarray]:
     """Cosines between the components' responsibilities (K, K), and local divergences (K,) of the components."""
     alive = model.weights > 0
     log_weights = np.log(np.where(alive, model.weights, 1.0))[:, None]
@@ -93,5 +115,5 @@ def _criteria(cells: Measurements, model: GaussianMixture) -> tuple[np.ndarray, 
     with np.errstate(divide="ignore", invalid="ignore"):
         similarity = gram / (norms[:, None] * norms)
         divergence = gap / nk - np.log(nk)
-    # To merge a component without weight costs nothing, to split it brings nothing.
+    # Merging a component without weight costs nothing, and splitting it gains nothing.
     return np.where(alive[:, None] & alive, similarity, np.inf), np.where(alive, divergence, -np.inf)

@@ -1,31 +1,34 @@
-"""Larger steps for an EM that creeps: SQUAREM (Varadhan & Roland 2008, Scandinavian Journal of Statistics 35)."""
+"""Extrapolated steps for an EM that converges slowly: SQUAREM.
+
+Varadhan & Roland 2008, Scandinavian Journal of Statistics 35.
+"""
 
 import numpy as np
 
 from cohortgmm.errors import SingularCovarianceError
+from cohortgmm.mixture.density.parameters import Parameters
 from cohortgmm.mixture.em.constraints import Constraints
-from cohortgmm.mixture.model import GaussianMixture
 
-#: The longest step grows by this factor when it was good, and shrinks when it was not.
+#: The longest step grows by this factor after a good extrapolation, and shrinks after a bad one.
 _GROWTH = 4.0
 
 
 class Squarem:
-    """Extrapolates from three mixtures that follow each other in EM.
+    """Extrapolates from three successive mixtures of EM.
 
-    Weights are extrapolated in their logarithms, covariances in their Cholesky factors with a logarithmic diagonal, so
-    that every extrapolation is a mixture, and all in units of the components, so that those of the features do not
-    matter.
+    Weights are extrapolated in their logarithms, and covariances in their Cholesky factors with a logarithmic diagonal, so
+    that every extrapolation is a mixture. All coordinates are in units of the components' spread, so that the units of the
+    features do not matter.
 
     Parameters
     ----------
     model
         Where EM starts.
     constraints
-        What an extrapolated mixture must keep to.
+        Constraints that an extrapolated mixture satisfies.
     """
 
-    def __init__(self, model: GaussianMixture, constraints: Constraints) -> None:
+    def __init__(self, model: Parameters, constraints: Constraints) -> None:
         self._constraints = constraints
         variances = np.einsum("kdd->kd", model.full_covariances)
         self._scale = np.sqrt(variances.mean(axis=0))
@@ -34,14 +37,23 @@ class Squarem:
         self._path = [self._coordinates(model)]
 
     @property
-    def has_leapt(self) -> bool:
+    def has_extrapolated(self) -> bool:
         """Whether an extrapolation was tried since the last iteration of EM."""
         return len(self._path) == 1
 
-    def extrapolate(self, model: GaussianMixture) -> GaussianMixture | None:
-        """The mixture that EM's next iterations seem to lead to; None before the third, or if there is none.
+    def extrapolate(self, model: Parameters) -> Parameters | None:
+        """Extrapolate the path of EM.
 
-        ``model`` is what EM has just reached.
+        Parameters
+        ----------
+        model
+            The mixture of the last M-step.
+
+        Returns
+        -------
+        Parameters or None
+            None before the third mixture since the last extrapolation, or if the step would not be longer than EM's own.
+
         """
         self._path.append(self._coordinates(model))
         if len(self._path) < 3:
@@ -56,7 +68,7 @@ class Squarem:
         length = np.linalg.norm(first) / size if size > 0 else 1.0
         self._step = min(length, self._longest)
         if not self._step > 1.0:
-            # The step of plain EM; from here on a longer one may be tried.
+            # This is the step of plain EM; a longer one may be tried from here on.
             self._longest = max(self._longest, _GROWTH) if length > 1.0 else self._longest
             return None
         try:
@@ -64,8 +76,8 @@ class Squarem:
         except (SingularCovarianceError, np.linalg.LinAlgError, ValueError, FloatingPointError):
             return None
 
-    def judge(self, model: GaussianMixture | None) -> None:
-        """Learn whether the last extrapolation was good: EM goes on from it (``model``), or from where it was (None)."""
+    def judge(self, model: Parameters | None) -> None:
+        """Take note of whether the last extrapolation was good: EM continues from it (``model``), or not (None)."""
         if model is None:
             self._longest = max(1.0, self._longest / _GROWTH)
             return
@@ -73,7 +85,7 @@ class Squarem:
         if self._step == self._longest:
             self._longest *= _GROWTH
 
-    def _coordinates(self, model: GaussianMixture) -> np.ndarray:
+    def _coordinates(self, model: Parameters) -> np.ndarray:
         shares = model.weights if model.background is None else np.append(model.weights, model.background.amp)
         if model.covariance_type == "diag":
             spread = np.log(model.covariances)
@@ -84,7 +96,7 @@ class Squarem:
         with np.errstate(divide="ignore"):
             return np.concatenate([np.log(shares), (model.means / self._scale).ravel(), spread.ravel()])
 
-    def _mixture(self, coordinates: np.ndarray, model: GaussianMixture) -> GaussianMixture:
+    def _mixture(self, coordinates: np.ndarray, model: Parameters) -> Parameters:
         k, d = model.means.shape
         n_shares = k + (model.background is not None)
         shares, means, spread = np.split(coordinates, [n_shares, n_shares + k * d])
@@ -101,10 +113,10 @@ class Squarem:
             covariances = root @ root.transpose(0, 2, 1)
         if not (np.isfinite(weights).all() and np.isfinite(means).all()):
             raise FloatingPointError("the extrapolation leaves the range of numbers")
-        covariances, factors, _ = self._constraints.admit(covariances, model)
-        return GaussianMixture.from_factors(weights, means, covariances, factors, background)
+        covariances, factors, _ = self._constraints.project(covariances, model)
+        return Parameters.from_factors(weights, means, covariances, factors, background)
 
-    def _weights(self, shares: np.ndarray, model: GaussianMixture):
+    def _weights(self, shares: np.ndarray, model: Parameters):
         frozen, background, rest = self._constraints.frozen.weights, model.background, 1.0
         if frozen.all():
             return model.weights, background

@@ -1,9 +1,9 @@
-"""E-steps of which most do not look at every cell.
+"""The E-step that recomputes only the responsibilities that still change (Neal & Hinton 1998).
 
-Most cells belong to one of the components beyond doubt, and most components have no share in a cell that does not.
-After an E-step over everything, some iterations leave the responsibilities of settled cells as they are and evaluate
-for the others only the components that had a share. The log-likelihood is then a lower bound, and EM on it never falls
-(Neal & Hinton 1998); the next E-step over everything makes it exact.
+Most cells belong almost entirely to one component, and most components have no share in the other cells. After an E-step
+over everything, some iterations keep the responsibilities of such settled cells and evaluate for the unsettled cells only
+the components that had a share. The log-likelihood is then a lower bound, and EM on it never falls; the next E-step over
+everything makes it exact.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -12,33 +12,23 @@ from typing import Protocol
 
 import numpy as np
 
-from cohortgmm.mixture.em.mstep import Moments
-from cohortgmm.mixture.estep.base import Expectation, QuadraticExpectation
-from cohortgmm.mixture.estep.pairs import Pairs
-from cohortgmm.mixture.estep.quadratic import n_quadratic
-from cohortgmm.mixture.model import GaussianMixture
+from cohortgmm.mixture.density.parameters import Parameters
+from cohortgmm.mixture.estep.base import Expectation
+from cohortgmm.mixture.estep.moments import Moments
+from cohortgmm.mixture.estep.pairs import PlainPairs
+from cohortgmm.mixture.estep.quadratic import QuadraticExpectation, n_quadratic
 from cohortgmm.mixture.numerics.tiles import range_slices
+from cohortgmm.mixture.numerics.tuning import tuning
 from cohortgmm.mixture.observations.cells import CellData
 
-#: A cell is settled when all but this share of it belongs to one component.
+#: A cell is settled if one component has all of it but this share.
 _SETTLED = 1e-3
 
-#: Responsibilities below this are negligible until the next look at all components.
+#: Responsibilities below this are neglected until the next E-step over everything.
 _NEGLIGIBLE = 1e-12
 
-#: Most partial E-steps between two exact ones.
+#: Most incremental E-steps between two over everything.
 _LONGEST_INTERVAL = 16
-
-#: Partial steps are not made if more than this share of the cells is unsettled, or if these take more bytes than this.
-_LARGEST_SHARE = 0.6
-_LARGEST_BYTES = 1 << 27
-
-#: Largest rounding error of the bound, in nats per cell; beyond, as with nearly collinear features, every step is exact.
-_ROUNDING = 1e-9
-
-#: Up to this many products (K P m for m cells with P quadratic features) all components are evaluated for all
-#: unsettled cells: it takes fewer operations of numpy, if more of the processor.
-_FEW_PRODUCTS = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -58,65 +48,70 @@ class Unsettled:
 
     @classmethod
     def find(cls, tile: slice, resp: np.ndarray) -> "Unsettled":
-        """Look through the responsibilities (K, n) of a tile."""
+        """Find them by the responsibilities (K, n) of a tile."""
         rows = np.flatnonzero(resp.max(axis=0) < 1.0 - _SETTLED)
         return cls(tile.start + rows, resp[:, rows] > _NEGLIGIBLE)
 
 
 class TiledExpectation(Protocol):
-    """An E-step over all cells and components that lets its responsibilities be looked at."""
+    """An E-step over all cells and components whose responsibilities can be inspected tile by tile."""
 
     cells: CellData
 
-    def by_tile(self, model: GaussianMixture, look: Callable) -> Iterator[tuple[Moments, Unsettled]]: ...
+    def by_tile(self, model: Parameters, inspect: Callable) -> Iterator[tuple[Moments, Unsettled]]: ...
 
 
-class PartialExpectation(Expectation):
-    """E-steps of one run of EM.
+class IncrementalExpectation(Expectation):
+    """The E-steps of one run of EM, of which most recompute only unsettled cells.
 
     Parameters
     ----------
-    everything
+    over_all
         The E-step over all cells and components.
     """
 
-    def __init__(self, everything: TiledExpectation) -> None:
-        super().__init__(everything.cells)
-        self._everything = everything
+    def __init__(self, over_all: TiledExpectation) -> None:
+        super().__init__(over_all.cells)
+        self._over_all = over_all
         self._interval, self._left = 1, 0
 
-    def __call__(self, model, *, exact=True):
-        if not exact and self._left > 0:
+    def refresh(self) -> None:
+        self._left = 0
+
+    def __call__(self, model: Parameters) -> Moments:
+        if self._left > 0:
             self._left -= 1
             settled = self._settled.about(model.means - self._means)
             log_density, rounding = expected_log_density(settled, model)
-            if rounding <= _ROUNDING * len(self.cells):
+            if rounding <= tuning().incremental_rounding * len(self.cells):
                 settled.log_likelihood, settled.is_bound = self._entropy + log_density, True
                 settled += self._unsettled(model)
                 return settled
         self._unsettled = None  # its memory is needed now
         found: list[Unsettled] = []
-        moments = Moments.sum(self._looked_at(model, found))
-        self._unsettled, self._left = self._bring_together(found, model), 0
+        moments = Moments.sum(self._inspected(model, found))
+        self._unsettled, self._left = self._estep_of_unsettled(found, model), 0
         if self._unsettled is not None:
             self._left, self._interval = self._interval, min(2 * self._interval, _LONGEST_INTERVAL)
             self._settled, self._means = moments - self._unsettled(model), model.means
             self._entropy = self._settled.log_likelihood - expected_log_density(self._settled, model)[0]
         return moments
 
-    def _looked_at(self, model: GaussianMixture, found: list[Unsettled]) -> Iterator[Moments]:
-        for moments, unsettled in self._everything.by_tile(model, Unsettled.find):
+    def _inspected(self, model: Parameters, found: list[Unsettled]) -> Iterator[Moments]:
+        for moments, unsettled in self._over_all.by_tile(model, Unsettled.find):
             found.append(unsettled)
             yield moments
 
-    def _bring_together(self, found: Sequence[Unsettled], model: GaussianMixture) -> Expectation | None:
+    def _estep_of_unsettled(self, found: Sequence[Unsettled], model: Parameters) -> Expectation | None:
         """E-step over the unsettled cells; None if there are none or too many."""
         rows = np.concatenate([unsettled.rows for unsettled in found])
-        few = len(rows) <= _LARGEST_SHARE * len(self.cells) and 8 * len(rows) * self.cells.n_features <= _LARGEST_BYTES
+        sizes = tuning()
+        few = len(rows) <= sizes.unsettled_share * len(self.cells)
+        few = few and 8 * len(rows) * self.cells.n_features <= sizes.unsettled_bytes
         if not (len(rows) and few):
             return None
         cells = CellData(self.cells.rows(rows), self.cells.n_threads)
-        if model.n_components * n_quadratic(cells.n_features, "full") * len(rows) <= _FEW_PRODUCTS:
+        if model.n_components * n_quadratic(cells.n_features, "full") * len(rows) <= sizes.few_unsettled_products:
             return QuadraticExpectation(cells, "full")
         return ListedExpectation(cells, np.concatenate([part.listed for part in found], axis=1))
 
@@ -134,12 +129,12 @@ class ListedExpectation(Expectation):
 
     def __init__(self, cells: CellData, listed: np.ndarray) -> None:
         super().__init__(cells)
-        self._tiles = list(range_slices(len(cells), 8192))
+        self._tiles = list(range_slices(len(cells), tuning().listed_rows))
         self._rows = {tile.start: [np.flatnonzero(component[tile]) for component in listed] for tile in self._tiles}
 
-    def __call__(self, model, *, exact=True):
+    def __call__(self, model: Parameters) -> Moments:
         def expect_tile(tile: slice) -> Moments:
-            pairs = Pairs(self.cells.rows(tile), model)
+            pairs = PlainPairs(self.cells.rows(tile), model)
             for k, rows in enumerate(self._rows[tile.start]):
                 pairs.evaluate(k, rows)
             return pairs.moments()[0]
@@ -147,9 +142,9 @@ class ListedExpectation(Expectation):
         return Moments.sum(self.cells.map(expect_tile, self._tiles))
 
 
-def expected_log_density(moments: Moments, model: GaussianMixture) -> tuple[float, float]:
+def expected_log_density(moments: Moments, model: Parameters) -> tuple[float, float]:
     """Σ resp × log(weight × density) in nats, from moments about the means of the mixture, and its rounding error."""
-    # A component without weight has no share of any cell, but for the rounding of differences.
+    # A component without weight has no share in any cell, apart from the rounding of differences.
     alive = model.weights > 0
     whitener = model.factors.whitener
     distances = (whitener @ whitener.transpose(0, 2, 1)) * moments.second

@@ -12,8 +12,7 @@ from typing import TypeVar
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-#: Values per intermediate array of a tile: 2 MB of doubles.
-_TILE_VALUES = 1 << 18
+from cohortgmm.mixture.numerics.tuning import tuning
 
 #: Just below the largest size up to which glibc raises its threshold.
 _KEPT_BLOCK = 31 << 20
@@ -24,7 +23,7 @@ _Result = TypeVar("_Result")
 
 def tile_slices(n: int, values_per_row: int) -> Iterator[slice]:
     """Slices that cover ``range(n)``, each of as many rows as keep ``values_per_row`` times them in the cache."""
-    return range_slices(n, max(64, _TILE_VALUES // max(1, values_per_row)))
+    return range_slices(n, max(64, tuning().tile_values // max(1, values_per_row)))
 
 
 def range_slices(n: int, step: int) -> Iterator[slice]:

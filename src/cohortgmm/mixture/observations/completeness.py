@@ -1,45 +1,19 @@
-"""Cells that never had a chance to be seen: truncated and incomplete sampling (Melchior & Goulding 2018).
-
-A cell at v is seen with probability Ω(v), so that the share Z = ∫ p Ω of all cells is seen. To those that are seen, EM
-adds those that are not: n / Z times the integral of p (1 − Ω), here a sum over nodes y_j with weights v_j,
-
-    U(θ) = Σ_j v_j (1 − Ω(y_j)) p(y_j; θ),    log-likelihood Σ_i log p(x_i; θ) − n log(1 − U(θ)).
-
-−log(1 − U) is convex in U, and U in its turn convex in the joint log-densities: EM with n / (1 − U) v_j (1 − Ω(y_j))
-p_k(y_j) pseudo-cells of component k at node j never loses log-likelihood as long as the nodes stay where they are.
-"""
+"""Which cells had a chance to be observed, and the measurement noise of cells anywhere."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from cohortgmm.arrays import dense_array
 from cohortgmm.display import format_error
-from cohortgmm.errors import DataError, DivergedError
-from cohortgmm.mixture.em.mstep import Moments
-from cohortgmm.mixture.estep.base import Expectation
-from cohortgmm.mixture.model import GaussianMixture
-from cohortgmm.mixture.numerics.tiles import tile_slices
+from cohortgmm.errors import DataError
 from cohortgmm.mixture.observations.noise import Noise
-
-#: Largest share of cells that may be unseen.
-_LARGEST_SHARE = 0.999
-
-#: Divergence, in nats, of a component from the one its nodes were made for, up to which they serve; and up to which
-#: they need not be made again in the end.
-_COVERED, _SETTLED = 0.05, 0.005
-
-#: Half of the nodes are spread evenly over the components, half by their weights.
-_EVEN = 0.5
-
-#: Nodes over the background.
-_BACKGROUND_NODES = 1 << 14
 
 #: Cells named in an error.
 _NAMED = 5
 
+#: Measurement noise of a cell at any place, as users give it.
 NoiseAt = Callable[[np.ndarray], np.ndarray | Noise] | np.ndarray | Noise
 
 
@@ -114,124 +88,6 @@ class Completeness:
             )
 
 
-@dataclass(frozen=True, eq=False)
-class Nodes:
-    """Where the unseen part of a mixture is evaluated.
-
-    Attributes
-    ----------
-    points
-        (J, D).
-    log_weights
-        (J,) logarithm of weight × (1 − completeness).
-    origin
-        The mixture they were made for.
-    background_share
-        Share of the background's cells that is not seen.
-    """
-
-    points: np.ndarray
-    log_weights: np.ndarray
-    origin: GaussianMixture
-    background_share: float = 0.0
-
-    def distance(self, model: GaussianMixture) -> float:
-        """Largest divergence, in nats, of a component of ``model`` from the one the nodes were made for."""
-        if model is self.origin:
-            return 0.0
-        whitener = self.origin.factors.whitener
-        shift = model.means - self.origin.means
-        if model.covariance_type == "diag":
-            trace = (model.covariances * whitener**2).sum(axis=1)
-            moved = (shift * whitener) ** 2
-        else:
-            root = whitener.transpose(0, 2, 1) @ model.factors.root
-            trace = (root**2).sum(axis=(1, 2))
-            moved = (shift[:, None, :] @ whitener)[:, 0] ** 2
-        growth = 2.0 * (model.factors.half_log_det - self.origin.factors.half_log_det)
-        return float((0.5 * (trace - model.n_features - growth + moved.sum(axis=1))).max())
-
-
-@dataclass(frozen=True, eq=False)
-class Selection:
-    """How cells came to be seen.
-
-    Attributes
-    ----------
-    completeness
-        Probability of being seen, of the cell as it is measured.
-    noise_at
-        Measurement noise of a cell at any place: callable (m, D) → (m, D, D) or (m, D), or one for all; None if the
-        cells have none.
-    seed
-        Of the quasi-random numbers.
-    """
-
-    completeness: Completeness
-    noise_at: NoiseAt | None
-    seed: int
-
-    def nodes(self, model: GaussianMixture, n_nodes: int) -> Nodes:
-        """Nodes for mixtures near to ``model``: quasi-random points of its components, made a little wider.
-
-        Parameters
-        ----------
-        model
-            The mixture.
-        n_nodes
-            Number of points J, of which those that are certainly seen are left out.
-        """
-        d, k = model.n_features, model.n_components
-        width = 1.0 + 0.5 / np.sqrt(d)
-        shares = (1 - _EVEN) * model.shares + _EVEN / k
-        counts = 1 << np.round(np.log2(np.maximum(shares * n_nodes, 1))).astype(
-            int
-        )  # Sobol's points come in powers of 2
-        n_dimensions = 2 * d if self.noise_at is not None else d
-        normal = np.concatenate(
-            [_normal(_sobol(n, n_dimensions, self.seed + i)) for i, n in enumerate(counts.tolist())]
-        )
-        points = width * normal[:, :d]
-        parts = np.split(points, np.cumsum(counts)[:-1])
-        for mean, root, part in zip(model.means, model.factors.root, parts, strict=True):
-            part[:] = mean + (part * root if root.ndim == 1 else part @ root.T)
-        unseen = 1.0 - self.completeness(self._measured(points, normal[:, d:]))
-        kept = unseen > 0
-        points, unseen = points[kept], unseen[kept]
-        proposal = GaussianMixture.from_factors(counts / counts.sum(), model.means, width**2 * model.covariances)
-        log_weights = np.log(unseen) - np.log(counts.sum()) - proposal.log_prob(points)
-        return Nodes(points, log_weights, model, self._background_share(model))
-
-    def _background_share(self, model: GaussianMixture) -> float:
-        if model.background is None:
-            return 0.0
-        d = model.n_features
-        uniform = _sobol(_BACKGROUND_NODES, 2 * d if self.noise_at is not None else d, self.seed)
-        points = model.background.lower + uniform[:, :d] * (model.background.upper - model.background.lower)
-        return float(np.mean(1.0 - self.completeness(self._measured(points, _normal(uniform[:, d:])))))
-
-    def _measured(self, points: np.ndarray, normal: np.ndarray | None) -> np.ndarray:
-        """The points with noise."""
-        if self.noise_at is None:
-            return points
-        return points + scaled_noise(points, self.noise_at, normal)
-
-
-def _sobol(n: int, d: int, seed: int) -> np.ndarray:
-    """(n, d) scrambled Sobol points in the unit cube, short of its edges."""
-    from scipy.stats import qmc
-
-    points = qmc.Sobol(d, seed=seed).random(1 << max(n - 1, 1).bit_length())[:n]
-    return np.clip(points, 1e-12, 1.0 - 1e-12)
-
-
-def _normal(uniform: np.ndarray) -> np.ndarray:
-    """Standard normal numbers from uniform ones."""
-    from scipy.special import ndtri
-
-    return ndtri(uniform)
-
-
 def noise_of_places(points: np.ndarray, noise_at: NoiseAt, name: str = "noise_at") -> Noise:
     """Measurement noise of cells at places (m, D).
 
@@ -254,7 +110,7 @@ def noise_of_places(points: np.ndarray, noise_at: NoiseAt, name: str = "noise_at
             raise DataError("noise of each cell says nothing of other places: give a function, or one for all")
         if not np.isfinite(noise.values).all():
             raise DataError("values that are not finite")
-        return Noise.read(noise, m, d)
+        return Noise.validated(noise, m, d)
     except DataError as error:
         raise DataError(f"{name}: {error}") from None
 
@@ -279,8 +135,8 @@ def scaled_noise(points: np.ndarray, noise_at: NoiseAt, normal: np.ndarray) -> n
     return noise_of_places(points, noise_at).scale(normal)
 
 
-class CellNoise:
-    """The noise of an unseen cell where nobody says: that of any of the cells, whatever its place.
+class NoiseOfRandomCells:
+    """Default noise of unobserved cells: that of a random observed cell, whatever the place.
 
     Parameters
     ----------
@@ -304,70 +160,3 @@ class CellNoise:
     def __call__(self, x: np.ndarray) -> np.ndarray:
         rng = np.random.default_rng(self._seed)
         return self._noise[rng.integers(len(self._noise), size=len(x))]
-
-
-class TruncatedExpectation(Expectation):
-    """The seen cells by another E-step, and what is expected of the unseen ones.
-
-    Parameters
-    ----------
-    seen
-        E-step of the cells.
-    selection
-        How they came to be seen.
-    n_nodes
-        Number of nodes.
-    nodes
-        The nodes; None until :meth:`begin`.
-    """
-
-    def __init__(self, seen: Expectation, selection: Selection, n_nodes: int, nodes: Nodes | None = None) -> None:
-        super().__init__(seen.cells)
-        self._seen, self._selection, self._n_nodes, self.nodes = seen, selection, n_nodes, nodes
-
-    def begin(self, model):
-        nodes = self._selection.nodes(model, self._n_nodes)
-        return TruncatedExpectation(self._seen.begin(model), self._selection, self._n_nodes, nodes)
-
-    def covers(self, model):
-        return self.nodes.distance(model) <= _COVERED
-
-    def is_settled(self, model):
-        return self.nodes.distance(model) <= _SETTLED
-
-    def with_nodes(self, n_nodes: int) -> "TruncatedExpectation":
-        """The same with another number of nodes."""
-        return TruncatedExpectation(self._seen, self._selection, n_nodes)
-
-    def __call__(self, model, *, exact=True):
-        moments = self._seen(model, exact=exact)
-        unseen = unseen_moments(model, self.nodes)
-        share = float(unseen.nk.sum())
-        if model.background is not None:
-            share += model.background.amp * self.nodes.background_share
-        if not share <= _LARGEST_SHARE:
-            raise DivergedError(
-                f"{share:.4g} of all cells would be unseen: the completeness leaves too little to tell, ask for fewer "
-                "components or raise eps"
-            )
-        factor = moments.n / (1.0 - share)
-        moments.nk += factor * unseen.nk
-        moments.first += factor * unseen.first
-        moments.second += factor * unseen.second
-        moments.n_unobserved = factor * share
-        moments.log_likelihood -= moments.n * np.log1p(-share)
-        return moments
-
-
-def unseen_moments(model: GaussianMixture, nodes: Nodes) -> Moments:
-    """Moments of the unseen part of a mixture; ``nk`` sums to its share."""
-    total = Moments.zeros(*model.means.shape, model.covariance_type)
-    for tile in tile_slices(len(nodes.points), model.means.size):
-        deviation = nodes.points[tile] - model.means[:, None, :]
-        with np.errstate(over="ignore"):
-            mass = np.exp(model.joint_log_prob(deviation) + nodes.log_weights[tile])
-        if not np.isfinite(mass).all():
-            total.nk[:] = np.inf
-            return total
-        total += Moments.weighted(deviation, mass, model.covariance_type)
-    return total

@@ -6,18 +6,12 @@ from functools import cached_property
 import numpy as np
 
 from cohortgmm.arrays import check_labels
+from cohortgmm.mixture.numerics.tuning import tuning
 from cohortgmm.mixture.observations.background import Background
 from cohortgmm.mixture.observations.cells import CellData
-from cohortgmm.mixture.observations.noise import Noise, without_endless
+from cohortgmm.mixture.observations.noise import Noise, without_infinite
 
-#: Fewer cells than this of one kind are not worth matrices of their own.
-_SMALLEST_GROUP = 32
-
-#: Kinds of noise are looked for if there are no more than one in so many cells.
-_CELLS_PER_NOISE = 64
-
-#: Incomplete cells for a start are drawn from this many, and completed with the nearest of so many others.
-_START_CELLS = 4096
+#: Cells that missing features are completed from.
 _DONORS = 512
 
 
@@ -63,7 +57,7 @@ class Measurements:
     x
         (n, D) cells; NaN is a missing feature. Used where they are, if nothing is missing (see :class:`CellData`).
     noise
-        As :meth:`Noise.read` takes it; None for none.
+        As :meth:`Noise.validated` takes it; None for none.
     n_threads
         Threads that work on tiles at the same time.
     background
@@ -107,7 +101,7 @@ class Measurements:
         missing = None
         if self.whole.n_missing:
             missing = np.concatenate([np.isnan(self.whole.x[tile]) for tile in self.whole.tiles(self.n_features)])
-        return Noise.read(noise, len(self.whole), self.n_features, missing=missing)
+        return Noise.validated(noise, len(self.whole), self.n_features, missing=missing)
 
     def _find_observed(self) -> np.ndarray | None:
         """(n, D) which features are there; None if all are."""
@@ -135,7 +129,7 @@ class Measurements:
         groups, rest = [], (labels < 0) & ~empty
         for label, count in zip(*np.unique(labels[(labels >= 0) & ~empty], return_counts=True), strict=True):
             chosen = (labels == label) & ~empty
-            if count < _SMALLEST_GROUP:
+            if count < tuning().smallest_group:
                 rest |= chosen
                 continue
             rows = np.flatnonzero(chosen)
@@ -165,13 +159,13 @@ class Measurements:
 
     def _mixed_group(self, rows: slice | np.ndarray, observed: np.ndarray | None) -> Group:
         """Cells that differ in their features or their noise."""
-        cells, noise = self.whole, None if self.noise is None else self.noise.of(rows)
+        cells, noise = self.whole, None if self.noise is None else self.noise.take(rows)
         if observed is not None:
             if observed.all():
                 observed = None
             elif noise is not None:
                 values = noise.values
-                values = np.where(np.isinf(values), 0.0, values) if noise.is_diagonal else without_endless(values)
+                values = np.where(np.isinf(values), 0.0, values) if noise.is_diagonal else without_infinite(values)
                 noise = Noise(values, noise.is_shared, True)
         if observed is not None:
             filled = np.where(observed, self.whole.x[rows], 0.0)
@@ -235,8 +229,8 @@ class Measurements:
         if self.is_complete:
             return self.whole
         rows = np.flatnonzero(self._observed.any(axis=1))
-        if len(rows) > _START_CELLS:
-            rows = np.sort(rng.choice(rows, size=_START_CELLS, replace=False))
+        if len(rows) > tuning().start_cells:
+            rows = np.sort(rng.choice(rows, size=tuning().start_cells, replace=False))
         scale = np.sqrt(self.variances)
         scale[scale == 0] = 1.0
         x, there = self._standardized(rows, scale), self._observed[rows]
@@ -259,7 +253,7 @@ def _kinds_of(values: np.ndarray) -> np.ndarray | None:
     n = len(values)
     flat = np.ascontiguousarray(values.reshape(n, -1))
     keys = flat.view(np.dtype((np.void, flat.dtype.itemsize * flat.shape[1]))).ravel()
-    few = max(1, n // _CELLS_PER_NOISE)
+    few = max(1, n // tuning().cells_per_noise)
     if len(np.unique(keys[: 4 * few + 64])) > few:
         return None
     distinct, kinds = np.unique(keys, return_inverse=True)

@@ -74,7 +74,7 @@ class Noise:
         return cls(values, is_shared)
 
     @classmethod
-    def read(
+    def validated(
         cls,
         noise: Any,
         n: int,
@@ -144,7 +144,7 @@ class Noise:
         """Whether there are variances only."""
         return self.values.ndim == 2 - self.is_shared
 
-    def of(self, rows: slice | np.ndarray) -> "Noise":
+    def take(self, rows: slice | np.ndarray) -> "Noise":
         """The noise of some of the cells."""
         return self if self.is_shared else Noise(self.values[rows], False, self.is_checked)
 
@@ -184,7 +184,7 @@ def is_one_for_all(values: np.ndarray) -> bool:
     return len(values) > 1 and values.strides[0] == 0
 
 
-def without_endless(covariances: np.ndarray) -> np.ndarray:
+def without_infinite(covariances: np.ndarray) -> np.ndarray:
     """Covariances (..., D, D) with zeros in the rows and columns of infinite variances: of missing features."""
     endless = np.diagonal(covariances, axis1=-2, axis2=-1) == np.inf
     return np.where(_pairs(endless), 0.0, covariances) if endless.any() else covariances
@@ -240,7 +240,7 @@ def _forgotten(values: np.ndarray, missing: np.ndarray) -> np.ndarray:
 
 def _raised(covariances: np.ndarray) -> np.ndarray:
     """Covariances (n, D, D) with negative eigenvalues raised to zero, whatever infinite variances they have."""
-    eigenvalues, vectors = np.linalg.eigh(without_endless(covariances))
+    eigenvalues, vectors = np.linalg.eigh(without_infinite(covariances))
     vectors = vectors * np.sqrt(np.maximum(eigenvalues, 0.0))[:, None, :]
     result = vectors @ vectors.transpose(0, 2, 1)
     cells, features = np.nonzero(np.isinf(np.diagonal(covariances, axis1=1, axis2=2)))
@@ -258,7 +258,7 @@ def _faults(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Which of (n, D) variances or (n, D, D) matrices are no covariances, and which are but for rounding."""
     if values.ndim == 2:
         return ~(values >= 0).all(axis=1) | _are_too_large(values), np.zeros(len(values), dtype=bool)
-    values = without_endless(values)
+    values = without_infinite(values)
     finite = np.isfinite(values).all(axis=(1, 2)) & ~_are_too_large(values)
     values = np.where(finite[:, None, None], values, 0.0)
     size = _SLACK * np.abs(values).max(axis=(1, 2))

@@ -7,25 +7,21 @@ from scipy.special import logsumexp
 from scipy.stats import multivariate_normal, norm
 
 from cohortgmm.errors import DataError
-from cohortgmm.mixture.density import evaluate as density
 from cohortgmm.mixture.density.evaluate import map_joint
-from cohortgmm.mixture.estep.noisy import NoisyPairs
 from cohortgmm.mixture.model import GaussianMixture
-from cohortgmm.mixture.numerics import tiles
-from cohortgmm.mixture.observations import measurements
 from cohortgmm.mixture.observations.measurements import Measurements
 
 COVARIANCE_TYPES = ["full", "diag"]
 
 
 @pytest.fixture(params=[False, True], ids=["one tile", "many tiles"])
-def _tiles(monkeypatch, request):
+def _tiles(tune, request):
     """Sixty cells in one tile, or in tiles of a few; in groups where that is possible."""
-    monkeypatch.setattr(measurements, "_SMALLEST_GROUP", 6)
-    monkeypatch.setattr(measurements, "_CELLS_PER_NOISE", 20)
+    tune(smallest_group=6)
+    tune(cells_per_noise=20)
     if request.param:
-        monkeypatch.setattr(density, "_ROWS", 7)
-        monkeypatch.setattr(tiles, "_TILE_VALUES", 1)
+        tune(density_rows=7)
+        tune(tile_values=1)
 
 
 def measured_cells(make_mixture, noise, gaps, covariance_type, *, n=60, spread=1.5):
@@ -82,7 +78,7 @@ def test_densities_of_some_features_are_those_of_the_marginal_mixture(make_mixtu
     for features in ([0], [2, 3], [0, 1, 3]):
         gaps = np.full_like(x, np.nan)
         gaps[:, features] = x[:, features]
-        marginal = model.seen(np.array(features), None)
+        marginal = GaussianMixture.from_parameters(model.marginal(np.array(features), None))
         assert marginal.n_features == len(features)
         np.testing.assert_allclose(model.log_prob(gaps), marginal.log_prob(x[:, features]), rtol=1e-12)
         np.testing.assert_allclose(model.responsibilities(gaps), marginal.responsibilities(x[:, features]), rtol=1e-10)
@@ -192,19 +188,6 @@ def test_many_cells_are_looked_at_in_pieces(make_mixture, noise):
     pieces = [rows for rows, _ in map_joint(lambda joint, _: joint, Measurements(x, values), model)]
     assert np.array_equal(np.concatenate(pieces), np.arange(2500))
     assert [len(rows) for rows in pieces] == ([2500] if noise == "shared covariance" else [1024, 1024, 452])
-
-
-def test_what_only_moments_need_is_not_kept_from_one_component_to_the_next(monkeypatch, make_mixture):
-    model, x, values = measured_cells(make_mixture, "own covariances", "complete", "full")
-    kept, evaluate = [], NoisyPairs.evaluate
-
-    def count(self, k, rows):
-        kept.append(len(self._kept))
-        evaluate(self, k, rows)
-
-    monkeypatch.setattr(NoisyPairs, "evaluate", count)
-    model.log_prob(x, values)
-    assert kept == [0, 0, 0]
 
 
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)

@@ -32,10 +32,10 @@ def slope(x):
 
 
 @pytest.fixture
-def small_batches(monkeypatch):
+def small_batches(tune):
     """So few cells at a time that some hundred take many batches."""
-    monkeypatch.setattr(observe, "_FEWEST", 4)
-    monkeypatch.setattr(observe, "_MOST", 16)
+    tune(fewest_draws=4)
+    tune(most_draws=16)
 
 
 # ---- how many ------------------------------------------------------------------------------------------------------
@@ -58,11 +58,11 @@ def test_exactly_as_many_cells_are_seen_as_asked_for(n, completeness, noise):
 
 @pytest.mark.parametrize("n", [1, 20])
 @pytest.mark.parametrize("batches", ["usual", "small"])
-def test_the_number_drawn_is_that_of_independent_trials(monkeypatch, n, batches):
+def test_the_number_drawn_is_that_of_independent_trials(tune, n, batches):
     """Until the n-th success: a negative binomial distribution."""
     if batches == "small":
-        monkeypatch.setattr(observe, "_FEWEST", 3)
-        monkeypatch.setattr(observe, "_MOST", 8)
+        tune(fewest_draws=3)
+        tune(most_draws=8)
     model, p = normal(), 0.3
     drawn = np.array([model.sample_observed(n, seed, completeness=constantly(p)).n_drawn for seed in range(400)])
     mean, variance = stats.nbinom(n, p).stats()
@@ -85,11 +85,11 @@ def test_no_cells_are_asked_for(inverted):
     assert normal(2).sample_observed(0, 0).noise is None
 
 
-def test_many_cells_are_drawn_in_batches_that_fit(monkeypatch):
+def test_many_cells_are_drawn_in_batches_that_fit(monkeypatch, tune):
     sizes = []
-    draw = GaussianMixture.sample
-    monkeypatch.setattr(GaussianMixture, "sample", lambda self, n, rng: sizes.append(n) or draw(self, n, rng))
-    monkeypatch.setattr(observe, "_MOST", 2000)
+    draw = observe.sample
+    monkeypatch.setattr(observe, "sample", lambda self, n, rng: sizes.append(n) or draw(self, n, rng))
+    tune(most_draws=2000)
     sample = normal().sample_observed(10_000, 0, completeness=constantly(0.5))
     assert max(sizes) <= 2000
     # No more than one batch is drawn for nothing.
@@ -213,14 +213,14 @@ def covariances_by_place(x):
 def test_every_cell_comes_with_its_own_noise(monkeypatch, noise, inverted):
     """By the places before the noise, which the sample does not give away: they are caught as they are drawn."""
     places = []
-    draw = GaussianMixture.sample
+    draw = observe.sample
 
     def caught(self, n, rng):
         x, components = draw(self, n, rng)
         places.append(x.copy())
         return x, components
 
-    monkeypatch.setattr(GaussianMixture, "sample", caught)
+    monkeypatch.setattr(observe, "sample", caught)
     model = normal(2)
     sample = model.sample_observed(300, 3, noise=noise, completeness=slope, inverted=inverted)
     assert sample.noise.shape[0] == len(sample.x)
@@ -297,14 +297,14 @@ def test_a_bad_number_of_cells_is_one_clear_error(n):
 
 @pytest.mark.parametrize("n", [1, 3000])
 @pytest.mark.parametrize("inverted", [False, True])
-def test_a_selection_that_nobody_passes_is_an_error(monkeypatch, n, inverted):
-    monkeypatch.setattr(observe, "_HOPELESS", 20_000)
+def test_a_selection_that_nobody_passes_is_an_error(tune, n, inverted):
+    tune(hopeless_draws=20_000)
     with pytest.raises(DataError, match=r"none of 2\d{4} cells drawn from the mixture passes the selection"):
         normal().sample_observed(n, 0, completeness=above(100.0), inverted=inverted)
 
 
-def test_a_selection_that_hardly_anybody_passes_is_none(monkeypatch):
-    monkeypatch.setattr(observe, "_HOPELESS", 2000)
+def test_a_selection_that_hardly_anybody_passes_is_none(tune):
+    tune(hopeless_draws=2000)
     sample = normal().sample_observed(3, 0, completeness=constantly(2e-3))
     assert len(sample.x) == 3
     assert sample.n_drawn > 300

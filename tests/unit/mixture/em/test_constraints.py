@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from scipy import optimize, stats
 
 from cohortgmm.errors import CohortgmmError, ConfigError, SingularCovarianceError
-from cohortgmm.mixture import fit as em
 from cohortgmm.mixture.em.constraints import Constraints, Frozen
-from cohortgmm.mixture.em.mstep import Moments, maximize
+from cohortgmm.mixture.em.mstep import m_step
+from cohortgmm.mixture.estep.moments import Moments
 from cohortgmm.mixture.fit import fit_mixture
 from cohortgmm.mixture.model import GaussianMixture
 from cohortgmm.mixture.numerics.gaussian import floor_covariances
@@ -24,7 +24,7 @@ NO_FLOOR = 1e-9
 
 
 def constraints(n_components, floor=NO_FLOOR, strict=False, **frozen):
-    return Constraints(floor, strict, Frozen.read(frozen, n_components))
+    return Constraints(floor, strict, Frozen.from_argument(frozen, n_components))
 
 
 def above(c):
@@ -32,8 +32,8 @@ def above(c):
 
 
 @pytest.fixture
-def few_nodes(monkeypatch):
-    monkeypatch.setattr(em, "_MOST_NODES", 1 << 12)
+def few_nodes(tune):
+    tune(most_nodes=1 << 12)
 
 
 # ---- what a user asks for ------------------------------------------------------------------------------------------
@@ -41,7 +41,7 @@ def few_nodes(monkeypatch):
 
 @pytest.mark.parametrize("nothing", [None, {}, {"amp": []}, {"mean": np.array([], dtype=int), "covar": ()}])
 def test_nothing_is_frozen_unless_asked_for(nothing):
-    frozen = Frozen.read(nothing, 3)
+    frozen = Frozen.from_argument(nothing, 3)
     assert not frozen.any
     assert frozen.n_parameters == (0, 0, 0)
 
@@ -60,7 +60,7 @@ def test_nothing_is_frozen_unless_asked_for(nothing):
 )
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_components_are_frozen_by_their_numbers(kind, components, expected):
-    frozen = Frozen.read({kind: components}, 4)
+    frozen = Frozen.from_argument({kind: components}, 4)
     for name, attribute in KINDS.items():
         assert getattr(frozen, attribute).tolist() == (expected if name == kind else [False] * 4)
     assert frozen.any
@@ -68,19 +68,19 @@ def test_components_are_frozen_by_their_numbers(kind, components, expected):
 
 
 def test_kinds_are_counted_in_their_order():
-    assert Frozen.read({"covar": "all", "amp": [0], "mean": [0, 1]}, 3).n_parameters == (1, 2, 3)
+    assert Frozen.from_argument({"covar": "all", "amp": [0], "mean": [0, 1]}, 3).n_parameters == (1, 2, 3)
 
 
 @pytest.mark.parametrize("frozen", ["all", ["amp"], [0], 3, {"amp", "mean"}, True])
 def test_what_is_no_mapping_is_refused(frozen):
     with pytest.raises(ConfigError, match="frozen must be a mapping with the keys amp, mean, covar, got"):
-        Frozen.read(frozen, 2)
+        Frozen.from_argument(frozen, 2)
 
 
 @pytest.mark.parametrize("kind", ["weights", "means", "Amp", "", 0, None])
 def test_another_kind_is_refused(kind):
     with pytest.raises(ConfigError, match=rf"frozen has the keys amp, mean, covar, not {kind!r}"):
-        Frozen.read({kind: [0]}, 2)
+        Frozen.from_argument({kind: [0]}, 2)
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
@@ -89,7 +89,7 @@ def test_another_kind_is_refused(kind):
 )
 def test_components_that_are_not_there_are_refused(kind, components):
     with pytest.raises(ConfigError, match=rf"frozen\['{kind}'\] must be 'all' or numbers of components from 0 to 1"):
-        Frozen.read({kind: components}, 2)
+        Frozen.from_argument({kind: components}, 2)
 
 
 # ---- the floor -----------------------------------------------------------------------------------------------------
@@ -99,7 +99,7 @@ def test_components_that_are_not_there_are_refused(kind, components):
 def test_without_frozen_covariances_the_floor_is_all_there_is(make_mixture, covariance_type):
     model = make_mixture(4, 3, covariance_type)
     covariances = model.covariances * np.array([1.0, 1e-3, 1.0, 1e-6]).reshape(-1, *[1] * (model.covariances.ndim - 1))
-    left = constraints(4, 0.1, amp=[0], mean=[1]).admit(covariances, model)
+    left = constraints(4, 0.1, amp=[0], mean=[1]).project(covariances, model)
     right = floor_covariances(covariances, 0.1, strict=False)
     for i in (0, 2):
         assert np.array_equal(left[i], right[i])
@@ -121,7 +121,7 @@ def test_frozen_covariances_are_those_of_the_mixture_whatever_the_floor(
     proposed = make_mixture(4, 3, covariance_type, seed=1).covariances
     proposed[1] = np.nan_to_num(np.full_like(proposed[1], 0.0))  # what a dead component would be given
     before = proposed.copy()
-    covariances, factors, floored = constraints(4, floor, covar=[1, 2]).admit(proposed, model, suspected)
+    covariances, factors, floored = constraints(4, floor, covar=[1, 2]).project(proposed, model, suspected)
     assert np.array_equal(proposed, before)
     expected, expected_factors, expected_floored = floor_covariances(proposed[[0, 3]], floor, strict=False)
     for k in (1, 2):
@@ -141,11 +141,11 @@ def test_strict_lets_a_frozen_covariance_be_below_the_floor(make_mixture, covari
     below = model.covariances.copy()
     below[1] *= 1e-6
     model = GaussianMixture(model.weights, model.means, below)
-    covariances, _, floored = constraints(3, 1e-3, strict=True, covar=[1]).admit(below, model)
+    covariances, _, floored = constraints(3, 1e-3, strict=True, covar=[1]).project(below, model)
     assert np.array_equal(covariances, below)
     assert not floored.any()
     with pytest.raises(SingularCovarianceError, match="component 1 of 3"):
-        constraints(3, 1e-3, strict=True, covar=[0]).admit(below, model)
+        constraints(3, 1e-3, strict=True, covar=[0]).project(below, model)
 
 
 # ---- the M-step ----------------------------------------------------------------------------------------------------
@@ -185,7 +185,7 @@ def expected_log_likelihood(x, resp, model):
 def test_the_m_step_is_the_definition_but_for_what_is_frozen(moments_by_definition, covariance_type, n_features, kinds):
     x, model, resp = problem(0, covariance_type, n_features)
     moments = moments_by_definition(x, resp, model.means, covariance_type)
-    fitted, floored = maximize(moments, model, constraints(3, **{kind: [1] for kind in kinds}))
+    fitted, floored = m_step(moments, model, constraints(3, **{kind: [1] for kind in kinds}))
     assert not floored.any()
     for kind, name in KINDS.items():
         is_same = np.array_equal(getattr(fitted, name)[1], getattr(model, name)[1])
@@ -220,7 +220,7 @@ def test_no_mixture_within_the_constraints_is_more_likely_than_the_m_step(seed, 
         model = GaussianMixture(model.weights, model.means, model.covariances, background)
     limits = constraints(3, **dict(zip(KINDS, masks, strict=True)))
     deviation = x[None] - model.means[:, None, :]
-    best, _ = maximize(Moments.weighted(deviation, resp.T, covariance_type, n=len(x)), model, limits)
+    best, _ = m_step(Moments.weighted(deviation, resp.T, covariance_type, n=len(x)), model, limits)
     highest = expected_log_likelihood(x, resp, best)
     rng = np.random.default_rng(seed)
     frozen = limits.frozen
@@ -280,7 +280,7 @@ def test_shares_are_those_of_a_general_optimiser(frozen, amp, amp_min, amp_max, 
     n = float(nk.sum() + n_background)
     # Two fifths of the cells were never seen.
     moments = Moments(nk, np.zeros((3, 1)), nk[:, None].copy(), 0.0, 0.6 * n, 0.4 * n)
-    fitted, _ = maximize(moments, model, constraints(3, amp=frozen))
+    fitted, _ = m_step(moments, model, constraints(3, amp=frozen))
     mask = np.isin(np.arange(3), frozen)
     expected = shares_by_optimisation(nk, n_background, model, mask)
     np.testing.assert_allclose(np.append(fitted.weights, fitted.background.amp), expected, atol=2e-6)
@@ -294,7 +294,7 @@ def test_a_background_beside_frozen_weights_stays_as_it_is():
     background = Background([-1.0], [1.0], 0.2)
     model = GaussianMixture(np.array([0.5, 0.3]), np.zeros((2, 1)), np.ones((2, 1)), background)
     moments = Moments(np.array([1.0, 2.0]), np.zeros((2, 1)), np.ones((2, 1)), 0.0, 10)
-    fitted, _ = maximize(moments, model, constraints(2, amp="all"))
+    fitted, _ = m_step(moments, model, constraints(2, amp="all"))
     assert fitted.background.amp == 0.2
     assert np.array_equal(fitted.weights, model.weights)
 
@@ -307,12 +307,12 @@ def test_a_dead_component_loses_its_weight_unless_that_is_frozen(amp, claimed):
     model = GaussianMixture(rest * np.array([0.5, 0.3, 0.2]), np.arange(3.0)[:, None], np.ones((3, 1)), background)
     nk = np.array([30.0, claimed, 10.0])
     moments = Moments(nk, np.zeros((3, 1)), nk[:, None].copy(), 0.0, 50 if amp else 40)
-    fitted, floored = maximize(moments, model, constraints(3))
+    fitted, floored = m_step(moments, model, constraints(3))
     np.testing.assert_allclose(fitted.weights, rest * np.array([0.75, 0.0, 0.25]), rtol=1e-12)
     assert floored.tolist() == [False, True, False]
     assert fitted.weights[1] == 0
     assert np.array_equal(fitted.means[1], model.means[1])
-    kept, floored = maximize(moments, model, constraints(3, amp=[1], covar=[1]))
+    kept, floored = m_step(moments, model, constraints(3, amp=[1], covar=[1]))
     assert floored.tolist() == [False, True, False]
     assert kept.weights[1] == model.weights[1]
     assert np.array_equal(kept.covariances[1], model.covariances[1])
@@ -323,8 +323,8 @@ def test_strict_refuses_a_dead_component_unless_its_covariance_is_frozen():
     model = GaussianMixture(np.array([0.5, 0.5]), np.zeros((2, 1)), np.ones((2, 1)))
     moments = Moments(np.array([10.0, 0.0]), np.zeros((2, 1)), np.array([[10.0], [0.0]]), 0.0, 10)
     with pytest.raises(SingularCovarianceError, match="component 1 of 2"):
-        maximize(moments, model, constraints(2, strict=True, covar=[0], mean=[1], amp=[1]))
-    fitted, _ = maximize(moments, model, constraints(2, strict=True, covar=[1]))
+        m_step(moments, model, constraints(2, strict=True, covar=[0], mean=[1], amp=[1]))
+    fitted, _ = m_step(moments, model, constraints(2, strict=True, covar=[1]))
     assert fitted.covariances[1, 0] == 1
 
 
@@ -333,18 +333,18 @@ def test_weights_that_nobody_claims_stay_in_their_proportions():
     background = Background([-1.0], [1.0], 0.4)
     model = GaussianMixture(np.array([0.4, 0.2]), np.zeros((2, 1)), np.ones((2, 1)), background)
     nothing = Moments(np.zeros(2), np.zeros((2, 1)), np.zeros((2, 1)), 0.0, 10)
-    fitted, _ = maximize(nothing, model, constraints(2))
+    fitted, _ = m_step(nothing, model, constraints(2))
     assert fitted.background.amp == 1
     assert not fitted.weights.any()
-    again, _ = maximize(nothing, fitted, constraints(2))
+    again, _ = m_step(nothing, fitted, constraints(2))
     assert again.background.amp == 1
     assert not again.weights.any()
     limited = GaussianMixture(model.weights, model.means, model.covariances, Background([-1], [1], 0.4, amp_max=0.7))
-    fitted, _ = maximize(nothing, limited, constraints(2))
+    fitted, _ = m_step(nothing, limited, constraints(2))
     np.testing.assert_allclose(fitted.weights, [0.2, 0.1], rtol=1e-12)
     moments = Moments(np.array([10.0, 0.0]), np.zeros((2, 1)), np.array([[10.0], [0.0]]), 0.0, 10)
     plain = GaussianMixture(np.array([0.4, 0.6]), np.zeros((2, 1)), np.ones((2, 1)))
-    fitted, _ = maximize(moments, plain, constraints(2, amp=[0]))
+    fitted, _ = m_step(moments, plain, constraints(2, amp=[0]))
     assert fitted.weights.tolist() == [0.4, 0.6]
 
 

@@ -75,8 +75,8 @@ def test_kmeans_refills_clusters_that_lose_their_cells(monkeypatch):
 
 # From one seeding each the two are equal; from the best of five seedings ours is better.
 @pytest.mark.parametrize(("few_cells", "most"), [(200, 1.03), (100, 1.0)])
-def test_kmeans_is_as_good_as_scikit_learns_on_average(monkeypatch, make_cells, few_cells, most):
-    monkeypatch.setattr(start_module, "_FEW_CELLS", few_cells)
+def test_kmeans_is_as_good_as_scikit_learns_on_average(tune, make_cells, few_cells, most):
+    tune(competing_cells=few_cells)
     ours, theirs = [], []
     for seed in range(20):
         x = make_cells(200, 2, n_components=6, seed=seed, spread=2.5)
@@ -103,10 +103,10 @@ def test_kmeans_gives_every_cell_to_the_nearest_centre(make_cells, n, max_iter, 
         np.testing.assert_allclose(centres, means, atol=1.0 if n > 2048 else 0.2)
 
 
-def test_kmeans_on_a_sample_is_as_good_as_on_all_cells(monkeypatch, make_cells):
+def test_kmeans_on_a_sample_is_as_good_as_on_all_cells(tune, make_cells):
     x = make_cells(6000, 4, n_components=6)
     sampled = inertia(x, clusters(x, 6, 0)[0])
-    monkeypatch.setattr(start_module, "_SAMPLE", 6000)
+    tune(seeding_cells=6000)
     assert sampled < 1.02 * inertia(x, clusters(x, 6, 0)[0])
 
 

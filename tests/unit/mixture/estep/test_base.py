@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from cohortgmm.mixture.estep import base as expectation
-from cohortgmm.mixture.estep.base import DenseExpectation, QuadraticExpectation
+from cohortgmm.mixture.estep.dense import DenseExpectation
+from cohortgmm.mixture.estep.quadratic import QuadraticExpectation
 from cohortgmm.mixture.estep.screened import ScreenedExpectation
 from cohortgmm.mixture.model import GaussianMixture
 from cohortgmm.mixture.numerics.posterior import responsibilities
@@ -123,10 +123,10 @@ def test_a_second_e_step_does_not_depend_on_the_first(make_mixture, assert_same_
 
 
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
-def test_features_that_are_not_kept_give_the_same_bits(monkeypatch, make_mixture, covariance_type):
+def test_features_that_are_not_kept_give_the_same_bits(tune, make_mixture, covariance_type):
     model, x = overlapping(make_mixture, 3, 4, covariance_type)
     kept = QuadraticExpectation(CellData(x), covariance_type)
-    monkeypatch.setattr(expectation, "_KEPT_BYTES", 0)
+    tune(quadratic_bytes=0)
     made_anew = QuadraticExpectation(CellData(x), covariance_type)
     for _ in range(2):
         left, right = kept(model), made_anew(model)

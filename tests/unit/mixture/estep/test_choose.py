@@ -5,11 +5,10 @@ import pytest
 
 from cohortgmm.mixture import fit as em
 from cohortgmm.mixture.em.initialize import STARTS
-from cohortgmm.mixture.estep import grouped
-from cohortgmm.mixture.estep import incremental as partial
-from cohortgmm.mixture.estep.base import DenseExpectation, QuadraticExpectation
-from cohortgmm.mixture.estep.grouped import expectation_of
-from cohortgmm.mixture.estep.incremental import ListedExpectation, PartialExpectation
+from cohortgmm.mixture.estep.choose import choose_estep
+from cohortgmm.mixture.estep.dense import DenseExpectation
+from cohortgmm.mixture.estep.incremental import IncrementalExpectation, ListedExpectation
+from cohortgmm.mixture.estep.quadratic import QuadraticExpectation
 from cohortgmm.mixture.estep.screened import ScreenedExpectation
 from cohortgmm.mixture.fit import fit_mixture
 from cohortgmm.mixture.observations.cells import CellData
@@ -22,7 +21,7 @@ COVARIANCE_TYPES = ["full", "diag"]
 def calls(monkeypatch):
     """Counts of E-steps by the class that makes them."""
     counts = {}
-    for cls in (DenseExpectation, QuadraticExpectation, PartialExpectation, ListedExpectation):
+    for cls in (DenseExpectation, QuadraticExpectation, IncrementalExpectation, ListedExpectation):
 
         def count(self, *arguments, cls=cls, call=cls.__call__, **options):
             counts[cls] = counts.get(cls, 0) + 1
@@ -33,9 +32,9 @@ def calls(monkeypatch):
 
 
 @pytest.fixture(params=["quadratic", "listed"])
-def screened_way(monkeypatch, screen_everything, request):
+def screened_way(tune, screen_everything, request):
     """Fits that screen, and how they evaluate unsettled cells."""
-    monkeypatch.setattr(partial, "_FEW_PRODUCTS", np.inf if request.param == "quadratic" else 0)
+    tune(few_unsettled_products=np.inf if request.param == "quadratic" else 0)
     return {"quadratic": QuadraticExpectation, "listed": ListedExpectation}[request.param]
 
 
@@ -49,7 +48,7 @@ def overlapping(make_mixture):
 
 def dense_fit(x, n_components, **options):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(em, "expectation_of", lambda cells, *_: DenseExpectation(cells.whole))
+        patch.setattr(em, "choose_estep", lambda cells, *_: DenseExpectation(cells.whole))
         return fit_mixture(x, n_components, **options)
 
 
@@ -66,14 +65,14 @@ def dense_fit(x, n_components, **options):
 )
 def test_the_way_follows_from_the_shape(n, n_features, n_components, covariance_type, expected):
     cells = Measurements(np.broadcast_to(np.float32(1.0), (n, n_features)))
-    assert type(expectation_of(cells, n_components, covariance_type)) is expected
+    assert type(choose_estep(cells, n_components, covariance_type)) is expected
 
 
 def test_screened_fits_converge_where_dense_ones_do(overlapping, screened_way, calls):
     x, initial = overlapping
     options = {"initial": initial, "tol": 1e-9, "max_iter": 2000}
     screened = fit_mixture(x, 6, **options)
-    assert calls[PartialExpectation] > screened.n_iter
+    assert calls[IncrementalExpectation] > screened.n_iter
     assert calls[screened_way] > screened.n_iter / 2
     assert DenseExpectation not in calls
     dense = dense_fit(x, 6, **options)
@@ -150,16 +149,16 @@ SHAPES = {
 
 
 @pytest.fixture(params=list(SHAPES))
-def threaded(monkeypatch, make_cells, small_tiles, request):
+def threaded(tune, make_cells, small_tiles, request):
     """Cells of a shape that takes one of the ways, and options; its work is cut into several tiles."""
     n, n_features, n_components, covariance_type = SHAPES[request.param]
     if "screened" in request.param:
-        monkeypatch.setattr(grouped, "_FEW_FEATURES", 0)
-        monkeypatch.setattr(grouped, "_SMALL_WORK", 0)
-        monkeypatch.setattr(partial, "_FEW_PRODUCTS", 0)
+        tune(few_features=0)
+        tune(few_products=0)
+        tune(few_unsettled_products=0)
     x = make_cells(n, n_features, n_components=n_components, spread=0.9)
     options = {"covariance_type": covariance_type, "max_iter": 8, "tol": 0, "n_init": 2}
-    way = expectation_of(Measurements(x), n_components, covariance_type)
+    way = choose_estep(Measurements(x), n_components, covariance_type)
     assert type(way).__name__.lower().startswith(request.param.split()[0])
     assert len(CellData(x).tiles(way.cells.n_features * n_components)) > 3
     assert len(way.tiles if isinstance(way, ScreenedExpectation) else getattr(way, "_tiles", range(4))) > 3

@@ -14,17 +14,14 @@ from measured import (
 )
 from scipy.stats import chi2, norm
 
-from cohortgmm.mixture.estep import base as expectation
-from cohortgmm.mixture.estep import grouped, noisy
-from cohortgmm.mixture.estep import incremental as partial
-from cohortgmm.mixture.estep.base import DenseExpectation, QuadraticExpectation
-from cohortgmm.mixture.estep.grouped import GroupedExpectation, SeenExpectation, expectation_of, squared_reach
-from cohortgmm.mixture.estep.incremental import PartialExpectation
+from cohortgmm.mixture.estep.choose import choose_estep, squared_cutoff
+from cohortgmm.mixture.estep.dense import DenseExpectation
+from cohortgmm.mixture.estep.grouped import ConvolvedExpectation, GroupedExpectation
+from cohortgmm.mixture.estep.incremental import IncrementalExpectation
 from cohortgmm.mixture.estep.noisy import NoisyExpectation
+from cohortgmm.mixture.estep.quadratic import QuadraticExpectation
 from cohortgmm.mixture.estep.screened import ScreenedExpectation
 from cohortgmm.mixture.model import GaussianMixture
-from cohortgmm.mixture.numerics import tiles
-from cohortgmm.mixture.observations import measurements
 from cohortgmm.mixture.observations.background import Background
 from cohortgmm.mixture.observations.cells import CellData
 from cohortgmm.mixture.observations.measurements import Measurements
@@ -36,26 +33,25 @@ RTOL = 1e-10
 
 
 @pytest.fixture
-def small_groups(monkeypatch):
+def small_groups(tune):
     """Sixty cells are enough for groups of several kinds of noise and gaps."""
-    monkeypatch.setattr(measurements, "_SMALLEST_GROUP", 6)
-    monkeypatch.setattr(measurements, "_CELLS_PER_NOISE", 20)
+    tune(smallest_group=6)
+    tune(cells_per_noise=20)
 
 
 @pytest.fixture
-def many_tiles(monkeypatch):
+def many_tiles(monkeypatch, tune):
     """Tiles of so few rows that some hundred cells take enough of them for three threads."""
-    monkeypatch.setattr(tiles, "_TILE_VALUES", 1)
-    monkeypatch.setattr(expectation, "_QUADRATIC_VALUES", 1)
-    monkeypatch.setattr(noisy, "_FEWEST_ROWS", 40)
-    monkeypatch.setattr(noisy, "_MOST_ROWS", 40)
+    tune(tile_values=1)
+    tune(quadratic_values=1)
+    tune(noisy_rows=(40, 40))
 
 
 @pytest.fixture(params=["quadratic", "dense", "screened"])
-def way(monkeypatch, request):
+def way(tune, request):
     """The E-step that uniform groups are given to."""
-    monkeypatch.setattr(grouped, "_FEW_FEATURES", 18 if request.param == "quadratic" else 0)
-    monkeypatch.setattr(grouped, "_SMALL_WORK", np.inf if request.param == "dense" else 0)
+    tune(few_features=18 if request.param == "quadratic" else 0)
+    tune(few_products=np.inf if request.param == "dense" else 0)
     return {"quadratic": QuadraticExpectation, "dense": DenseExpectation, "screened": ScreenedExpectation}[
         request.param
     ]
@@ -72,7 +68,7 @@ def measured_cells(make_mixture, noise, gaps, covariance_type, *, n=60, shape=(3
 
 def moments_of(model, x, noise=None, *, n_threads=1, cutoff=None):
     cells = Measurements(x, noise, n_threads, model.background)
-    return expectation_of(cells, model.n_components, model.covariance_type, cutoff)(model)
+    return choose_estep(cells, model.n_components, model.covariance_type, cutoff)(model)
 
 
 def assert_same_bits(left, right):
@@ -113,14 +109,14 @@ def test_any_number_of_features_has_the_moments_of_the_definition(make_mixture, 
     ("noise", "gaps", "types"),
     [
         ("none", "complete", [QuadraticExpectation]),
-        ("none", "few patterns", [QuadraticExpectation, SeenExpectation]),
+        ("none", "few patterns", [QuadraticExpectation, ConvolvedExpectation]),
         ("none", "any pattern", [NoisyExpectation]),
-        ("none", "both", [NoisyExpectation, QuadraticExpectation, SeenExpectation]),
-        ("shared variances", "complete", [SeenExpectation]),
-        ("shared covariance", "few patterns", [SeenExpectation]),
+        ("none", "both", [NoisyExpectation, QuadraticExpectation, ConvolvedExpectation]),
+        ("shared variances", "complete", [ConvolvedExpectation]),
+        ("shared covariance", "few patterns", [ConvolvedExpectation]),
         ("shared covariance", "any pattern", [NoisyExpectation]),
-        ("few variances", "complete", [SeenExpectation]),
-        ("few covariances", "both", [NoisyExpectation, SeenExpectation]),
+        ("few variances", "complete", [ConvolvedExpectation]),
+        ("few covariances", "both", [NoisyExpectation, ConvolvedExpectation]),
         ("own variances", "complete", [NoisyExpectation]),
         ("own covariances", "few patterns", [NoisyExpectation]),
     ],
@@ -130,8 +126,8 @@ def test_cells_that_were_measured_alike_share_their_matrices(make_mixture, noise
     _, x, values = measured_cells(make_mixture, noise, gaps, "full", n=n, shape=(2, 6))
     if noise.startswith("few"):  # as many kinds as there may be, each with enough cells
         values = make_noise(noise, 4, 6, np.random.default_rng(0))[np.arange(1000) % 4]
-    step = expectation_of(Measurements(x, values), 2, "full")
-    parts = step._parts if isinstance(step, GroupedExpectation) else [step]
+    step = choose_estep(Measurements(x, values), 2, "full")
+    parts = step.inner if isinstance(step, GroupedExpectation) else [step]
     assert sorted({type(part).__name__ for part in parts}) == sorted(cls.__name__ for cls in types)
 
 
@@ -150,9 +146,9 @@ def test_uniform_groups_may_go_any_way(make_mixture, assert_same_moments, way, n
     model, x, values = measured_cells(make_mixture, noise, gaps, "full", shape=(4, 4))
     if has_background:
         model = with_background(model)
-    step = expectation_of(Measurements(x, values, 1, model.background), 4, "full")
-    parts = step._parts if isinstance(step, GroupedExpectation) else [step]
-    assert {type(part._seen) for part in parts if isinstance(part, SeenExpectation)} == {way}
+    step = choose_estep(Measurements(x, values, 1, model.background), 4, "full")
+    parts = step.inner if isinstance(step, GroupedExpectation) else [step]
+    assert {type(part.inner[0]) for part in parts if isinstance(part, ConvolvedExpectation)} == {way}
     other = GaussianMixture(model.weights, model.means + 0.3, model.covariances, model.background)
     for mixture in (model, other):  # what was remembered of the first is wrong for the second
         truth = e_step_by_definition(mixture, x, values)
@@ -307,33 +303,33 @@ def test_what_is_known_of_a_missing_feature_keeps_its_digits_in_collinear_featur
 @pytest.mark.parametrize("kind", ["few variances", "few covariances"])
 @pytest.mark.parametrize("gaps", ["complete", "both"])
 def test_kinds_of_noise_give_the_moments_of_noise_that_is_each_cells_own(
-    monkeypatch, make_mixture, assert_same_moments, kind, gaps, covariance_type
+    tune, make_mixture, assert_same_moments, kind, gaps, covariance_type
 ):
     model, x, values = measured_cells(make_mixture, kind, gaps, covariance_type, n=300)
     model = with_background(model)
-    monkeypatch.setattr(measurements, "_SMALLEST_GROUP", 6)
-    monkeypatch.setattr(measurements, "_CELLS_PER_NOISE", 100)
+    tune(smallest_group=6)
+    tune(cells_per_noise=100)
     sorted_cells = Measurements(x, values, 1, model.background)
-    monkeypatch.setattr(measurements, "_CELLS_PER_NOISE", 1000)
+    tune(cells_per_noise=1000)
     own_cells = Measurements(x, values, 1, model.background)
     assert len(sorted_cells.groups) > 1
     assert len(own_cells.groups) == 1
-    by_kind, by_cell = (expectation_of(cells, 3, covariance_type)(model) for cells in (sorted_cells, own_cells))
+    by_kind, by_cell = (choose_estep(cells, 3, covariance_type)(model) for cells in (sorted_cells, own_cells))
     assert_same_moments(by_kind, by_cell, rtol=RTOL)
 
 
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
 @pytest.mark.parametrize("noise", ["none", "shared covariance"])
 def test_patterns_give_the_moments_of_gaps_that_are_each_cells_own(
-    monkeypatch, make_mixture, assert_same_moments, noise, covariance_type
+    tune, make_mixture, assert_same_moments, noise, covariance_type
 ):
     model, x, values = measured_cells(make_mixture, noise, "few patterns", covariance_type, n=300)
     model = with_background(model)
     by_pattern = Measurements(x, values, 1, model.background)
-    monkeypatch.setattr(measurements, "_SMALLEST_GROUP", 1000)
+    tune(smallest_group=1000)
     by_cell = Measurements(x, values, 1, model.background)
     assert (len(by_pattern.groups), len(by_cell.groups)) == (4, 1)
-    left, right = (expectation_of(cells, 3, covariance_type)(model) for cells in (by_pattern, by_cell))
+    left, right = (choose_estep(cells, 3, covariance_type)(model) for cells in (by_pattern, by_cell))
     assert_same_moments(left, right, rtol=RTOL)
 
 
@@ -411,47 +407,47 @@ def test_expected_moments_of_complete_cells_behind_a_mask_are_unbiased(make_mixt
 
 
 @pytest.mark.parametrize("noise", ["none", "shared covariance", "few variances"])
-def test_a_run_of_em_leaves_settled_cells_alone_in_every_group(monkeypatch, make_mixture, assert_same_moments, noise):
-    monkeypatch.setattr(grouped, "_FEW_FEATURES", 0)
-    monkeypatch.setattr(grouped, "_SMALL_WORK", 0)
-    monkeypatch.setattr(partial, "_LARGEST_SHARE", 1.0)
+def test_a_run_of_em_leaves_settled_cells_alone_in_every_group(tune, make_mixture, assert_same_moments, noise):
+    tune(few_features=0)
+    tune(few_products=0)
+    tune(unsettled_share=1.0)
     model, x, values = measured_cells(make_mixture, noise, "few patterns", "full", n=900, spread=3.0)
-    step = expectation_of(Measurements(x, values), 3, "full").begin(model)
+    step = choose_estep(Measurements(x, values), 3, "full").begin(model)
     assert all(
-        isinstance(part._seen if isinstance(part, SeenExpectation) else part, PartialExpectation)
-        for part in step._parts
+        isinstance(part.inner[0] if isinstance(part, ConvolvedExpectation) else part, IncrementalExpectation)
+        for part in step.inner
     )
-    assert_same_moments(step(model, exact=False), e_step_by_definition(model, x, values), rtol=RTOL)
+    assert_same_moments(step(model), e_step_by_definition(model, x, values), rtol=RTOL)
     near = shifted(model, 0.02)
     exact = moments_of(near, x, values)
-    bound = step(near, exact=False)
+    bound = step(near)
     assert bound.is_bound
     assert not exact.is_bound
     assert exact.log_likelihood - 0.01 * exact.n < bound.log_likelihood < exact.log_likelihood
     assert_same_moments(step(near), exact, rtol=RTOL)
 
 
-def test_a_background_keeps_every_iteration_exact(monkeypatch, make_mixture):
-    monkeypatch.setattr(grouped, "_FEW_FEATURES", 0)
-    monkeypatch.setattr(grouped, "_SMALL_WORK", 0)
+def test_a_background_keeps_every_iteration_exact(tune, make_mixture):
+    tune(few_features=0)
+    tune(few_products=0)
     model, x, values = measured_cells(make_mixture, "shared covariance", "few patterns", "full", n=400)
     model = with_background(model)
-    step = expectation_of(Measurements(x, values, 1, model.background), 3, "full").begin(model)
-    assert all(isinstance(part._seen, ScreenedExpectation) for part in step._parts)
+    step = choose_estep(Measurements(x, values, 1, model.background), 3, "full").begin(model)
+    assert all(isinstance(part.inner[0], ScreenedExpectation) for part in step.inner)
     step(model)
-    assert not step(shifted(model, 0.01), exact=False).is_bound
+    assert not step(shifted(model, 0.01)).is_bound
 
 
 @pytest.mark.parametrize("n_features", [1, 2, 3, 10, 50])
 @pytest.mark.parametrize("cutoff", [0.1, 1.0, 3.0, 5.0, 8.0])
 def test_the_reach_leaves_out_as_many_cells_as_in_one_dimension(n_features, cutoff):
-    assert squared_reach(cutoff, n_features) == pytest.approx(chi2.isf(2 * norm.sf(cutoff), n_features), rel=1e-10)
-    assert squared_reach(cutoff, 1) == pytest.approx(cutoff**2, rel=1e-10)
+    assert squared_cutoff(cutoff, n_features) == pytest.approx(chi2.isf(2 * norm.sf(cutoff), n_features), rel=1e-10)
+    assert squared_cutoff(cutoff, 1) == pytest.approx(cutoff**2, rel=1e-10)
 
 
 def test_a_cutoff_beyond_every_double_is_none():
-    assert squared_reach(50.0, 3) == np.inf
-    reaches = [squared_reach(cutoff, 3) for cutoff in np.linspace(0.5, 37.0, 50)]
+    assert squared_cutoff(50.0, 3) == np.inf
+    reaches = [squared_cutoff(cutoff, 3) for cutoff in np.linspace(0.5, 37.0, 50)]
     assert (np.diff(reaches) > 0).all()
     assert np.isfinite(reaches).all()
 
@@ -459,8 +455,8 @@ def test_a_cutoff_beyond_every_double_is_none():
 def test_groups_share_one_origin_of_the_moments(make_mixture):
     """Sums over groups are the sums of each group's moments, in the order of the groups."""
     model, x, values = measured_cells(make_mixture, "none", "few patterns", "full", n=400)
-    step = expectation_of(Measurements(x, values), 3, "full")
-    parts = [part(model) for part in step._parts]
+    step = choose_estep(Measurements(x, values), 3, "full")
+    parts = [part(model) for part in step.inner]
     whole = step(model)
     assert whole.n == sum(part.n for part in parts) == np.count_nonzero(~np.isnan(x).all(axis=1))
     np.testing.assert_allclose(whole.second, sum(part.second for part in parts), rtol=1e-14)
@@ -469,7 +465,7 @@ def test_groups_share_one_origin_of_the_moments(make_mixture):
 
 def test_plain_cells_take_the_plain_way(make_mixture):
     x = make_mixture(2, 3).sample(100, 0)[0]
-    step = expectation_of(Measurements(x), 2, "full")
+    step = choose_estep(Measurements(x), 2, "full")
     assert type(step) is QuadraticExpectation
     assert type(step.cells) is CellData
     assert step.cells.x is x

@@ -7,28 +7,27 @@ from hypothesis import strategies as st
 from measured import GAPS, e_step_by_definition, make_gaps, make_noise, posterior_by_definition, with_background
 from scipy.stats import multivariate_normal
 
-from cohortgmm.mixture.estep import noisy
-from cohortgmm.mixture.estep.noisy import DiagonalPairs, NoisyExpectation, NoisyPairs, lifted, pairs_of
-from cohortgmm.mixture.estep.pruned import PairedExpectation
+from cohortgmm.mixture.density.noisy import DiagonalNoisyDensities, NoisyDensities, noisy_densities
+from cohortgmm.mixture.estep.noisy import NoisyExpectation, NoisyPairs, latent_moments
+from cohortgmm.mixture.estep.pruned import PrunedExpectation
 from cohortgmm.mixture.model import GaussianMixture
-from cohortgmm.mixture.observations import measurements
 from cohortgmm.mixture.observations.cells import CellData
 from cohortgmm.mixture.observations.measurements import Group, Measurements
 from cohortgmm.mixture.observations.noise import Noise
 
 COVARIANCE_TYPES = ["full", "diag"]
 OWN_NOISES = ["none", "shared variances", "shared covariance", "own variances", "own covariances"]
-EVERYONE = slice(None)
+ALL_ROWS = slice(None)
 
 # Condition numbers below 1e3 and some hundred cells leave eleven digits of the moments.
 RTOL = 1e-10
 
 
 @pytest.fixture(autouse=True)
-def _all_in_one_group(monkeypatch):
+def _all_in_one_group(tune):
     """Cells are never sorted into groups that are treated alike."""
-    monkeypatch.setattr(measurements, "_SMALLEST_GROUP", 1 << 30)
-    monkeypatch.setattr(measurements, "_CELLS_PER_NOISE", 1 << 30)
+    tune(smallest_group=1 << 30)
+    tune(cells_per_noise=1 << 30)
 
 
 @pytest.fixture
@@ -48,7 +47,7 @@ def evaluated(monkeypatch):
 def one_group(x, noise=None, background=None):
     """All cells together, in the kind of group that this E-step is made for."""
     if not np.isnan(x).any():
-        group = Group(CellData(x), noise=None if noise is None else Noise.read(noise, *x.shape))
+        group = Group(CellData(x), noise=None if noise is None else Noise.validated(noise, *x.shape))
         if background is not None:
             group.cells.log_background = Measurements(x, noise, 1, background).groups[0].cells.log_background
         return group
@@ -56,9 +55,13 @@ def one_group(x, noise=None, background=None):
     return group
 
 
+def pairs_of(group, tile, model):
+    return NoisyPairs(noisy_densities(group, tile, model))
+
+
 def all_pairs(group, model):
     """Every component evaluated for every cell."""
-    pairs = pairs_of(group, EVERYONE, model)
+    pairs = pairs_of(group, ALL_ROWS, model)
     for k in range(model.n_components):
         pairs.evaluate(k, np.arange(len(group.cells)))
     return pairs
@@ -100,20 +103,20 @@ def test_densities_are_scipys(make_mixture):
 @pytest.mark.parametrize(
     ("kind", "covariance_type", "expected"),
     [
-        ("none", "full", NoisyPairs),
-        ("none", "diag", DiagonalPairs),
-        ("own variances", "full", NoisyPairs),
-        ("own variances", "diag", DiagonalPairs),
-        ("shared variances", "diag", DiagonalPairs),
-        ("own covariances", "full", NoisyPairs),
-        ("own covariances", "diag", NoisyPairs),
-        ("shared covariance", "diag", NoisyPairs),
+        ("none", "full", NoisyDensities),
+        ("none", "diag", DiagonalNoisyDensities),
+        ("own variances", "full", NoisyDensities),
+        ("own variances", "diag", DiagonalNoisyDensities),
+        ("shared variances", "diag", DiagonalNoisyDensities),
+        ("own covariances", "full", NoisyDensities),
+        ("own covariances", "diag", NoisyDensities),
+        ("shared covariance", "diag", NoisyDensities),
     ],
 )
 def test_variances_alone_need_no_matrices(make_mixture, kind, covariance_type, expected):
     model = make_mixture(2, 3, covariance_type)
     x, noise = noisy_cells(model, kind, 10)
-    assert type(pairs_of(one_group(x, noise), EVERYONE, model)) is expected
+    assert type(noisy_densities(one_group(x, noise), ALL_ROWS, model)) is expected
 
 
 @pytest.mark.parametrize("gaps", ["complete", "any pattern"])
@@ -123,13 +126,13 @@ def test_pairs_of_variances_are_those_of_their_matrices(make_mixture, assert_sam
     x, noise = noisy_cells(model, kind, 50)
     x[x > (4.0 if gaps == "any pattern" else np.inf)] = np.nan
     group = one_group(x, noise)
-    left, right = DiagonalPairs(group, EVERYONE, model), NoisyPairs(group, EVERYONE, model)
+    left, right = (NoisyPairs(kind(group, ALL_ROWS, model)) for kind in (DiagonalNoisyDensities, NoisyDensities))
     for pairs in (left, right):
         for k in range(3):
             pairs.evaluate(k, np.arange(50))
     np.testing.assert_allclose(left.joint, right.joint, rtol=1e-12)
     np.testing.assert_allclose(left.distance, right.distance, rtol=1e-12)
-    left, right = (lifted(pairs.moments(None)[0], model) for pairs in (left, right))
+    left, right = (latent_moments(pairs.moments(None)[0], model) for pairs in (left, right))
     assert_same_moments(left, right, rtol=1e-11)
 
 
@@ -139,7 +142,7 @@ def test_pairs_that_were_not_evaluated_have_no_share(make_mixture, assert_same_m
     truth = posterior_by_definition(model, x, noise)
     listed = np.random.default_rng(0).random((3, 30)) < 0.5
     listed[truth.joint.argmax(axis=1), np.arange(30)] = True
-    pairs = pairs_of(one_group(x, noise), EVERYONE, model)
+    pairs = pairs_of(one_group(x, noise), ALL_ROWS, model)
     for k in range(3):
         pairs.evaluate(k, np.flatnonzero(listed[k]))
     assert (pairs.joint[~listed] == -np.inf).all()
@@ -147,7 +150,7 @@ def test_pairs_that_were_not_evaluated_have_no_share(make_mixture, assert_same_m
     truth.joint[~listed.T] = -np.inf
     moments, resp = pairs.moments(None)
     np.testing.assert_allclose(resp, truth.responsibilities.T, rtol=1e-9, atol=1e-300)
-    assert_same_moments(lifted(moments, model), truth.moments(model), rtol=RTOL)
+    assert_same_moments(latent_moments(moments, model), truth.moments(model), rtol=RTOL)
 
 
 def test_pairs_may_be_evaluated_bit_by_bit_and_for_no_cells(make_mixture, assert_same_moments):
@@ -155,7 +158,7 @@ def test_pairs_may_be_evaluated_bit_by_bit_and_for_no_cells(make_mixture, assert
     x, noise = noisy_cells(model, "own variances", 30)
     x[::3, 0] = np.nan
     group = one_group(x, noise)
-    pairs = pairs_of(group, EVERYONE, model)
+    pairs = pairs_of(group, ALL_ROWS, model)
     for rows in (np.arange(0, 30, 2), np.empty(0, dtype=int), np.arange(1, 30, 2)):
         for k in (1, 0):
             pairs.evaluate(k, rows)
@@ -164,15 +167,12 @@ def test_pairs_may_be_evaluated_bit_by_bit_and_for_no_cells(make_mixture, assert
     assert_same_moments(pairs.moments(None)[0], whole.moments(None)[0], rtol=1e-12)
 
 
-def test_densities_alone_do_not_keep_what_moments_need(make_mixture):
+def test_what_the_moments_need_is_freed_with_them(make_mixture):
     model = make_mixture(2, 3)
     pairs = all_pairs(one_group(*noisy_cells(model, "own variances", 10)), model)
-    assert len(pairs._kept) == 2
-    pairs.forget()
-    assert pairs._kept == []
-    pairs = all_pairs(one_group(*noisy_cells(model, "own variances", 10)), model)
+    assert len(pairs._evaluated) == 2
     pairs.moments(None)
-    assert pairs._kept == []
+    assert pairs._evaluated == []
 
 
 def test_a_tile_of_a_group_is_those_cells(make_mixture):
@@ -192,7 +192,7 @@ def test_what_is_lifted_is_the_posterior_of_the_cell_behind_the_noise(make_mixtu
     """Of one cell and one component: μ + Σ T⁻¹ (x − μ) and Σ − Σ T⁻¹ Σ."""
     model = make_mixture(1, 3, covariance_type)
     x, noise = noisy_cells(model, "own covariances", 1)
-    moments = lifted(all_pairs(one_group(x, noise), model).moments(None)[0], model)
+    moments = latent_moments(all_pairs(one_group(x, noise), model).moments(None)[0], model)
     sigma = model.full_covariances[0]
     gain = sigma @ np.linalg.inv(sigma + noise[0])
     b = gain @ (x[0] - model.means[0])
@@ -236,7 +236,7 @@ def test_the_bounds_hold_for_every_pair(
         make_mixture, shape, covariance_type, kind, seed, log_scale, log_range, shrink, reach
     )
     step = NoisyExpectation(one_group(x, noise), shape[0], covariance_type)
-    _, bound, distance = step._reach(model)(EVERYONE)
+    _, bound, distance = step._tile_bounds(model)(ALL_ROWS)
     truth = posterior_by_definition(model, x, noise)
     # Condition numbers up to 1e9 leave seven digits of a distance; those in the E-step have room for 1e-9 and 37 nats.
     assert (bound >= truth.joint.T - 1e-9 * np.maximum(100.0, np.abs(truth.joint.T))).all()
@@ -260,7 +260,7 @@ def test_a_closer_look_leaves_out_no_pair_that_is_needed(
     model, x, noise = uneven_problem(
         make_mixture, shape, covariance_type, kind, seed, log_scale, log_range, shrink, reach
     )
-    pairs, _, _ = NoisyExpectation(one_group(x, noise), shape[0], covariance_type)._reach(model)(EVERYONE)
+    pairs, _, _ = NoisyExpectation(one_group(x, noise), shape[0], covariance_type)._tile_bounds(model)(ALL_ROWS)
     truth = posterior_by_definition(model, x, noise).joint.T
     rows = np.array([0, 2, 3, 7, 9])
     for k in range(shape[0]):
@@ -274,7 +274,7 @@ def test_a_closer_look_leaves_out_pairs_that_are_far_below(make_mixture, kind, c
     model = make_mixture(3, 4, covariance_type)
     x, noise = noisy_cells(model, kind, 200)
     group = one_group(x, noise)
-    pairs, bound, _ = NoisyExpectation(group, 3, covariance_type)._reach(model)(EVERYONE)
+    pairs, bound, _ = NoisyExpectation(group, 3, covariance_type)._tile_bounds(model)(ALL_ROWS)
     joint, everyone = all_pairs(group, model).joint, np.arange(200)
     for k in range(3):
         needed = joint[k] + 20.0
@@ -290,7 +290,7 @@ def test_a_cell_at_a_mean_is_needed_there(make_mixture, kind, covariance_type):
     model = make_mixture(3, 4, covariance_type)
     noise = make_noise(kind, 3, 4, np.random.default_rng(0))
     group = one_group(model.means, noise)
-    pairs, _, _ = NoisyExpectation(group, 3, covariance_type)._reach(model)(EVERYONE)
+    pairs, _, _ = NoisyExpectation(group, 3, covariance_type)._tile_bounds(model)(ALL_ROWS)
     joint = all_pairs(group, model).joint
     for k in range(3):
         assert pairs.narrow(k, np.array([k]), joint[k, [k]] - 1e-9).tolist() == [k]
@@ -300,7 +300,7 @@ def test_a_closer_look_at_cells_with_gaps_tells_nothing(make_mixture):
     model = make_mixture(2, 3)
     x, noise = noisy_cells(model, "own variances", 20)
     x[::4, 1] = np.nan
-    pairs, _, _ = NoisyExpectation(one_group(x, noise), 2, "full")._reach(model)(EVERYONE)
+    pairs, _, _ = NoisyExpectation(one_group(x, noise), 2, "full")._tile_bounds(model)(ALL_ROWS)
     rows = np.arange(0, 20, 2)
     assert np.array_equal(pairs.narrow(1, rows, np.full(10, 1e9)), rows)
 
@@ -311,7 +311,7 @@ def test_the_bounds_are_the_densities_where_there_is_no_noise(make_mixture, cova
     model = make_mixture(3, 4, covariance_type)
     x = model.sample(200, 0)[0]
     group = one_group(x, None if shape is None else np.zeros(shape))
-    _, bound, distance = NoisyExpectation(group, 3, covariance_type)._reach(model)(EVERYONE)
+    _, bound, distance = NoisyExpectation(group, 3, covariance_type)._tile_bounds(model)(ALL_ROWS)
     pairs = all_pairs(group, model)
     np.testing.assert_allclose(bound, pairs.joint, rtol=1e-10)
     np.testing.assert_allclose(distance, pairs.distance, rtol=1e-10)
@@ -323,7 +323,7 @@ def test_the_bounds_are_close_where_the_noise_is_round(make_mixture, covariance_
     model = make_mixture(3, 4, covariance_type)
     x = model.sample(300, 0)[0]
     group = one_group(x, np.geomspace(1e-5, 1e3, 300)[:, None] * np.ones(4))
-    _, bound, distance = NoisyExpectation(group, 3, covariance_type)._reach(model)(EVERYONE)
+    _, bound, distance = NoisyExpectation(group, 3, covariance_type)._tile_bounds(model)(ALL_ROWS)
     pairs = all_pairs(group, model)
     np.testing.assert_allclose(distance, pairs.distance, rtol=1e-10)
     gap = bound - pairs.joint
@@ -336,7 +336,7 @@ def test_cells_with_gaps_have_no_bounds(make_mixture):
     x, noise = noisy_cells(model, "own variances", 20)
     x[::4, 1] = np.nan
     step = NoisyExpectation(one_group(x, noise), 2, "full")
-    _, bound, distance = step._reach(model)(EVERYONE)
+    _, bound, distance = step._tile_bounds(model)(ALL_ROWS)
     assert (bound[:, ::4] == np.inf).all()
     assert (distance[:, ::4] == 0).all()
     assert np.isfinite(np.delete(bound, np.s_[::4], axis=1)).all()
@@ -345,11 +345,11 @@ def test_cells_with_gaps_have_no_bounds(make_mixture):
 @pytest.mark.parametrize("kind", OWN_NOISES)
 def test_the_spread_of_the_noise_is_that_of_its_eigenvalues(make_mixture, kind):
     x, noise = noisy_cells(make_mixture(2, 3), kind, 400)
-    spread = NoisyExpectation(one_group(x, noise), 2, "full")._spread
+    spread = NoisyExpectation(one_group(x, noise), 2, "full")._noise_spectrum
     for i in range(0, 400, 7):
         own = np.zeros((3, 3)) if noise is None else noise[i] if len(noise) == 400 else noise
         matrix = np.diag(own) if own.ndim == 1 else own
-        assert spread.most[i] == pytest.approx(np.linalg.eigvalsh(matrix)[-1], rel=1e-12)
+        assert spread.largest[i] == pytest.approx(np.linalg.eigvalsh(matrix)[-1], rel=1e-12)
         assert spread.mean[i] == pytest.approx(np.trace(matrix) / 3, rel=1e-12)
         expected = 0.0 if noise is None else np.linalg.det(matrix) ** (1 / 3)
         assert spread.geometric[i] == pytest.approx(expected, rel=1e-10)
@@ -406,7 +406,7 @@ def test_nothing_that_could_be_seen_is_left_out(make_mixture, assert_same_moment
     step = NoisyExpectation(group, 6, covariance_type)
     others = [GaussianMixture(model.weights[::-1], model.means[::-1], model.covariances[::-1]), model]
     for mixture in (model, *others):  # the second remembers the first, whose components come in another order
-        everything = lifted(all_pairs(group, mixture).moments(None)[0], mixture)
+        everything = latent_moments(all_pairs(group, mixture).moments(None)[0], mixture)
         assert_same_moments(step(mixture), everything, rtol=RTOL)
 
 
@@ -468,10 +468,9 @@ def test_components_of_weight_zero_get_nothing(make_mixture):
         assert moments.nk.sum() == pytest.approx(len(x), rel=1e-13)
 
 
-def test_tiles_hold_as_many_rows_as_their_factors_have_room_for(monkeypatch):
-    monkeypatch.setattr(noisy, "_FEWEST_ROWS", 100)
-    monkeypatch.setattr(noisy, "_MOST_ROWS", 3000)
-    monkeypatch.setattr(noisy, "_TILE_VALUES", 2_000_000)
+def test_tiles_hold_as_many_rows_as_their_factors_have_room_for(monkeypatch, tune):
+    tune(noisy_rows=(100, 3000))
+    tune(noisy_values=2_000_000)
     x = np.zeros((10_000, 40))
     # A component has 820 values of a matrix for every cell, or 80 of variances.
     for n_components, covariance_type, expected in (
@@ -489,16 +488,15 @@ def test_tiles_hold_as_many_rows_as_their_factors_have_room_for(monkeypatch):
 @pytest.mark.parametrize("gaps", GAPS)
 @pytest.mark.parametrize("kind", OWN_NOISES)
 def test_several_tiles_have_the_moments_of_the_definition(
-    monkeypatch, make_mixture, assert_same_moments, kind, gaps, covariance_type
+    tune, make_mixture, assert_same_moments, kind, gaps, covariance_type
 ):
-    monkeypatch.setattr(noisy, "_FEWEST_ROWS", 17)
-    monkeypatch.setattr(noisy, "_MOST_ROWS", 17)
+    tune(noisy_rows=(17, 17))
     model = with_background(make_mixture(3, 3, covariance_type, spread=1.0))
     x, noise = noisy_cells(model, kind, 60)
     x = make_gaps(gaps, x, np.random.default_rng(0))
     group = one_group(x, noise, model.background)
     step = NoisyExpectation(group, 3, covariance_type)
-    assert isinstance(step, PairedExpectation)
+    assert isinstance(step, PrunedExpectation)
     assert len(step.tiles) == 4
     assert_same_moments(step(model), e_step_by_definition(model, x, noise), rtol=RTOL)
 
@@ -514,7 +512,7 @@ def test_covariances_at_the_limit_of_double_precision_are_bounded_too(seed):
     noise = 10 ** rng.uniform(-8, 3, size=(200, 6))
     x = model.sample(200, rng)[0] + np.sqrt(noise) * rng.normal(size=(200, 6))
     group = one_group(x, noise)
-    everything = lifted(all_pairs(group, model).moments(None)[0], model)
+    everything = latent_moments(all_pairs(group, model).moments(None)[0], model)
     found = NoisyExpectation(group, 3, "full")(model)
     np.testing.assert_allclose(found.nk, everything.nk, atol=1e-6)
     assert found.log_likelihood == pytest.approx(everything.log_likelihood, rel=1e-9)

@@ -4,15 +4,14 @@ import numpy as np
 import pytest
 from measured import make_gaps, make_noise, posterior_by_definition, with_background
 
-from cohortgmm.mixture.em.mstep import Moments
-from cohortgmm.mixture.estep import grouped
-from cohortgmm.mixture.estep.grouped import GroupedExpectation, SeenExpectation, expectation_of, squared_reach
+from cohortgmm.mixture.estep.choose import choose_estep, squared_cutoff
+from cohortgmm.mixture.estep.grouped import ConvolvedExpectation, GroupedExpectation
+from cohortgmm.mixture.estep.moments import Moments
 from cohortgmm.mixture.estep.noisy import NoisyExpectation
-from cohortgmm.mixture.estep.pruned import PairedExpectation
+from cohortgmm.mixture.estep.pruned import PrunedExpectation
 from cohortgmm.mixture.estep.screened import ScreenedExpectation
 from cohortgmm.mixture.model import GaussianMixture
 from cohortgmm.mixture.numerics.posterior import responsibilities
-from cohortgmm.mixture.observations import measurements
 from cohortgmm.mixture.observations.cells import CellData
 from cohortgmm.mixture.observations.measurements import Measurements
 
@@ -48,7 +47,7 @@ class TablePairs:
         return moments, resp
 
 
-class TableExpectation(PairedExpectation):
+class TableExpectation(PrunedExpectation):
     """Cells whose densities, and the bounds of these, are in tables that may change."""
 
     def set(self, joint, distance=None, bound=None, least=None):
@@ -59,7 +58,7 @@ class TableExpectation(PairedExpectation):
         self.opened = []
         return self
 
-    def _reach(self, model):
+    def _tile_bounds(self, model):
         def open_tile(tile):
             self.opened.append(TablePairs(self.joint[:, tile], self.distance[:, tile]))
             return self.opened[-1], self.bound[:, tile].copy(), self.least[:, tile].copy()
@@ -102,7 +101,7 @@ def test_the_component_of_the_highest_bound_is_tried_first_and_the_best_one_the_
 def test_a_closer_look_says_what_need_not_be_evaluated():
     step, model = table_step(2, 3)
     step.set([[-3.0, 0.0], [-10.0, -5.0], [-60.0, -50.0]], bound=[[-3.0, 0.0], [-10.0, -5.0], [-20.0, -50.0]])
-    reach, opened = step._reach(model), []
+    reach, opened = step._tile_bounds(model), []
 
     def open_tile(tile):
         pairs, *bounds = reach(tile)
@@ -110,7 +109,7 @@ def test_a_closer_look_says_what_need_not_be_evaluated():
         opened.append(pairs)
         return pairs, *bounds
 
-    step._reach = lambda model: open_tile
+    step._tile_bounds = lambda model: open_tile
     moments = step(model)
     assert opened[0].evaluated.tolist() == [[1, 1], [1, 1], [0, 0]]
     # What is needed is a rounding error of the best density; it is asked for the pairs that the bound lets through.
@@ -193,9 +192,9 @@ def measured_cells(make_mixture, kind, gaps, covariance_type, *, n=80, shape=(4,
 
 
 @pytest.fixture
-def _small_groups(monkeypatch):
-    monkeypatch.setattr(measurements, "_SMALLEST_GROUP", 6)
-    monkeypatch.setattr(measurements, "_CELLS_PER_NOISE", 20)
+def _small_groups(tune):
+    tune(smallest_group=6)
+    tune(cells_per_noise=20)
 
 
 @pytest.mark.parametrize("has_background", [False, True])
@@ -215,11 +214,11 @@ def test_moments_with_a_cutoff_are_those_of_the_definition(
     exact = truth.moments(model).log_likelihood
     found = []
     for cutoff in (0.7, 2.0, 3.5):
-        moments = expectation_of(cells, 4, covariance_type, cutoff)(model)
-        assert_same_moments(moments, truth.within(squared_reach(cutoff, 3)).moments(model), rtol=RTOL)
+        moments = choose_estep(cells, 4, covariance_type, cutoff)(model)
+        assert_same_moments(moments, truth.within(squared_cutoff(cutoff, 3)).moments(model), rtol=RTOL)
         found.append(moments.log_likelihood)
     assert found[0] < found[1] < found[2] < exact
-    wide = expectation_of(cells, 4, covariance_type, 40.0)(model)
+    wide = choose_estep(cells, 4, covariance_type, 40.0)(model)
     assert_same_moments(wide, truth.moments(model), rtol=RTOL)
 
 
@@ -231,10 +230,10 @@ def test_a_second_e_step_with_a_cutoff_does_not_depend_on_the_first(
     make_mixture, assert_same_moments, kind, gaps, covariance_type
 ):
     model, x, noise = measured_cells(make_mixture, kind, gaps, covariance_type)
-    step = expectation_of(Measurements(x, noise), 4, covariance_type, 2.0)
+    step = choose_estep(Measurements(x, noise), 4, covariance_type, 2.0)
     other = GaussianMixture(model.weights[::-1], model.means[::-1], model.covariances[::-1])
     for mixture in (model, other, model):
-        truth = posterior_by_definition(mixture, x, noise).within(squared_reach(2.0, 3)).moments(mixture)
+        truth = posterior_by_definition(mixture, x, noise).within(squared_cutoff(2.0, 3)).moments(mixture)
         assert_same_moments(step(mixture), truth, rtol=RTOL)
 
 
@@ -246,17 +245,17 @@ def test_screening_and_cutoff_leave_out_the_same_components_in_many_features(
     if has_background:
         model = with_background(model)
     x = model.sample(120, 0)[0]
-    step = expectation_of(Measurements(x, background=model.background), 5, "full", 2.5)
+    step = choose_estep(Measurements(x, background=model.background), 5, "full", 2.5)
     assert type(step) is ScreenedExpectation
     assert step.begin(model) is step
-    truth = posterior_by_definition(model, x).within(squared_reach(2.5, 25)).moments(model)
+    truth = posterior_by_definition(model, x).within(squared_cutoff(2.5, 25)).moments(model)
     assert_same_moments(step(model), truth, rtol=RTOL)
 
 
 def test_without_a_cutoff_every_component_is_in_reach(make_mixture, assert_same_moments):
     model, x, noise = measured_cells(make_mixture, "own variances", "both", "full")
     cells = Measurements(x, noise)
-    wide, none = (expectation_of(cells, 4, "full", cutoff)(model) for cutoff in (1e9, None))
+    wide, none = (choose_estep(cells, 4, "full", cutoff)(model) for cutoff in (1e9, None))
     assert_same_moments(wide, none, rtol=1e-13)
 
 
@@ -273,21 +272,21 @@ def test_without_a_cutoff_every_component_is_in_reach(make_mixture, assert_same_
 )
 def test_a_cutoff_needs_an_e_step_that_looks_at_pairs(make_mixture, kind, gaps, covariance_type, expected):
     _, x, noise = measured_cells(make_mixture, kind, gaps, covariance_type)
-    step = expectation_of(Measurements(x, noise), 4, covariance_type, 3.0)
+    step = choose_estep(Measurements(x, noise), 4, covariance_type, 3.0)
     assert not isinstance(step, GroupedExpectation)
-    assert type(step._seen if isinstance(step, SeenExpectation) else step) is expected
+    assert type(step.inner[0] if isinstance(step, ConvolvedExpectation) else step) is expected
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_responsibilities_out_of_reach_are_zero(monkeypatch, make_mixture, kind):
-    monkeypatch.setattr(grouped, "_SMALL_WORK", 0)
+def test_responsibilities_out_of_reach_are_zero(tune, make_mixture, kind):
+    tune(few_products=0)
     model, x, noise = measured_cells(make_mixture, kind, "complete", "full")
-    step = expectation_of(Measurements(x, noise), 4, "full", 1.5)
-    parts = step._parts if isinstance(step, GroupedExpectation) else [step]
+    step = choose_estep(Measurements(x, noise), 4, "full", 1.5)
+    parts = step.inner if isinstance(step, GroupedExpectation) else [step]
     if kind in ("none", "own variances", "own covariances"):
         (part,) = parts
         ((_, resp),) = part.by_tile(model, lambda tile, resp: resp.copy())
-        truth = posterior_by_definition(model, x, noise).within(squared_reach(1.5, 3))
+        truth = posterior_by_definition(model, x, noise).within(squared_cutoff(1.5, 3))
         beyond = ~np.isfinite(truth.joint.T)
         assert 50 < beyond.sum() < 320
         assert (resp[beyond] == 0).all()

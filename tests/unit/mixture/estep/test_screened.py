@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cohortgmm.mixture.estep.base import DenseExpectation
-from cohortgmm.mixture.estep.pairs import Pairs
+from cohortgmm.mixture.estep.dense import DenseExpectation
+from cohortgmm.mixture.estep.pairs import PlainPairs
 from cohortgmm.mixture.estep.quadratic import quadratic_features
 from cohortgmm.mixture.estep.screened import ScreenedExpectation, separating_directions
 from cohortgmm.mixture.fit import fit_mixture
@@ -19,13 +19,13 @@ from cohortgmm.mixture.observations.cells import CellData
 def evaluated(monkeypatch):
     """Numbers of pairs that are evaluated, call by call."""
     numbers = []
-    evaluate = Pairs.evaluate
+    evaluate = PlainPairs.evaluate
 
     def count(self, k, rows):
         numbers.append(len(rows))
         evaluate(self, k, rows)
 
-    monkeypatch.setattr(Pairs, "evaluate", count)
+    monkeypatch.setattr(PlainPairs, "evaluate", count)
     return numbers
 
 

@@ -13,12 +13,13 @@ from cohortgmm.mixture.em.initialize import STARTS
 from cohortgmm.mixture.fit import fit_mixture
 from cohortgmm.mixture.numerics import tiles
 from cohortgmm.mixture.numerics.tiles import one_blas_thread, ordered_map, range_slices, tile_slices
+from cohortgmm.mixture.numerics.tuning import tuning
 
 
 @pytest.mark.parametrize("values", [1, 2_000, 10**9])
 @pytest.mark.parametrize("n", [0, 1, 63, 64, 65, 1000])
-def test_tiles_cover_every_row_once(monkeypatch, values, n):
-    monkeypatch.setattr(tiles, "_TILE_VALUES", values)
+def test_tiles_cover_every_row_once(tune, values, n):
+    tune(tile_values=values)
     rows = [row for piece in tile_slices(n, 7) for row in range(piece.start, piece.stop)]
     assert rows == list(range(n))
 
@@ -32,7 +33,7 @@ def test_ranges_are_of_equal_steps_but_the_last(n, sizes):
 
 def test_tiles_hold_no_more_values_than_fit_the_cache():
     sizes = [piece.stop - piece.start for piece in tile_slices(1_000_000, 100)]
-    assert max(sizes) * 100 <= tiles._TILE_VALUES
+    assert max(sizes) * 100 <= tuning().tile_values
     assert len(sizes) > 1
 
 
@@ -130,11 +131,11 @@ def test_a_fit_runs_with_one_blas_thread(monkeypatch, make_cells):
 
 
 @pytest.mark.parametrize("covariance_type", ["full", "diag"])
-def test_results_do_not_depend_on_the_size_of_the_tiles(monkeypatch, make_mixture, make_cells, covariance_type):
+def test_results_do_not_depend_on_the_size_of_the_tiles(tune, make_mixture, make_cells, covariance_type):
     model, x = make_mixture(3, 4, covariance_type), make_cells(1000, 4)
 
     def results(values):
-        monkeypatch.setattr(tiles, "_TILE_VALUES", values)
+        tune(tile_values=values)
         return model.log_prob(x), model.responsibilities(x)
 
     for a, b in zip(results(1), results(10**9), strict=True):

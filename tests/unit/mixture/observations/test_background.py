@@ -9,8 +9,9 @@ from scipy.stats import norm, uniform
 
 from cohortgmm.errors import ConfigError
 from cohortgmm.mixture.em.constraints import Constraints, Frozen
-from cohortgmm.mixture.em.mstep import Moments, maximize
-from cohortgmm.mixture.estep.grouped import expectation_of
+from cohortgmm.mixture.em.mstep import m_step
+from cohortgmm.mixture.estep.choose import choose_estep
+from cohortgmm.mixture.estep.moments import Moments
 from cohortgmm.mixture.observations.background import Background
 from cohortgmm.mixture.observations.measurements import Measurements
 
@@ -248,11 +249,11 @@ def beside(model, **options):
     return model.with_background(box)
 
 
-def m_step(model, x, noise=None):
+def after_m_step(model, x, noise=None):
     cells = Measurements(x, noise, 1, model.background)
-    moments = expectation_of(cells, model.n_components, model.covariance_type)(model)
-    constraints = Constraints(1e-9, False, Frozen.read(None, model.n_components))
-    return maximize(moments, model, constraints)[0]
+    moments = choose_estep(cells, model.n_components, model.covariance_type)(model)
+    constraints = Constraints(1e-9, False, Frozen.from_argument(None, model.n_components))
+    return m_step(moments, model, constraints)[0]
 
 
 @pytest.mark.parametrize("kind", ["none", "shared covariance", "own variances"])
@@ -264,7 +265,7 @@ def test_the_m_step_shares_the_cells_between_components_and_background(make_mixt
     rng = np.random.default_rng(0)
     x = model.sample(120, rng)[0] + rng.normal(size=(120, 2))
     x, noise = make_gaps(gaps, x, rng), make_noise(kind, 120, 2, rng)
-    new = m_step(model, x, noise)
+    new = after_m_step(model, x, noise)
     truth = posterior_by_definition(model, x, noise)
     resp = truth.responsibilities[truth.n_observed > 0]
     assert new.background.amp == pytest.approx((1 - resp.sum(axis=1)).mean(), rel=1e-11)
@@ -279,8 +280,8 @@ def test_an_amplitude_at_its_bound_leaves_the_rest_to_the_components(make_mixtur
     model = beside(make_mixture(3, 2, spread=1.5), amp=0.3, **bounds)
     rng = np.random.default_rng(0)
     # Nearly all cells are background, or nearly none is.
-    x = model.background.sample(200, rng) if "amp_max" in bounds else model.signal().sample(200, rng)[0]
-    new = m_step(model, x)
+    x = model.background.sample(200, rng) if "amp_max" in bounds else model.without_background().sample(200, rng)[0]
+    new = after_m_step(model, x)
     resp = posterior_by_definition(model, x).responsibilities
     assert new.background.amp == expected
     assert abs((1 - resp.sum(axis=1)).mean() - expected) > 0.05
@@ -291,15 +292,15 @@ def test_an_amplitude_at_its_bound_leaves_the_rest_to_the_components(make_mixtur
 def test_an_amplitude_of_zero_stays_there(make_mixture):
     model = beside(make_mixture(2, 2), amp=0.0)
     x = model.sample(100, 0)[0]
-    assert m_step(model, x).background.amp == 0.0
+    assert after_m_step(model, x).background.amp == 0.0
 
 
 def test_a_background_that_claims_everything_leaves_the_components_as_they_were(make_mixture):
     model = beside(make_mixture(2, 2), amp=0.5)
     moments = Moments.zeros(2, 2, "full")
     moments.n = 100
-    constraints = Constraints(1e-9, False, Frozen.read(None, 2))
-    new, _ = maximize(moments, model, constraints)
+    constraints = Constraints(1e-9, False, Frozen.from_argument(None, 2))
+    new, _ = m_step(moments, model, constraints)
     assert new.background.amp == 1.0
     assert not new.weights.any()
 

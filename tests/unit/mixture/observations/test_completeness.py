@@ -11,21 +11,14 @@ from scipy import integrate, optimize, stats
 from cohortgmm.errors import CohortgmmError, DataError, DivergedError
 from cohortgmm.mixture import fit as em
 from cohortgmm.mixture.em.constraints import Constraints, Frozen
-from cohortgmm.mixture.em.mstep import maximize
-from cohortgmm.mixture.estep.grouped import expectation_of
+from cohortgmm.mixture.em.mstep import m_step
+from cohortgmm.mixture.estep.choose import choose_estep
 from cohortgmm.mixture.estep.screened import ScreenedExpectation
+from cohortgmm.mixture.estep.truncated import QuadratureNodes, Selection, TruncatedExpectation, unobserved_moments
 from cohortgmm.mixture.fit import fit_mixture
 from cohortgmm.mixture.model import GaussianMixture
 from cohortgmm.mixture.observations.background import Background
-from cohortgmm.mixture.observations.completeness import (
-    CellNoise,
-    Completeness,
-    Nodes,
-    Selection,
-    TruncatedExpectation,
-    scaled_noise,
-    unseen_moments,
-)
+from cohortgmm.mixture.observations.completeness import Completeness, NoiseOfRandomCells, scaled_noise
 from cohortgmm.mixture.observations.measurements import Measurements
 
 COVARIANCE_TYPES = ["full", "diag"]
@@ -39,15 +32,15 @@ FIT_ERROR = 2e-3
 
 
 @pytest.fixture
-def few_nodes(monkeypatch):
+def few_nodes(tune):
     """Fits that need not be accurate to more than a hundredth."""
-    monkeypatch.setattr(em, "_MOST_NODES", 1 << 12)
+    tune(most_nodes=1 << 12)
 
 
 @pytest.fixture
-def many_nodes(monkeypatch):
+def many_nodes(tune):
     """Fits that are compared with closed forms."""
-    monkeypatch.setattr(em, "_FEWEST_NODES", MANY)
+    tune(fewest_nodes=MANY)
 
 
 def above(c, feature=0):
@@ -86,18 +79,18 @@ def selection_of(function, noise_at=None, seed=7):
 def unseen_share(model, function, n_nodes=MANY, noise_at=None, seed=7, at=None):
     """Share of a mixture that is not seen, from nodes made for it, or for ``at``."""
     nodes = selection_of(function, noise_at, seed).nodes(model if at is None else at, n_nodes)
-    return unseen_moments(model, nodes).nk.sum()
+    return unobserved_moments(model, nodes).nk.sum()
 
 
 def truncated(x, selection, start, n_nodes=FEW, noise=None):
     """The E-step with its nodes made for ``start``."""
     cells = Measurements(x, noise, background=start.background)
-    seen = expectation_of(cells, start.n_components, start.covariance_type)
+    seen = choose_estep(cells, start.n_components, start.covariance_type)
     return TruncatedExpectation(seen, selection, n_nodes).begin(start)
 
 
 def free(n_components, floor=1e-9):
-    return Constraints(floor, False, Frozen.read(None, n_components))
+    return Constraints(floor, False, Frozen.from_argument(None, n_components))
 
 
 def seen_of(x, function, seed=0):
@@ -168,7 +161,7 @@ def test_nodes_integrate_every_mixture_near_to_their_origin_to_one(make_mixture,
         weights = rng.dirichlet(np.ones(3))
         shift = size * rng.normal(size=origin.means.shape) * np.sqrt(np.einsum("kdd->kd", origin.full_covariances))
         model = GaussianMixture(weights, origin.means + shift, origin.covariances * (1 + size))
-        total = unseen_moments(model, nodes)
+        total = unobserved_moments(model, nodes)
         assert total.nk.sum() == pytest.approx(1, abs=error), size
         # Each component by itself, however few of the cells were its own in the origin.
         np.testing.assert_allclose(total.nk, weights, atol=error)
@@ -183,7 +176,7 @@ def test_a_component_of_almost_no_weight_has_its_share_of_nodes():
     for weight in (1e-9, 0.2, 0.9):
         model = GaussianMixture(np.array([weight, 1 - weight]), means, covariances)
         exact = weight * stats.norm.cdf(4) + (1 - weight) * stats.norm.cdf(-4)
-        assert unseen_moments(model, nodes).nk.sum() == pytest.approx(exact, abs=5e-4)
+        assert unobserved_moments(model, nodes).nk.sum() == pytest.approx(exact, abs=5e-4)
 
 
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
@@ -193,7 +186,7 @@ def test_moments_of_the_unseen_are_those_of_truncated_normals(covariance_type):
     variances = np.array([[1.0, 4.0], [2.25, 0.25]])
     covariances = variances if covariance_type == "diag" else variances[:, :, None] * np.eye(2)
     model = GaussianMixture(weights, means, covariances)
-    moments = unseen_moments(model, selection_of(above(c)).nodes(model, MANY))
+    moments = unobserved_moments(model, selection_of(above(c)).nodes(model, MANY))
     for k in range(2):
         scale = np.sqrt(variances[k, 0])
         cut = stats.truncnorm(-np.inf, (c - means[k, 0]) / scale, loc=means[k, 0], scale=scale)
@@ -221,7 +214,7 @@ def test_moments_of_the_unseen_are_of_the_cells_behind_the_noise():
     """By regression of the cell on what is measured of it, which is what the edge cuts off."""
     mean, variance, noise, c = 0.5, 2.0, 3.0, 0.2
     model = GaussianMixture(np.ones(1), np.array([[mean]]), np.array([[[variance]]]))
-    moments = unseen_moments(model, selection_of(above(c), np.array([noise])).nodes(model, MANY))
+    moments = unobserved_moments(model, selection_of(above(c), np.array([noise])).nodes(model, MANY))
     scale = np.sqrt(variance + noise)
     cut = stats.truncnorm(-np.inf, (c - mean) / scale, loc=mean, scale=scale)
     share, gain = stats.norm.cdf(c, mean, scale), variance / (variance + noise)
@@ -310,7 +303,7 @@ def test_the_distance_of_nodes_is_the_largest_divergence_of_a_component(make_mix
         ratio = np.linalg.slogdet(model.full_covariances[k])[1] - np.linalg.slogdet(origin.full_covariances[k])[1]
         trace = np.trace(inverse @ model.full_covariances[k])
         divergences.append(0.5 * (trace - 4 - ratio + shift @ inverse @ shift))
-    nodes = Nodes(np.empty((0, 4)), np.empty(0), origin)
+    nodes = QuadratureNodes(np.empty((0, 4)), np.empty(0), origin)
     assert nodes.distance(model) == pytest.approx(max(divergences), rel=1e-10)
     assert nodes.distance(origin) == 0
     assert nodes.distance(GaussianMixture(origin.weights, origin.means, origin.covariances)) == pytest.approx(
@@ -328,10 +321,10 @@ def test_nodes_serve_for_mixtures_that_are_near(divergence, covers, is_settled):
     assert (expectation.covers(shifted), expectation.is_settled(shifted)) == (covers, is_settled)
 
 
-def test_another_number_of_nodes_is_that_of_the_next_run():
+def test_the_coarse_version_has_fewer_nodes_in_the_next_run():
     model = mixture_1d()
-    expectation = truncated(np.ones((5, 1)), selection_of(nowhere), model, 1 << 12)
-    other = expectation.with_nodes(1 << 8)
+    expectation = truncated(np.ones((5, 1)), selection_of(nowhere), model, 1 << 16)
+    other = expectation.coarse()
     assert other.nodes is None
     assert len(other.begin(model).nodes.points) < len(expectation.nodes.points) / 8
 
@@ -401,7 +394,7 @@ def test_em_on_fixed_nodes_never_loses_likelihood(climb):
     with assume_not_diverged():
         moments = expectation(model)
     for _ in range(10):
-        model, _ = maximize(moments, model, free(model.n_components))
+        model, _ = m_step(moments, model, free(model.n_components))
         before = moments.log_likelihood
         with assume_not_diverged():
             moments = expectation(model)
@@ -435,17 +428,17 @@ def test_screened_cells_that_are_left_alone_take_their_unseen_part_with_them(mak
     # Where completeness is the same everywhere, the optimum is that of the cells, where the nodes are made.
     start = fit_mixture(x, 3, tol=1e-9).model
     selection = selection_of(constantly(0.6))
-    seen = (ScreenedExpectation(Measurements(x).whole, 3), expectation_of(Measurements(x), 3, "full"))
+    seen = (ScreenedExpectation(Measurements(x).whole, 3), choose_estep(Measurements(x), 3, "full"))
     screened, dense = (TruncatedExpectation(e, selection, 1 << 12).begin(start) for e in seen)
     left = right = start
     bounds = []
     for _ in range(6):
-        moments, exact = screened(left, exact=False), dense(right)
+        moments, exact = screened(left), dense(right)
         bounds.append(moments.is_bound)
         assert moments.n_unobserved == pytest.approx(exact.n_unobserved, rel=1e-3)
         # Settled cells lag behind by less than a thousandth of a cell each.
         np.testing.assert_allclose(moments.nk, exact.nk, rtol=1e-3)
-        left, right = (maximize(m, at, free(3))[0] for m, at in ((moments, left), (exact, right)))
+        left, right = (m_step(m, at, free(3))[0] for m, at in ((moments, left), (exact, right)))
     assert any(bounds)
 
 
@@ -785,7 +778,7 @@ def test_drawn_noise_is_that_of_the_cells_in_equal_parts(covariances):
     own = np.repeat([0.25, 4.0], [100, 300])[:, None]
     model = GaussianMixture(np.ones(1), np.zeros((1, 1)), np.ones((1, 1, 1)))
     exact = 0.25 * stats.norm.cdf(0.7, 0, np.sqrt(1.25)) + 0.75 * stats.norm.cdf(0.7, 0, np.sqrt(5))
-    drawn = CellNoise(own[:, :, None] if covariances else own, 3)
+    drawn = NoiseOfRandomCells(own[:, :, None] if covariances else own, 3)
     # 2^17 independent draws of one of two kinds that differ by 0.11 in the unseen share.
     assert unseen_share(model, above(0.7), noise_at=drawn) == pytest.approx(exact, abs=1e-3)
     assert np.array_equal(drawn(np.zeros((50, 1))), drawn(np.zeros((50, 1))))
@@ -1030,9 +1023,9 @@ def test_a_fit_in_which_nearly_all_would_be_unseen_is_an_error(make_cells):
     assert fit_mixture(x, 1, completeness=constantly(1.2e-3)).completeness == pytest.approx(1.2e-3, rel=0.05)
 
 
-def test_data_without_a_maximum_end_in_that_error(monkeypatch):
+def test_data_without_a_maximum_end_in_that_error(tune):
     """Cells in the corners of a window: the wider the normal, the better, without end."""
-    monkeypatch.setattr(em, "_FEWEST_NODES", 1 << 15)  # fewer nodes would end it with an error of their own
+    tune(fewest_nodes=1 << 15)  # fewer nodes would end it with an error of their own
     rng, window = np.random.default_rng(0), within(-1.0, 1.0)
     corners = 0.9 * rng.choice([-1.0, 1.0], size=(200, 6)) + 0.02 * rng.normal(size=(200, 6))
     with pytest.raises(DivergedError, match="would be unseen"):
@@ -1041,10 +1034,10 @@ def test_data_without_a_maximum_end_in_that_error(monkeypatch):
 
 def test_densities_that_overflow_at_the_nodes_are_that_error(make_mixture):
     model = make_mixture(2, 2)
-    nodes = Nodes(np.zeros((3, 2)), np.full(3, 1e4), model)
-    assert np.isinf(unseen_moments(model, nodes).nk).all()
+    nodes = QuadratureNodes(np.zeros((3, 2)), np.full(3, 1e4), model)
+    assert np.isinf(unobserved_moments(model, nodes).nk).all()
     selection = selection_of(above(0.0))
-    seen = expectation_of(Measurements(np.ones((5, 2))), 2, "full")
+    seen = choose_estep(Measurements(np.ones((5, 2))), 2, "full")
     with pytest.raises(DivergedError, match="inf of all cells"):
         TruncatedExpectation(seen, selection, 8, nodes)(model)
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from measured import GAPS, NOISES, background_log_density, make_gaps, make_noise, noise_covariance
 
 from cohortgmm.errors import DataError
-from cohortgmm.mixture.numerics import tiles
+from cohortgmm.mixture.numerics.tuning import tuned
 from cohortgmm.mixture.observations import measurements
 from cohortgmm.mixture.observations.background import Background
 from cohortgmm.mixture.observations.cells import CellData
@@ -16,10 +16,10 @@ from cohortgmm.mixture.observations.noise import Noise
 
 
 @pytest.fixture
-def small_groups(monkeypatch):
+def small_groups(tune):
     """Sixty cells are enough for groups of several kinds of noise and gaps."""
-    monkeypatch.setattr(measurements, "_SMALLEST_GROUP", 6)
-    monkeypatch.setattr(measurements, "_CELLS_PER_NOISE", 20)
+    tune(smallest_group=6)
+    tune(cells_per_noise=20)
 
 
 def observed_of(x, noise):
@@ -89,9 +89,7 @@ def test_any_gaps_and_any_noise_are_sorted_into_groups(n, d, share, kind, smalle
     rng = np.random.default_rng(seed)
     x, noise = rng.normal(size=(n, d)), make_noise(kind, n, d, rng)
     x[rng.random((n, d)) < share] = np.nan
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measurements, "_SMALLEST_GROUP", smallest)
-        patch.setattr(measurements, "_CELLS_PER_NOISE", cells_per_noise)
+    with tuned(smallest_group=smallest, cells_per_noise=cells_per_noise):
         cells = Measurements(x, noise)
     assert_every_cell_is_once_among_the_groups(cells, x, noise)
     # What is left over goes together.
@@ -169,8 +167,8 @@ def test_kinds_are_numbered_in_no_more_than_one_for_64_cells():
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_the_variances_are_those_of_what_is_there(monkeypatch, dtype):
-    monkeypatch.setattr(tiles, "_TILE_VALUES", 1)
+def test_the_variances_are_those_of_what_is_there(tune, dtype):
+    tune(tile_values=1)
     rng = np.random.default_rng(0)
     x = (5 + rng.normal(size=(500, 4))).astype(dtype)
     x[rng.random(x.shape) < 0.3] = np.nan
@@ -182,8 +180,8 @@ def test_the_variances_are_those_of_what_is_there(monkeypatch, dtype):
 
 
 @pytest.mark.parametrize("first_there", [0, 64, 200])
-def test_the_variances_of_values_far_from_zero_keep_their_digits(monkeypatch, first_there):
-    monkeypatch.setattr(tiles, "_TILE_VALUES", 1)
+def test_the_variances_of_values_far_from_zero_keep_their_digits(tune, first_there):
+    tune(tile_values=1)
     x = 1e6 + np.random.default_rng(0).normal(size=(500, 2))
     x[:first_there, 1] = np.nan
     # Rounding to 1e-10 leaves nine digits of a deviation.
@@ -244,8 +242,8 @@ def test_a_start_is_the_same_for_the_same_seed_and_leaves_the_cells_as_they_are(
     assert np.isfinite(other).all()
 
 
-def test_a_start_from_many_incomplete_cells_is_made_from_a_sample(monkeypatch):
-    monkeypatch.setattr(measurements, "_START_CELLS", 100)
+def test_a_start_from_many_incomplete_cells_is_made_from_a_sample(tune):
+    tune(start_cells=100)
     x = np.random.default_rng(0).normal(size=(1000, 2))
     x[::2, 0] = np.nan
     started = Measurements(x).for_start(np.random.default_rng(0))
@@ -304,8 +302,8 @@ def test_a_start_does_not_look_at_values_that_an_infinite_variance_calls_missing
     assert np.array_equal(by_infinity, by_nan)
 
 
-def test_a_feature_that_few_cells_have_can_be_completed_though_the_sample_has_none_of_them(monkeypatch):
-    monkeypatch.setattr(measurements, "_START_CELLS", 50)
+def test_a_feature_that_few_cells_have_can_be_completed_though_the_sample_has_none_of_them(tune):
+    tune(start_cells=50)
     x = np.random.default_rng(0).normal(size=(5000, 2))
     x[2:, 1] = np.nan
     started = Measurements(x).for_start(np.random.default_rng(0)).x

@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cohortgmm.errors import DataError
-from cohortgmm.mixture.numerics import tiles
 from cohortgmm.mixture.observations.noise import Noise
 
 N, D = 7, 3
@@ -29,7 +28,7 @@ def some_noise(shape, seed=0):
 )
 def test_the_shape_says_whose_noise_it_is(name, is_shared, is_diagonal):
     given_noise = some_noise(SHAPES[name])
-    noise = Noise.read(given_noise, N, D)
+    noise = Noise.validated(given_noise, N, D)
     assert (noise.is_shared, noise.is_diagonal, noise.n_features) == (is_shared, is_diagonal, D)
     assert noise.values is given_noise
     each = [given_noise] * N if is_shared else list(given_noise)
@@ -41,8 +40,8 @@ def test_the_shape_says_whose_noise_it_is(name, is_shared, is_diagonal):
 @pytest.mark.parametrize("rows", [slice(2, 5), np.array([6, 0, 0, 3]), np.arange(N) % 2 == 0])
 @pytest.mark.parametrize("name", SHAPES)
 def test_some_cells_have_their_own_noise_or_the_shared_one(name, rows):
-    noise = Noise.read(some_noise(SHAPES[name]), N, D)
-    some = noise.of(rows)
+    noise = Noise.validated(some_noise(SHAPES[name]), N, D)
+    some = noise.take(rows)
     assert (some.is_shared, some.is_diagonal) == (noise.is_shared, noise.is_diagonal)
     for left, right in ((some.variances(), noise.variances(rows)), (some.covariances(), noise.covariances(rows))):
         assert np.array_equal(left, right)
@@ -58,10 +57,10 @@ def test_some_cells_have_their_own_noise_or_the_shared_one(name, rows):
 @pytest.mark.parametrize("name", SHAPES)
 def test_float32_noise_is_kept_and_given_out_in_double_precision(name):
     values = some_noise(SHAPES[name]).astype(np.float32)
-    noise = Noise.read(values, N, D)
+    noise = Noise.validated(values, N, D)
     assert noise.values is values
     assert noise.variances().dtype == noise.covariances().dtype == np.float64
-    assert np.array_equal(noise.covariances(), Noise.read(values.astype(np.float64), N, D).covariances())
+    assert np.array_equal(noise.covariances(), Noise.validated(values.astype(np.float64), N, D).covariances())
 
 
 @pytest.mark.parametrize(
@@ -77,7 +76,7 @@ def test_float32_noise_is_kept_and_given_out_in_double_precision(name):
     ],
 )
 def test_other_numbers_become_floats(values):
-    noise = Noise.read(values, N, D)
+    noise = Noise.validated(values, N, D)
     assert noise.values.dtype in (np.float32, np.float64)
     assert noise.values.tolist() == [1.0, 2.0, 3.0]
 
@@ -89,14 +88,14 @@ def test_other_numbers_become_floats(values):
 def test_other_shapes_are_refused(shape):
     message = rf"noise must have shape \(n, D\), \(n, D, D\), \(D,\) or \(D, D\) with n = {N} and D = {D}, got \("
     with pytest.raises(DataError, match=message) as caught:
-        Noise.read(np.ones(shape), N, D)
+        Noise.validated(np.ones(shape), N, D)
     assert str(caught.value).endswith(f"got {shape}")
 
 
 @pytest.mark.parametrize("values", ["much", ["a", "b", "c"], [[1.0, 2.0], [3.0]], [object()] * 3])
 def test_what_is_no_array_of_numbers_is_refused(values):
     with pytest.raises(DataError, match=r"^noise must (be numeric|be a numeric array|hold real numbers)[:,]"):
-        Noise.read(values, N, D)
+        Noise.validated(values, N, D)
 
 
 @pytest.mark.parametrize("value", [-1e-300, -1.0, -np.inf, np.nan])
@@ -106,9 +105,9 @@ def test_variances_below_zero_are_refused_and_the_first_such_cell_is_named(value
     with pytest.raises(
         DataError, match=r"^the noise of cell 4 is no covariance: variances must be at least 0, not NaN$"
     ):
-        Noise.read(values, N, D)
+        Noise.validated(values, N, D)
     with pytest.raises(DataError, match=r"^the noise is no covariance: variances must be at least 0, not NaN$"):
-        Noise.read(values[4], N, D)
+        Noise.validated(values[4], N, D)
 
 
 def not_finite(matrix):
@@ -142,30 +141,30 @@ def test_matrices_that_are_no_covariances_are_refused_and_the_first_such_cell_is
         spoil(values[cell])
     expected = "is no covariance: variances must be at least 0, the matrix finite, symmetric and positive semidefinite$"
     with pytest.raises(DataError, match=f"^the noise of cell 4 {expected}"):
-        Noise.read(values, N, D)
+        Noise.validated(values, N, D)
     with pytest.raises(DataError, match=f"^the noise {expected}"):
-        Noise.read(values[4], N, D)
+        Noise.validated(values[4], N, D)
 
 
 @pytest.mark.parametrize("shape", [(1000, D), (1000, D, D)])
-def test_a_cell_of_a_later_tile_is_named_too(monkeypatch, shape):
-    monkeypatch.setattr(tiles, "_TILE_VALUES", 1)
+def test_a_cell_of_a_later_tile_is_named_too(tune, shape):
+    tune(tile_values=1)
     values = np.ones(shape) if len(shape) == 2 else np.tile(np.eye(D), (1000, 1, 1))
     values[777, 0] = values[900, 0] = -1.0
     with pytest.raises(DataError, match="the noise of cell 777 "):
-        Noise.read(values, 1000, D)
+        Noise.validated(values, 1000, D)
 
 
 @pytest.mark.parametrize("shape", SHAPES.values())
 def test_no_noise_at_all_is_noise(shape):
-    assert not Noise.read(np.zeros(shape), N, D).covariances().any()
+    assert not Noise.validated(np.zeros(shape), N, D).covariances().any()
 
 
 @pytest.mark.parametrize("shape", [(D,), (N, D)])
 def test_infinite_variances_stand_for_missing_features(shape):
     values = some_noise(shape)
     values[..., 1] = np.inf
-    assert np.isinf(Noise.read(values, N, D).variances()[..., 1]).all()
+    assert np.isinf(Noise.validated(values, N, D).variances()[..., 1]).all()
 
 
 @settings(max_examples=50, derandomize=True, deadline=None)
@@ -173,14 +172,14 @@ def test_infinite_variances_stand_for_missing_features(shape):
 def test_covariances_of_any_rank_pass_even_when_rounded_to_float32(seed, log_scale, rank):
     root = 10.0**log_scale * np.random.default_rng(seed).normal(size=(N, D, rank))
     values = (root @ root.transpose(0, 2, 1)).astype(np.float32)
-    taken, largest = Noise.read(values, N, D).covariances(), np.abs(values).max(axis=(1, 2))
+    taken, largest = Noise.validated(values, N, D).covariances(), np.abs(values).max(axis=(1, 2))
     # Seven digits of the largest element.
     assert (np.abs(taken - values).max(axis=(1, 2)) <= 1e-6 * largest).all()
 
 
 def test_no_cells_have_noise_too():
     for shape in ((0, D), (0, D, D)):
-        assert Noise.read(np.empty(shape), 0, D).covariances().shape == (0, D, D)
+        assert Noise.validated(np.empty(shape), 0, D).covariances().shape == (0, D, D)
 
 
 @pytest.mark.parametrize("shape", ["variances", "covariances"])
@@ -195,7 +194,7 @@ def test_what_is_said_of_missing_features_does_not_matter(shape, junk):
     else:
         spoiled[missing] = junk  # rows
         spoiled.transpose(0, 2, 1)[missing] = junk
-    noise = Noise.read(spoiled, N, D, missing=missing)
+    noise = Noise.validated(spoiled, N, D, missing=missing)
     whole = ~missing.any(axis=1)
     np.testing.assert_array_equal(noise.values[whole], values[whole])
     left = [0, *range(2, D)]
@@ -208,16 +207,16 @@ def test_what_is_said_of_missing_features_does_not_matter(shape, junk):
     assert np.isinf(noise.variances()[5]).all()
     if junk != np.inf:
         with pytest.raises(DataError, match="the noise of cell 3 is no covariance"):
-            Noise.read(spoiled, N, D)
+            Noise.validated(spoiled, N, D)
     missing[3] = False
     if junk != np.inf:
         with pytest.raises(DataError, match="the noise of cell 3 is no covariance"):
-            Noise.read(spoiled, N, D, missing=missing)
+            Noise.validated(spoiled, N, D, missing=missing)
 
 
 def test_rounding_is_mended_beside_an_infinite_variance():
     matrix = np.array([[1.0, 1.0, np.nan], [1.0, 1.0 - 1e-9, np.nan], [np.nan, np.nan, np.inf]])
-    noise = Noise.read(matrix, 10, 3)
+    noise = Noise.validated(matrix, 10, 3)
     assert np.isinf(noise.values[2, 2])
     assert np.linalg.eigvalsh(noise.values[:2, :2])[0] >= -1e-16
     np.testing.assert_allclose(noise.values[:2, :2], 1.0, atol=1e-8)
