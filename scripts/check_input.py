@@ -1,5 +1,6 @@
+from cohortgmm.cohort.h5ad import open_h5ad
 from cohortgmm.cohort.occupied import check_file
-from cohortgmm.cohort.reading import check_input, open_h5ad
+from cohortgmm.cohort.patients import check_input
 from cohortgmm.pipeline.job import job_log
 
 with job_log(snakemake):

@@ -1,5 +1,5 @@
+from cohortgmm.cohort.h5ad import open_h5ad
 from cohortgmm.cohort.occupied import check_file
-from cohortgmm.cohort.reading import open_h5ad
 from cohortgmm.cohort.split import split_file
 from cohortgmm.pipeline.job import job_log
 from cohortgmm.pipeline.made_with import split_values, write_values

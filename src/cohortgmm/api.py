@@ -11,11 +11,11 @@ from cohortgmm import __version__
 from cohortgmm.arguments import check_count
 from cohortgmm.cohort.covariances import check_size
 from cohortgmm.cohort.fit_arguments import read_reference
-from cohortgmm.cohort.fit_options import fit_options
 from cohortgmm.cohort.fitting import fit_units
 from cohortgmm.cohort.in_memory import check_overwritten, plain_columns, read_cells, write_result
+from cohortgmm.cohort.reading import Embedding
 from cohortgmm.cohort.shared_weights import with_weights
-from cohortgmm.cohort.split import check_finite, split_patients
+from cohortgmm.cohort.split import Split, check_finite, split_patients
 from cohortgmm.cohort.uns import assign_components, build_uns
 from cohortgmm.config import GmmConfig, read_gmm_options
 from cohortgmm.config.gmm import default_gmm_key
@@ -146,52 +146,24 @@ def fit_gmm(
     """
     gmm = _gmm_options({name: value for name, value in locals().items() if name in GMM_ARGUMENTS})
     seed = _whole_number("random_state", random_state, 0)
-    n_workers, n_threads = _n_workers(n_jobs), 1
-    min_cells = check_count("min_cells", min_cells, 0)
-    if not isinstance(on_small_patient, str) or on_small_patient not in ("error", "drop"):
-        raise ConfigError(f"on_small_patient must be 'error' or 'drop', got {format_repr(on_small_patient)}")
+    n_workers = _n_workers(n_jobs)
     is_mapping, patient_col = isinstance(data, Mapping), plain_columns(patient_col)
-    cells, ids = read_cells(data, patient_col, use_rep, noise, missing)
-    gmm_key = gmm.gmm_key or default_gmm_key(use_rep)
-    if "/" in gmm_key:
-        raise ConfigError(f"use_rep is {use_rep!r}, and a key of uns can have no '/': give gmm_key")
-    sharing = gmm.component_sharing
-    if sharing == "auto":
-        sharing = "global" if is_mapping else "sample_specific"
-    split = split_patients(
-        ids,
-        names=cells.cell_names,
-        train_size=gmm.effective_train_size,
-        seed=seed,
-        smallest_k=min(gmm.candidates),
-        min_cells=min_cells,
-        on_small_patient=on_small_patient,
-        empty=cells.empty_cells() if missing or noise is not None else None,
-    )
-    check_finite(cells.matrix, ids, cells.name, used=split.rows_used, missing=missing)
+    cells, ids = read_cells(data, patient_col, use_rep, noise)
+    gmm_key = _result_key(gmm, use_rep)
+    sharing = _sharing(gmm, is_mapping)
+    split = _split(cells, ids, gmm, seed, min_cells, on_small_patient)
     if not is_mapping:
         check_overwritten(data, gmm_key, patient_col, use_rep, gmm.noise and gmm.noise.obsm)
-        n_mixtures = 1 if sharing == "global" else len(split.patients)
-        check_size(n_mixtures, max(gmm.candidates), cells.matrix.shape[1])
-    if sharing == "global":  # one fit, which gets all threads
-        n_workers, n_threads = 1, n_workers
-    results = fit_units(
-        split.units(cells, sharing), gmm, fit_options(gmm), seed=seed, n_workers=n_workers, n_threads=n_threads
-    )
+        check_size(1 if sharing == "global" else len(split.patients), max(gmm.candidates), cells.matrix.shape[1])
+    results = fit_units(split.units(cells, sharing), gmm, seed, n_workers)
     assigned, weights = assign_components(results, split.units(cells, sharing), split.unit_positions(sharing), len(ids))
     if is_mapping:
         if sharing == "global":
             return {patient: with_weights(results[0].fit.model, weights[patient]) for patient in split.patients}
         return {result.name: result.fit.model for result in results}
-    uns = build_uns(
-        patients={patient: len(rows) for patient, rows in split.positions.items()},
-        results=results,
-        weights=weights,
-        gmm=gmm,
-        component_sharing=sharing,
-        use_rep=use_rep,
-        provenance={"cohortgmm": __version__, "numpy": np.__version__, "seed": seed},
-    )
+    patients = {patient: len(rows) for patient, rows in split.positions.items()}
+    provenance = {"cohortgmm": __version__, "numpy": np.__version__, "seed": seed}
+    uns = build_uns(patients, results, weights, gmm, sharing, use_rep=use_rep, provenance=provenance)
     write_result(data, gmm_key, uns, assigned, patient_col, ids)
     return data
 
@@ -216,3 +188,38 @@ def _n_workers(n_jobs: Any) -> int:
     if isinstance(n_jobs, Integral) and n_jobs == -1:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return _whole_number("n_jobs", n_jobs, 1, "-1 or ")
+
+
+def _result_key(gmm: GmmConfig, use_rep: str | None) -> str:
+    """Key of the result in ``uns``."""
+    key = gmm.gmm_key or default_gmm_key(use_rep)
+    if "/" in key:
+        raise ConfigError(f"use_rep is {use_rep!r}, and a key of uns can have no '/': give gmm_key")
+    return key
+
+
+def _sharing(gmm: GmmConfig, is_mapping: bool) -> str:
+    """``component_sharing``, with ``"auto"`` resolved."""
+    if gmm.component_sharing != "auto":
+        return gmm.component_sharing
+    return "global" if is_mapping else "sample_specific"
+
+
+def _split(
+    cells: Embedding, ids: np.ndarray, gmm: GmmConfig, seed: int, min_cells: int, on_small_patient: str
+) -> Split:
+    """The cells of every patient and which of them are fitted; all of these have finite values."""
+    if not isinstance(on_small_patient, str) or on_small_patient not in ("error", "drop"):
+        raise ConfigError(f"on_small_patient must be 'error' or 'drop', got {format_repr(on_small_patient)}")
+    split = split_patients(
+        ids,
+        names=cells.cell_names,
+        train_size=gmm.effective_train_size,
+        seed=seed,
+        smallest_k=min(gmm.candidates),
+        min_cells=check_count("min_cells", min_cells, 0),
+        on_small_patient=on_small_patient,
+        empty=cells.empty_cells() if gmm.missing or gmm.noise is not None else None,
+    )
+    check_finite(cells.matrix, ids, cells.name, used=split.rows_used, missing=gmm.missing)
+    return split

@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 
 from cohortgmm.arrays import real_array
-from cohortgmm.cohort.reading import named_layers, unknown_name
+from cohortgmm.cohort.h5ad import unknown_name
+from cohortgmm.cohort.reading import named_layers
 from cohortgmm.errors import DataError
 from cohortgmm.mixture import range_slices
 

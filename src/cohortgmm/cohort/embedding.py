@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from cohortgmm.cohort.counts import row_blocks
-from cohortgmm.cohort.reading import check_column
+from cohortgmm.cohort.texts import check_column
 from cohortgmm.config import PreprocessConfig
 from cohortgmm.display import format_error
 from cohortgmm.errors import CohortgmmError, ConfigError, DataError
@@ -59,8 +59,6 @@ def read_batches(obs: pd.DataFrame, column: str | None, key: str) -> pd.Series |
         return None
     check_column(obs, column, key)
     values = obs[column]
-    if isinstance(values, pd.DataFrame):
-        raise DataError(f"{key}: obs has {values.shape[1]} columns {column!r}: give them names of their own")
     missing = int(values.isna().sum())
     if missing:
         raise DataError(f"{key}: {missing} cells have no value in obs column {column!r}: fill them")

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from cohortgmm.cohort.counts import row_blocks
-from cohortgmm.cohort.reading import unknown_name
+from cohortgmm.cohort.h5ad import unknown_name
 from cohortgmm.config import PreprocessConfig
 from cohortgmm.errors import DataError
 

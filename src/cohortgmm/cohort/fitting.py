@@ -14,6 +14,7 @@ import numpy as np
 
 from cohortgmm.cohort.cells import MIN_CELLS_PER_COMPONENT, PatientCells, derived_seed
 from cohortgmm.cohort.fit_arguments import check_observed, fit_arguments
+from cohortgmm.cohort.fit_options import fit_options
 from cohortgmm.cohort.patient_result import PatientResult, n_fit_cells
 from cohortgmm.cohort.selection import select_k
 from cohortgmm.cohort.shared_weights import is_corrected, patient_weights
@@ -228,43 +229,34 @@ def write_fit(path: str | os.PathLike, fit: MixtureFit | None, mark: str = "") -
             mark_archive(temporary, mark)
 
 
-def fit_units(
-    units: Iterable[PatientCells],
-    gmm: "GmmConfig",
-    options: Mapping[str, Any],
-    *,
-    seed: int,
-    n_workers: int = 1,
-    n_threads: int = 1,
-) -> list[PatientResult]:
+def fit_units(units: Iterable[PatientCells], gmm: "GmmConfig", seed: int, n_workers: int = 1) -> list[PatientResult]:
     """Fit patients, or the whole cohort, with the same result as the jobs of the pipeline.
 
     Parameters
     ----------
     units
         The cells of every unit of fitting.
-    gmm, options
-        The arguments of the fit, and :func:`~cohortgmm.cohort.fit_options.fit_options` of them.
+    gmm
+        The arguments of the fit.
     seed
         Seed of the run.
     n_workers
-        Number of units that are fitted at the same time; numpy releases the interpreter lock in its products.
-    n_threads
-        Threads of each fit.
+        Number of patients that are fitted at the same time, or of threads that fit the cohort.
 
     Raises
     ------
     CohortgmmError
         If a fit fails, with patient and k.
     """
+    options = fit_options(gmm)
 
     def fit(cells: PatientCells) -> PatientResult:
-        return _fit_unit(cells, gmm, options, seed, n_threads)
+        return _fit_unit(cells, gmm, options, seed, 1 if cells.owner is None else n_workers)
 
     with one_blas_thread():  # in the threads of the fits too; the digits do not depend on the machine
         if n_workers == 1:
             return list(_reported(map(fit, units), gmm))
-        with ThreadPoolExecutor(n_workers) as pool:
+        with ThreadPoolExecutor(n_workers) as pool:  # numpy releases the interpreter lock in its products
             return list(_reported(pool.map(fit, units), gmm))
 
 

@@ -20,7 +20,6 @@ from cohortgmm.cohort.reading import (
     named_embedding,
     named_layers,
 )
-from cohortgmm.cohort.split import check_finite
 from cohortgmm.cohort.texts import check_id
 from cohortgmm.cohort.uns import CellAssignment
 from cohortgmm.columns import joined_column, overwritten
@@ -35,13 +34,13 @@ def plain_columns(patient_col: Any) -> Any:
 
 
 def read_cells(
-    data: Any, patient_col: str | Sequence[str] | None, use_rep: str | None, noise: Any, missing: bool
+    data: Any, patient_col: str | Sequence[str] | None, use_rep: str | None, noise: Any
 ) -> tuple[Embedding, np.ndarray]:
     """What is modelled, and the (n,) patient of every cell; values of patients may be NaN or infinite.
 
     Parameters
     ----------
-    data, patient_col, use_rep, noise, missing
+    data, patient_col, use_rep, noise
         As in :func:`cohortgmm.fit_gmm`.
 
     Raises
@@ -50,8 +49,8 @@ def read_cells(
         For arguments or data that cannot be used.
     """
     if isinstance(data, Mapping):
-        return cells_of_mapping(data, noise, missing, all_finite=False)
-    return cells_of_anndata(data, patient_col, use_rep, noise, missing, all_finite=False)
+        return cells_of_mapping(data, noise)
+    return cells_of_anndata(data, patient_col, use_rep, noise)
 
 
 def check_overwritten(
@@ -102,9 +101,6 @@ def cells_of_anndata(
     patient_col: str | Sequence[str] | None,
     use_rep: str | None,
     noise: Any,
-    missing: bool,
-    *,
-    all_finite: bool = True,
 ) -> tuple[Embedding, np.ndarray]:
     """What is modelled, and the patient of every cell.
 
@@ -112,10 +108,8 @@ def cells_of_anndata(
     ----------
     adata
         In memory, backed by its file, or with matrices of dask.
-    patient_col, use_rep, noise, missing
+    patient_col, use_rep, noise
         As in :func:`cohortgmm.fit_gmm`.
-    all_finite
-        Whether to refuse NaN and infinite values of all patients, those too small to be fitted among them.
 
     Raises
     ------
@@ -152,8 +146,6 @@ def cells_of_anndata(
         cells = Embedding(as_matrix(values, name), tuple(map(str, adata.var_names)), name=name)
     else:
         cells = named_embedding(values, use_rep)
-    if all_finite:
-        check_finite(cells.matrix, ids, name, missing=missing)
     names = adata.obs_names.astype(str).to_numpy(dtype=object)
     return replace(cells, noise=_noise_of(adata, noise, cells), cell_names=names), ids
 
@@ -188,9 +180,7 @@ def _noise_of(adata: Any, noise: Any, cells: Embedding) -> Any:
     raise ConfigError(f"noise must name a key of obsm or a layer, got {noise!r}")
 
 
-def cells_of_mapping(
-    arrays: Mapping[Any, Any], noise: Any, missing: bool, *, all_finite: bool = True
-) -> tuple[Embedding, np.ndarray]:
+def cells_of_mapping(arrays: Mapping[Any, Any], noise: Any) -> tuple[Embedding, np.ndarray]:
     """What is modelled, and the patient of every cell, from one array (cells, features) for every patient.
 
     Raises
@@ -218,8 +208,6 @@ def cells_of_mapping(
     names = _feature_names(dict(zip(texts, arrays.values(), strict=True)), next(iter(widths)))
     ids = np.repeat(np.array(texts, dtype=object), [x.shape[0] for x in matrices.values()])
     matrix = np.concatenate(list(matrices.values()))
-    if all_finite:
-        check_finite(matrix, ids, "the data", missing=missing)
     given = dict(zip(texts, arrays.values(), strict=True))
     cell_names = np.concatenate([_row_names(given[patient], patient, len(x)) for patient, x in matrices.items()])
     return Embedding(matrix, names, _noise_of_mapping(matrices, noise, given), cell_names), ids

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from cohortgmm.cohort.texts import Texts, check_column, column_list, column_texts
+from cohortgmm.display import format_text
 from cohortgmm.errors import CohortgmmError, DataError
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ class Labels:
     def describe(self, patient: str) -> str:
         """How many cells of a patient have which label."""
         counts = list(self.counts[patient].items())
-        return ", ".join(f"{n} {_shown(label)}" for label, n in counts[:4]) + (", ..." if len(counts) > 4 else "")
+        return ", ".join(f"{n} {format_text(label)}" for label, n in counts[:4]) + (", ..." if len(counts) > 4 else "")
 
     def of(self, patients: Iterable[str]) -> "Labels":
         """Those of some patients."""
@@ -95,11 +96,6 @@ def patient_labels(obs: pd.DataFrame, ids: np.ndarray, label_col: str) -> Labels
         counts[patient][label] = int(n)
     without, n_without = np.unique(ids[codes < 0].astype(object), return_counts=True)
     return Labels(label_col, counts, dict(zip(without.tolist(), n_without.tolist(), strict=True)))
-
-
-def _shown(label: str) -> str:
-    """A label as Python writes it where letters or spaces of it would not be seen."""
-    return label if label == label.strip() and label.isprintable() else repr(label)
 
 
 def _coded(texts: Texts) -> tuple[np.ndarray, np.ndarray]:

@@ -83,11 +83,11 @@ def merge_models(
     units = map(PatientCells.load, cells)
     assigned, weights = assign_components(ordered, units, read_positions(positions), n_cells)
     uns = build_uns(
-        patients=patients,
-        results=ordered,
-        weights=weights,
-        gmm=options,
-        component_sharing=component_sharing,
+        patients,
+        ordered,
+        weights,
+        options,
+        component_sharing,
         use_rep=use_rep,
         provenance={
             "cohortgmm": __version__,

@@ -18,7 +18,8 @@ from cohortgmm.cohort.embedding import embed, read_batches
 from cohortgmm.cohort.entries import Entries, is_same
 from cohortgmm.cohort.filter_notes import filter_notes
 from cohortgmm.cohort.filters import CellFilter, cell_filters, detected_in
-from cohortgmm.cohort.reading import check_cell_names, named_layers, patient_ids
+from cohortgmm.cohort.patients import check_cell_names, patient_ids
+from cohortgmm.cohort.reading import named_layers
 from cohortgmm.cohort.whole_file import read_cohort, write_cohort
 from cohortgmm.config import PreprocessConfig
 from cohortgmm.errors import DataError

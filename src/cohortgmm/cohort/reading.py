@@ -15,37 +15,12 @@ from cohortgmm.cohort.h5ad import (
     has_member,
     member_names,
     n_rows,
-    open_h5ad,
     read_element,
-    read_obs,
     row_names,
     unknown_name,
 )
-from cohortgmm.cohort.labels import patient_labels
-from cohortgmm.cohort.patients import check_cell_names, check_input, patient_ids
-from cohortgmm.cohort.texts import check_column
 from cohortgmm.errors import DataError
 from cohortgmm.mixture import Noise, check_meaning, is_one_for_all, tile_slices
-
-__all__ = [
-    "Embedding",
-    "as_matrix",
-    "as_noise",
-    "check_cell_names",
-    "check_column",
-    "check_input",
-    "check_noise_features",
-    "named_embedding",
-    "named_layers",
-    "open_h5ad",
-    "patient_ids",
-    "patient_labels",
-    "read_embedding",
-    "read_noise",
-    "read_obs",
-    "rows_of",
-    "unknown_name",
-]
 
 
 @dataclass(frozen=True, eq=False)

@@ -112,12 +112,12 @@ def assign_components(
 
 
 def build_uns(
-    *,
     patients: Mapping[str, int],
     results: Sequence[PatientResult],
     weights: Mapping[str, np.ndarray],
     gmm: GmmConfig,
     component_sharing: str,
+    *,
     use_rep: str | None,
     provenance: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -153,7 +153,9 @@ def build_uns(
     mu = np.stack([_pad(own.means, k_max) for own in chosen])
     pi = np.stack([_pad(own.weights, k_max) for own in chosen])
     shape = (*mu.shape, mu.shape[-1])
+    var = StackedCovariances(results, shape[1:] if shared else shape)
     of_patients = [weights[patient] for patient in patients] if shared else pi
+    fitted = not shared or any(own.has_patient_weights for own in chosen)
     uns: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "component_sharing": component_sharing,
@@ -170,17 +172,11 @@ def build_uns(
             "fit_indices_count": sum(result.n_fit for result in results),
             "refit": "full" if gmm.fixed_k is not None else gmm.refit,
         },
-        "model": {
-            "mu": mu[0] if shared else mu,
-            "var": StackedCovariances(results, shape[1:] if shared else shape),
-            "pi": pi,
-        },
+        "model": {"mu": mu[0] if shared else mu, "var": var, "pi": pi},
         "distribution_weights": np.stack([_normalized(own) for own in of_patients]),
         "weight_inference": {
             "weights_fit_scope": "all_cells" if shared or gmm.refit == "full" or gmm.fixed_k else "selection_cells",
-            "weights_source": "mean_responsibilities"
-            if shared and not any(own.has_patient_weights for own in chosen)
-            else "mixture",
+            "weights_source": "mixture" if fitted else "mean_responsibilities",
             "distribution_ids": np.array(list(patients), dtype=object),
         },
         "diagnostics": _diagnostics(chosen, list(patients.values()), shared),
@@ -190,13 +186,8 @@ def build_uns(
         uns["use_rep"] = use_rep
     if gmm.noise is not None:
         uns["noise"] = gmm.noise.record()
-    backgrounds = [own.background for own in chosen]
-    if all(backgrounds):
-        uns["background"] = {
-            "lower": np.stack([background.lower for background in backgrounds]),
-            "upper": np.stack([background.upper for background in backgrounds]),
-            "amp": np.array(_amplitudes(backgrounds, of_patients, shared)),
-        }
+    if all(own.background for own in chosen):
+        uns["background"] = _background(chosen, of_patients, shared)
     if gmm.fixed_k is None:
         uns["selection"] = _selection(results, chosen, gmm, shared)
     return uns
@@ -217,13 +208,6 @@ def _normalized(weights: np.ndarray) -> np.ndarray:
     """Weights (K,) of the components that sum to one; equal ones if all cells are background."""
     total = weights.sum()
     return weights / total if total > 0 else np.full(len(weights), 1.0 / len(weights))
-
-
-def _amplitudes(backgrounds: Sequence[Background], weights: Iterable[np.ndarray], shared: bool) -> list[float]:
-    """The background's share of every patient: with shared components, one minus the sum of its weights."""
-    if not shared:
-        return [background.amp for background in backgrounds]
-    return [float(np.clip(1.0 - own.sum(), 0.0, 1.0)) for own in weights]
 
 
 def _pad(array: np.ndarray, k_max: int) -> np.ndarray:
@@ -256,6 +240,19 @@ class _Chosen:
         }
         model = fit.model.without_background()
         return cls(model.weights, model.means, fit.model.background, fit.patient_weights is not None, diagnostics)
+
+
+def _background(chosen: Sequence[_Chosen], weights: Iterable[np.ndarray], shared: bool) -> dict[str, np.ndarray]:
+    """The boxes, and the share of every patient: with shared components, one minus the sum of its weights."""
+    backgrounds = [own.background for own in chosen]
+    amplitudes = [background.amp for background in backgrounds]
+    if shared:
+        amplitudes = [float(np.clip(1.0 - own.sum(), 0.0, 1.0)) for own in weights]
+    return {
+        "lower": np.stack([background.lower for background in backgrounds]),
+        "upper": np.stack([background.upper for background in backgrounds]),
+        "amp": np.array(amplitudes),
+    }
 
 
 def _diagnostics(chosen: Sequence[_Chosen], n_cells: Sequence[int], shared: bool) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from scipy import sparse
 
 import cohortgmm
 from cohortgmm.cohort.in_memory import cells_of_anndata, cells_of_mapping
+from cohortgmm.cohort.split import check_finite
 from cohortgmm.errors import CohortgmmError, ConfigError, DataError
 
 X = np.round(np.abs(make_cohort().obsm["X_pca"]) * 4).astype(np.float32)
@@ -20,12 +21,16 @@ X = np.round(np.abs(make_cohort().obsm["X_pca"]) * 4).astype(np.float32)
 def of_anndata(matrix, **options):
     cohort = make_cohort()
     cohort.obsm["X_pca"] = matrix
-    given = {"patient_col": "patient", "use_rep": "X_pca", "noise": None, "missing": False} | options
-    return cells_of_anndata(cohort, **given)[0].matrix
+    missing = options.pop("missing", False)
+    cells, ids = cells_of_anndata(cohort, **{"patient_col": "patient", "use_rep": "X_pca", "noise": None} | options)
+    check_finite(cells.matrix, ids, cells.name, missing=missing)
+    return cells.matrix
 
 
 def of_mapping(matrix, *, missing=False):
-    return cells_of_mapping({"P1": matrix}, None, missing)[0].matrix
+    cells, ids = cells_of_mapping({"P1": matrix}, None)
+    check_finite(cells.matrix, ids, cells.name, missing=missing)
+    return cells.matrix
 
 
 ENTRIES = pytest.mark.parametrize("entry", [of_anndata, of_mapping])
@@ -112,21 +117,21 @@ def test_an_anndata_that_is_backed_by_its_file(tmp_path):
 
 def test_data_of_other_kinds():
     mudata = SimpleNamespace(mod={"rna": None}, obsm={})
-    assert refusal(cells_of_anndata, mudata, "patient", None, None, False) == (
+    assert refusal(cells_of_anndata, mudata, "patient", None, None) == (
         "data is MuData: give one of its modalities, such as data.mod['rna']"
     )
     lazy = SimpleNamespace(obs={}, obsm={})
     assert "data.obs is a dict, not a pandas table: call data.to_memory()" in refusal(
-        cells_of_anndata, lazy, "patient", None, None, False
+        cells_of_anndata, lazy, "patient", None, None
     )
     cohort = ad.AnnData(obs=make_cohort().obs, obsm={"X_pca": X})
-    assert refusal(cells_of_anndata, cohort, "patient", None, None, False) == "use_rep is None, but data has no X"
+    assert refusal(cells_of_anndata, cohort, "patient", None, None) == "use_rep is None, but data has no X"
 
 
 @pytest.mark.parametrize("n", [120, 240])
 def test_rows_that_do_not_fit(n):
     cohort = SimpleNamespace(obs=make_cohort().obs, obsm={"X_pca": np.ones((n, 3))})
-    assert refusal(cells_of_anndata, cohort, "patient", "X_pca", None, False) == (
+    assert refusal(cells_of_anndata, cohort, "patient", "X_pca", None) == (
         f"obsm['X_pca'] has {n} rows for 180 cells: it needs one row for each"
     )
 
@@ -135,25 +140,25 @@ def test_patients_of_a_mapping_are_told_apart():
     x = X[:60]
     for patients in ((1, "1"), (True, "True"), (None, "None")):
         assert "two patients of the mapping read the same as text" in refusal(
-            cells_of_mapping, dict.fromkeys(patients, x), None, False
+            cells_of_mapping, dict.fromkeys(patients, x), None
         )
     models = cohortgmm.fit_gmm({"a": x, "a\0": x + 1}, k_comps=1, component_sharing="sample_specific", verbose=False)
     assert models["a\0"].means[0, 0] == pytest.approx(models["a"].means[0, 0] + 1, abs=1)
     for patient, said in (("", "an empty patient id"), ("\udc80", "is no valid Unicode text")):
-        assert said in refusal(cells_of_mapping, {patient: x}, None, False)
+        assert said in refusal(cells_of_mapping, {patient: x}, None)
     noise = {"a": np.ones((60, 3)), 1: np.ones((60, 3)), "1": np.ones((60, 3))}
-    assert "two patients of noise read the same as text: '1'" in refusal(cells_of_mapping, {"a": x}, noise, False)
+    assert "two patients of noise read the same as text: '1'" in refusal(cells_of_mapping, {"a": x}, noise)
 
 
 def test_tables_of_a_mapping_agree_in_their_columns():
     table = pd.DataFrame(X[:60], columns=["CD3", "CD4", "CD8"])
-    embedding, _ = cells_of_mapping({"a": table, "b": table + 1}, None, False)
+    embedding, _ = cells_of_mapping({"a": table, "b": table + 1}, None)
     assert embedding.feature_names == ("CD3", "CD4", "CD8")
     with pytest.raises(
         DataError, match=r"^the tables of patients 'a' and 'b' have other columns, or the same in anothe"
     ):
-        cells_of_mapping({"a": table, "b": table[["CD4", "CD3", "CD8"]]}, None, False)
-    assert cells_of_mapping({"a": X[:60]}, None, False)[0].feature_names == ("feature 1", "feature 2", "feature 3")
+        cells_of_mapping({"a": table, "b": table[["CD4", "CD3", "CD8"]]}, None)
+    assert cells_of_mapping({"a": X[:60]}, None)[0].feature_names == ("feature 1", "feature 2", "feature 3")
 
 
 def test_a_gate_that_names_one_of_two_features():
@@ -168,7 +173,7 @@ def test_a_gate_that_names_one_of_two_features():
 def test_two_columns_of_the_name_of_the_patient():
     cohort = make_cohort()
     cohort.obs = pd.concat([cohort.obs, cohort.obs[["patient"]]], axis=1)
-    assert refusal(cells_of_anndata, cohort, "patient", "X_pca", None, False) == (
+    assert refusal(cells_of_anndata, cohort, "patient", "X_pca", None) == (
         "patient_col: obs has 2 columns of the name 'patient': rename all but one"
     )
 

@@ -15,7 +15,9 @@ from scipy import sparse
 import cohortgmm
 from cohortgmm.cohort.counts import raw_counts
 from cohortgmm.cohort.filters import gene_symbols
-from cohortgmm.cohort.reading import as_noise, check_input, open_h5ad, read_embedding, read_noise
+from cohortgmm.cohort.h5ad import open_h5ad
+from cohortgmm.cohort.patients import check_input
+from cohortgmm.cohort.reading import as_noise, read_embedding, read_noise
 from cohortgmm.config import read_config
 from cohortgmm.errors import CohortgmmError, ConfigError, DataError
 from cohortgmm.pipeline import header
