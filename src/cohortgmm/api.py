@@ -1,7 +1,7 @@
 """The notebook's entry: a whole cohort in one call, with the same results as the pipeline."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -25,12 +25,12 @@ from cohortgmm.errors import ConfigError
 
 
 def fit_gmm(
-    data,
+    data: Any,
     *,
     patient_col: str | Sequence[str] | None = None,
     use_rep: str | None = None,
     component_sharing: str = "sample_specific",
-    k_comps=None,
+    k_comps: int | Iterable[int] | None = None,
     k_selection_metric: str = "aic",
     refit: str = "none",
     covariance_type: str = "full",
@@ -44,68 +44,74 @@ def fit_gmm(
     verbose: bool = True,
     random_state: int = 0,
     n_jobs: int = 1,
-    noise=None,
+    noise: Any = None,
     missing: bool = False,
-    completeness=None,
-    noise_at=None,
-    background=None,
+    completeness: Any = None,
+    noise_at: Any = None,
+    background: Any = None,
     cutoff: float | None = None,
     init: str = "kmeans",
-    reference=None,
-    frozen=None,
+    reference: Any = None,
+    frozen: Any = None,
     split_merge: int = 0,
     min_cells: int = 1,
     on_small_patient: str = "error",
-):
+) -> Any:
     """Fit one Gaussian mixture per patient and choose its number of components.
+
+    The arguments are the keys of the configuration of the pipeline, with the same meaning, messages and defaults but for
+    three: there, ``use_rep`` is ``"X_pca"`` and ``min_cells`` is 20, and ``random_state`` is called ``seed``. With equal
+    arguments, the results are the same to the last digit.
 
     Parameters
     ----------
     data
-        AnnData, changed in place; or a mapping of patient id to (n, D) array. Tables with texts for names of their rows are
-        taken in the order of the names, as AnnData is; of other arrays the order counts.
+        AnnData, changed in place; or a mapping of patient id to (n, D) array or table. The cells of AnnData, and of
+        tables whose row names are texts, are sorted by name; those of other arrays keep their order.
     patient_col
-        Column of ``obs`` that names the patient of every cell (AnnData); of several, such as ``["patient",
-        "timepoint"]``, the texts are joined by ``_``, and ``obs["<gmm_key>_patient"]`` holds what came of it.
+        Column of ``obs`` that names the patient of every cell (AnnData). Or several, such as ``["patient",
+        "timepoint"]``, whose texts are joined by ``_`` in ``obs["<gmm_key>_patient"]``.
     use_rep
-        Key of ``obsm`` to model (AnnData); None is X.
+        Key of ``obsm`` to model (AnnData); None is X. (Pipeline: ``"X_pca"``.)
     component_sharing
-        ``"sample_specific"``: an independent mixture per patient. ``"global"``: one mixture over all cells, every
-        patient's weights being the mean responsibilities of its cells; where cells are corrected (noise, missing
-        features, completeness, background), those of an EM on its cells with the components as they are. ``"auto"``:
-        the first for AnnData, the second for a mapping.
+        ``"sample_specific"``: an independent mixture per patient. ``"global"``: one mixture over all cells, with weights
+        for every patient. These are the mean responsibilities of its cells; with incomplete data (noise, missing features,
+        completeness, background), they are fitted to its cells by EM, with the components fixed. ``"auto"``: the first
+        for AnnData, the second for a mapping.
     k_comps
-        int, or a sequence of one: fixed, fitted on all cells. Longer sequence: candidates to select from. None: 1 to
-        10, each patient up to what its cells can carry. A candidate of several that a patient has too few cells for is
-        left out for that patient; a fixed k never is: see ``on_small_patient``.
+        Number of components. int, or a sequence of one: fixed, all cells are fitted. Longer sequence: candidates to
+        select from. None: 1 to 10, for each patient those with enough cells. Candidates of a sequence for which a patient
+        has too few cells are left out for this patient; for a fixed k see ``on_small_patient``.
     k_selection_metric
-        ``"aic"``, ``"bic"`` (both in-sample on the training cells) or ``"heldout_nll"`` (nats per held-out cell).
+        ``"aic"``, ``"bic"`` (both on the training cells) or ``"heldout_nll"`` (nats per held-out cell).
     refit
         ``"none"``: keep the mixture of the training cells; ``"full"``: fit the chosen k on all cells.
     covariance_type
         ``"full"`` or ``"diag"``.
     train_size
-        Share of every patient's cells that candidates are fitted on, in (0, 1]; 1 not with ``"heldout_nll"``.
+        Share of every patient's cells that the candidates are fitted to, in (0, 1]; with ``"heldout_nll"``, below 1.
     max_iter, tol, n_init, eps, singularity_handling, init, split_merge, cutoff
         See :func:`cohortgmm.fit_mixture`.
     noise
-        Measurement noise. AnnData: a key of ``obsm``, ``{"obsm": key}``, ``{"layer": key}`` or an array, with variances
-        (n, D), covariances (n, D, D) or these flattened, or one (D,) or (D, D) for all cells. Mapping: patient to such
-        an array, or one for all. Where an array may be either, of n = D cells, :class:`~cohortgmm.Noise` around it says
-        which.
+        Measurement noise: variances (n, D), covariances (n, D, D), these flattened, or (D,) or (D, D) for all cells.
+        AnnData: such an array, a key of ``obsm``, ``{"obsm": key}`` or ``{"layer": key}``. Mapping: patient to array, or
+        one array for all cells. For n = D cells, :class:`~cohortgmm.Noise` tells which of the two a square array is. It
+        is read with the cells (:func:`cohortgmm.cohort.in_memory.read_cells`), stays with them in
+        :class:`~cohortgmm.cohort.cells.PatientCells`, and is passed to :func:`cohortgmm.fit_mixture`, which chooses the
+        E-step.
     missing
         Whether NaN is a missing feature; otherwise it is an error.
     completeness, noise_at
-        Callables, see :func:`cohortgmm.fit_mixture`; or gates as in the configuration, ``{"gates": [{"inside":
-        {"PC1": [-5, None]}}]}``.
+        Functions, see :func:`cohortgmm.fit_mixture`. ``completeness`` may also be gates as in the configuration,
+        ``{"gates": [{"inside": {"PC1": [-5, None]}}]}``.
     background
         :class:`~cohortgmm.Background`, or its arguments as in the configuration (``{}``: the box of the patient's
         cells).
     reference
-        :class:`~cohortgmm.GaussianMixture`, or a fit or the path of one, that all fits start from; without ``frozen``, its
-        means and covariances stay, so that patients are mapped onto it.
+        :class:`~cohortgmm.GaussianMixture`, :class:`~cohortgmm.MixtureFit` or the path of one, which all fits start from.
+        Without ``frozen``, its means and covariances are kept, so that patients are mapped onto it.
     frozen
-        Parameters of the reference that stay, see :func:`cohortgmm.fit_mixture`.
+        Parameters of the reference that are kept, see :func:`cohortgmm.fit_mixture`.
     gmm_key
         Key in ``uns``; None is ``gmm_<use_rep>`` (``gmm_X`` for X).
     verbose
@@ -114,11 +120,11 @@ def fit_gmm(
         Seed, an integer of at least 0. The mixture of a patient depends on it, the patient's id, its cells and k, not on
         the other patients.
     min_cells, on_small_patient
-        What happens to a patient with fewer cells, or too few for every k: ``"error"`` stops, ``"drop"`` leaves it out
-        (its cells get component -1). Cells without any feature do not count.
+        A patient with fewer cells, or too few for every k, stops the fit (``"error"``) or is left out (``"drop"``; its
+        cells get component -1). Cells without any feature do not count. (Pipeline: ``min_cells`` is 20.)
     n_jobs
-        Patients fitted at the same time, or threads of the one fit of ``"global"`` sharing; -1 is one per core. It
-        does not change the result.
+        Number of patients fitted at the same time, or of threads for the one fit of ``"global"``; -1 is one per core. The
+        result does not depend on it.
 
     Returns
     -------
@@ -129,11 +135,11 @@ def fit_gmm(
     Raises
     ------
     ConfigError
-        For arguments that cannot be used, all named at once.
+        For invalid arguments, all at once.
     DataError
-        For data that cannot be used.
+        For invalid data.
     FitError
-        For a fit that failed, naming patient and k.
+        If a fit fails, with patient and k.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""What figures show of the cells besides the features: cell types and a UMAP."""
+"""Cell types and a UMAP of the cells, for figures."""
 
 import logging
 import os
@@ -23,12 +23,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class CellAnnotation:
-    """What figures show of the cells besides the features.
+    """Cell types and UMAP coordinates of the cells.
 
     Attributes
     ----------
     umap
-        (n, 2) coordinates, NaN for cells that were not embedded; None if there are none.
+        (n, 2) coordinates, NaN for cells that are not in the UMAP; None if there are none.
     cell_types
         (n,) categorical; None if no column was named.
     """
@@ -58,7 +58,7 @@ class CellAnnotation:
 def read_annotation(
     path: str | os.PathLike, *, use_rep: str | None, celltype_col: str | None, umap: bool, max_cells: int, seed: int
 ) -> CellAnnotation:
-    """Cell types of a cohort and its UMAP, which is computed where the file has none.
+    """Cell types of a cohort and its UMAP, which is computed if the file has none.
 
     Parameters
     ----------
@@ -71,7 +71,7 @@ def read_annotation(
     umap
         Whether a UMAP is wanted.
     max_cells
-        Most cells that are embedded; more are drawn from with ``seed``.
+        Largest number of cells in the UMAP; they are drawn at random.
     seed
         Seed of the draw and of the UMAP.
     """
@@ -89,7 +89,7 @@ def read_annotation(
 
 
 def _cell_types(column: pd.Series) -> pd.Categorical:
-    """Cell types as text, frequent ones first; None where a cell has none."""
+    """Cell types as text, the most frequent first; None for cells without one."""
     texts = column_texts(column, f"celltype_col {column.name!r}")
     types = pd.Series(np.array([*texts.values, None], dtype=object)[texts.codes])
     counts = types.value_counts().sort_index().sort_values(ascending=False, kind="stable")
@@ -97,12 +97,12 @@ def _cell_types(column: pd.Series) -> pd.Categorical:
 
 
 def read_umap(file: h5py.File) -> np.ndarray:
-    """The two coordinates of ``obsm["X_umap"]``; a cell whose coordinates are not finite has none.
+    """The two coordinates in ``obsm["X_umap"]``; NaN for cells whose coordinates are not finite.
 
     Raises
     ------
     DataError
-        If they are no numbers, or there is no pair of them for every cell.
+        If they are no numbers, or not two for every cell.
     """
     way_out = "remove it from obsm, then it is computed anew, or set qc.umap to false"
     try:
@@ -120,7 +120,7 @@ def _compute_umap(matrix, max_cells: int, seed: int) -> np.ndarray:
 
     n = matrix.shape[0]
     result = np.full((n, 2), np.nan)
-    # NaN in one feature, NaN in the sum.
+    # The sum is NaN if one feature is.
     complete = np.flatnonzero(np.isfinite(np.asarray(matrix.sum(axis=1, dtype=float)).ravel()))
     if len(complete) < 4:
         logger.warning("%d complete cells are too few for a UMAP", len(complete))

@@ -1,4 +1,4 @@
-"""The cells of one patient (or of all) as a fit sees them, and the seeds that make every draw its own."""
+"""The cells of a patient, or of the whole cohort, as a fit gets them, and seeds that follow from the run's seed."""
 
 import hashlib
 import os
@@ -17,24 +17,24 @@ MIN_CELLS_PER_COMPONENT = 2
 
 
 def derived_seed(seed: int, patient: str, k: int = 0) -> np.random.SeedSequence:
-    """Seed of one fit (or, with k = 0, of the patient's split): a function of these three and of nothing else."""
+    """Seed of a fit. It depends on the seed of the run, the patient and k only."""
     digest = hashlib.sha256(patient.encode()).digest()[:16]
     return np.random.SeedSequence([seed, int.from_bytes(digest, "little"), k])
 
 
 def choose_train_cells(names: Sequence[str], train_size: float, *, seed: int, patient: str) -> np.ndarray:
-    """Choose which cells of a patient are fitted; the others are held out.
+    """Choose the training cells of a patient; the others are held out.
 
-    The cells are ranked by a hash of the seed, the patient and the cell's name, and the first ``round(train_size · n)``
-    are fitted: at least one, and at least one is held out unless ``train_size`` is 1. The choice does not depend on the
-    order of the cells, and one cell more or less changes the side of at most one other cell.
+    The cells are ranked by a hash of the seed, the patient and the cell's name. The first ``round(train_size · n)`` are
+    training cells; at least one is, and at least one is held out unless ``train_size`` is 1. The choice does not depend
+    on the order of the cells, and adding or removing a cell moves at most one other cell from one set to the other.
 
     Parameters
     ----------
     names
-        n different names of cells.
+        n unique names of cells.
     train_size
-        Share of the cells to fit, in (0, 1].
+        Share of training cells, in (0, 1].
     seed
         Seed of the run.
     patient
@@ -43,7 +43,7 @@ def choose_train_cells(names: Sequence[str], train_size: float, *, seed: int, pa
     Returns
     -------
     ndarray of bool
-        (n,) whether each cell is fitted.
+        (n,) whether each cell is a training cell.
     """
     n = len(names)
     mask = np.ones(n, dtype=bool)
@@ -62,16 +62,16 @@ def choose_train_cells(names: Sequence[str], train_size: float, *, seed: int, pa
 
 @dataclass(frozen=True, eq=False)
 class PatientCells:
-    """The cells of one patient, in an order that follows from their names alone (without names, in the user's).
+    """The cells of a patient, or of the whole cohort, sorted by name; cells without names keep the user's order.
 
     Attributes
     ----------
     patient
-        Id.
+        Id of the patient, or :data:`~cohortgmm.storage.names.ALL_PATIENTS`.
     x
-        (n, D) in the type of the source.
+        (n, D) cells, in the floating-point type of the source.
     train
-        (n,) bool: fitted during the selection of k; the rest is held out.
+        (n,) bool: the training cells, which the candidates are fitted to; the others are held out.
     owner
         For the cells of a whole cohort: (n,) index into ``patients``; else None.
     patients
@@ -98,7 +98,7 @@ class PatientCells:
         return int(np.count_nonzero(self.train))
 
     def noise_of(self, rows: np.ndarray | slice = slice(None)) -> Noise | None:
-        """The noise of some of the cells; None without."""
+        """Measurement noise of some of the cells; None if they have none."""
         if self.noise is None:
             return None
         if is_one_for_all(self.noise):
@@ -109,22 +109,22 @@ class PatientCells:
 
     @cached_property
     def has_features(self) -> np.ndarray:
-        """(n,) bool: cells that have any feature at all."""
+        """(n,) bool: cells with at least one feature."""
         return ~np.isnan(self.measured()).all(axis=1)
 
     def measured(self) -> np.ndarray:
-        """(n, D) cells, NaN where a feature is missing, as it is with an infinite variance."""
+        """(n, D) cells with NaN for missing features, also for those with an infinite variance."""
         if self.noise is None:
             return self.x
         variances = self.noise if self.noise.ndim == 2 else np.diagonal(self.noise, axis1=1, axis2=2)
         return np.where(np.isinf(variances), np.nan, self.x)
 
     def name_of(self, feature: int) -> str:
-        """A feature in an error: its name, where there are names."""
+        """Name of a feature in messages, or its number if features have no names."""
         return f"feature {self.feature_names[feature]!r}" if self.feature_names else f"feature {feature}"
 
     def cell_name(self, i: int) -> str:
-        """A cell in an error: its name, or without names its row."""
+        """Name of a cell in messages, or its row if cells have no names."""
         if self.cell_names is None:
             return str(i)
         return repr(self.cell_names[i].decode(errors="surrogatepass"))
@@ -162,7 +162,7 @@ class PatientCells:
 def write_positions(path: str | os.PathLike, positions: Mapping[str, np.ndarray]) -> None:
     """Write the rows of the cohort that the cells of every array file come from.
 
-    They are kept apart from the cells, so that a patient's array file does not change when other cells come or go.
+    They are not in the array files, so that the file of a patient stays the same when cells of others are added.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Where the raw counts of a cohort are, and that they are raw counts."""
+"""Finding the raw counts of a cohort, and checking that they are raw counts."""
 
 import difflib
 from collections.abc import Iterator
@@ -15,10 +15,10 @@ from cohortgmm.cohort.reading import named_layers
 from cohortgmm.errors import DataError
 from cohortgmm.mixture import range_slices
 
-#: Whole numbers up to here are exact in single precision.
+#: Largest whole number up to which all are exact in single precision.
 _EXACT_IN_SINGLE = 2**24
 
-#: Values of a block that is looked at in one piece.
+#: Number of values in a block.
 _BLOCK = 1 << 22
 
 _LAYER = "layer:"
@@ -31,11 +31,11 @@ class RawCounts:
     Attributes
     ----------
     matrix
-        (n, G) array or CSR matrix of whole numbers, in single precision where that holds them exactly, else in double.
+        (n, G) array or CSR matrix of whole numbers, in single precision if this is exact, else in double precision.
     var
         (G, ...) table of the genes.
     dtype
-        In what they are kept: the input's type where that is one of integers, else that of ``matrix``.
+        Type in which they are stored: the input's if it is an integer type, else that of ``matrix``.
     """
 
     matrix: Any
@@ -56,7 +56,7 @@ def raw_counts(adata: ad.AnnData, place: str) -> RawCounts:
     Raises
     ------
     DataError
-        If there is nothing at that place, or it holds no raw counts; the message names the place that does.
+        If the place does not exist or holds no raw counts; the message names a place that does.
     """
     values, var = _values_at(adata, place)
     name = _name(place)
@@ -79,7 +79,7 @@ def element_of(place: str) -> str:
 
 
 def row_blocks(matrix: Any) -> Iterator[tuple[slice, Any]]:
-    """The rows of an array or CSR matrix in pieces of moderate size."""
+    """The rows of an array or CSR matrix, block by block."""
     for rows in range_slices(matrix.shape[0], max(1, _BLOCK // max(1, matrix.shape[1]))):
         yield rows, matrix[rows]
 
@@ -108,7 +108,7 @@ def _values_at(adata: ad.AnnData, place: str) -> tuple[Any, pd.DataFrame]:
 
 
 def _canonical(matrix: Any) -> Any:
-    """The same with every entry of a sparse matrix stored once and in order, so that sums do not depend on how."""
+    """A sparse matrix with every entry stored once and in order, so that sums do not depend on how it is stored."""
     if not hasattr(matrix, "indptr") or matrix.has_canonical_format:
         return matrix
     matrix = matrix.copy()
@@ -117,7 +117,7 @@ def _canonical(matrix: Any) -> Any:
 
 
 def _fault(counts: Any) -> tuple[str, float]:
-    """What is no raw count, empty if everything is one; and the largest value."""
+    """Description of values that are no raw counts, empty if there are none; and the largest value."""
     values = counts.data if hasattr(counts, "indptr") else counts
     step = max(1, _BLOCK // (1 if values.ndim == 1 else values.shape[1]))
     largest, not_whole = 0.0, None
@@ -146,7 +146,7 @@ def _remedy(adata: ad.AnnData, place: str) -> str:
 
 
 def _other_places(adata: ad.AnnData, place: str) -> list[str]:
-    """Other places that hold whole numbers, those that are called like counts first."""
+    """Other places with whole numbers, those with names similar to "counts" first."""
     layers = sorted(
         named_layers(adata), key=lambda name: -difflib.SequenceMatcher(None, str(name).lower(), "counts").ratio()
     )

@@ -1,4 +1,4 @@
-"""Tables from which the quality of the mixtures is judged."""
+"""Tables of the quality of the mixtures."""
 
 import csv
 import os
@@ -21,14 +21,14 @@ COMPOSITION_COLUMNS = FRAME_COLUMNS["composition"]
 
 
 def read_frame(path: str | os.PathLike, content: str = "table") -> pd.DataFrame:
-    """A table of the pipeline for a figure: texts stay texts (a patient may be called NA), the rest are numbers.
+    """A table of the pipeline for a figure. Texts stay texts, also a patient called NA; other columns are numbers.
 
     Parameters
     ----------
     path
         The table.
     content
-        Which table it is, a key of :data:`FRAME_COLUMNS`; by default any that names patients.
+        Which table it is, a key of :data:`FRAME_COLUMNS`; by default any table with a column of patients.
 
     Raises
     ------

@@ -17,24 +17,24 @@ from cohortgmm.errors import CohortgmmError, ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
-#: A variance below this share of the squared mean, or of the largest variance, is rounding.
+#: A variance below this share of the squared mean, or of the largest variance, is a rounding error.
 _ROUNDING = 1e-10
 
-#: A variance below this share of the cells' mean square length is rounding in single precision.
+#: A variance below this share of the cells' mean square length is a rounding error in single precision.
 _ROUNDING_OF_CELLS = 1e-12
 
-#: Fewest cells from which Harmony makes a cluster, one for 30 cells.
+#: Smallest number of cells for Harmony, which makes one cluster for 30 cells.
 _HARMONY_CELLS = 16
 
-#: What to do where Harmony cannot work.
+#: Remedy if Harmony cannot be used.
 _WITHOUT_HARMONY = "set preprocess.harmony_col to null and use_rep to X_pca"
 
-#: Most batches in a message.
+#: Largest number of batches in a message.
 _SHOWN = 3
 
 
 def seed32(seed: int) -> int:
-    """A seed that scanpy and Harmony take; Harmony's must be below 2**31."""
+    """A seed for scanpy and Harmony, which must be below 2**31."""
     return seed % 2**31
 
 
@@ -53,7 +53,7 @@ def read_batches(obs: pd.DataFrame, column: str | None, key: str) -> pd.Series |
     Raises
     ------
     DataError
-        If the column is not there, there are two of this name, a cell has no batch, or two batches read the same as text.
+        If the column does not exist or exists twice, a cell has no batch, or two batches have the same text.
     """
     if column is None:
         return None
@@ -84,7 +84,7 @@ def embed(
     Parameters
     ----------
     work
-        Raw counts in X, cells without any left out; what scanpy finds is added.
+        Raw counts in X, of cells that have any; the results of scanpy are added.
     options
         The section ``preprocess`` of the configuration.
     seed
@@ -95,12 +95,12 @@ def embed(
     Returns
     -------
     list of str
-        Batches that had no part in the choice of genes, as they have one cell or equal cells only.
+        Batches that were not used to choose genes, as they have one cell or only equal cells.
 
     Raises
     ------
     DataError, ConfigError
-        If the cells or genes cannot carry what was asked for.
+        If there are too few cells or genes, or they vary too little.
     """
     import scanpy as sc
 
@@ -131,7 +131,7 @@ def embed(
 
 @contextmanager
 def _quietly(doing: str) -> Iterator[None]:
-    """No warnings about arithmetic, whose outcome is looked at afterwards; an error of scanpy in one line."""
+    """Suppress arithmetic warnings, as the result is checked afterwards; turn errors of scanpy into one line."""
     try:
         with np.errstate(all="ignore"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -143,7 +143,7 @@ def _quietly(doing: str) -> Iterator[None]:
 
 
 def _check_variation(work: ad.AnnData, n_pcs: int) -> float:
-    """Refuse cells that are equal, or differ in fewer genes than components are asked for; their mean square length."""
+    """Refuse cells that vary in too few genes; returns their mean square length."""
     mean, square = np.zeros(work.n_vars), np.zeros(work.n_vars)
     for _, block in row_blocks(work.X):
         block = block.astype(np.float64)
@@ -169,7 +169,7 @@ def _check_variation(work: ad.AnnData, n_pcs: int) -> float:
 def _choose_genes(
     work: ad.AnnData, n_top_genes: int, options: PreprocessConfig, batches: pd.Series | None
 ) -> list[str]:
-    """Mark the highly variable genes in ``var["highly_variable"]``; the batches that had no part in it."""
+    """Mark the highly variable genes in ``var["highly_variable"]``; returns the batches that were not used."""
     import scanpy as sc
 
     left_out: list[str] = []
@@ -212,7 +212,7 @@ def _choose_genes_in_batches(work: ad.AnnData, n_top_genes: int, batches: pd.Ser
 
 
 def _can_choose(work: ad.AnnData, batches: pd.Series, batch: str) -> bool:
-    """Whether a batch has cells that differ, without which scanpy finds no gene in it."""
+    """Whether the cells of a batch differ; scanpy needs this to choose genes."""
     rows = np.flatnonzero(batches == batch)
     if len(rows) < 2:
         return False
@@ -227,7 +227,7 @@ def _can_choose(work: ad.AnnData, batches: pd.Series, batch: str) -> bool:
 
 
 def _check_components(work: ad.AnnData, n_pcs: int, square: float) -> None:
-    """Refuse components that are rounding errors, of cells with this mean square length."""
+    """Refuse principal components that are rounding errors, given the mean square length of the cells."""
     variance = np.asarray(work.uns["pca"]["variance"], dtype=np.float64)
     if not np.isfinite(work.obsm["X_pca"]).all() or not np.isfinite(variance).all():
         raise DataError("the PCA gives NaN or infinite values: look at the counts of the cells and genes")
@@ -242,7 +242,7 @@ def _check_components(work: ad.AnnData, n_pcs: int, square: float) -> None:
 
 
 def _check_harmony(batches: pd.Series) -> None:
-    """Refuse what Harmony cannot correct, or corrects wrongly without a word."""
+    """Refuse batches that Harmony cannot correct, or would correct wrongly without a warning."""
     key, sizes = f"preprocess.harmony_col {batches.name!r}", batches.value_counts()
     if len(sizes) < 2:
         raise DataError(f"{key}: all {len(batches)} cells are of one batch, {sizes.index[0]!r}: {_WITHOUT_HARMONY}")

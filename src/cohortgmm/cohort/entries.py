@@ -1,4 +1,4 @@
-"""Putting entries into an AnnData without losing those of others that are in the way."""
+"""Writing entries into an AnnData without losing other entries under the same keys."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,22 +7,22 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
-#: What is added to the key of an entry that is kept aside.
+#: Suffix of the key of an entry that is kept under another key.
 SUFFIX = "_input"
 
 
 class Entries:
-    """Writes entries of ours into an AnnData; another one of the same key is kept as ``<key>_input``.
+    """Writes entries into an AnnData; a different entry under the same key is kept as ``<key>_input``.
 
     Parameters
     ----------
     adata
-        What is written into.
+        The AnnData, which is changed.
 
     Attributes
     ----------
     kept
-        What was kept aside: ``{"entry": "obsm['X_pca']", "kept_as": "obsm['X_pca_input']"}``.
+        Entries that have been renamed: ``{"entry": "obsm['X_pca']", "kept_as": "obsm['X_pca_input']"}``.
     """
 
     def __init__(self, adata: ad.AnnData) -> None:
@@ -30,14 +30,14 @@ class Entries:
         self.kept: list[dict[str, str]] = []
 
     def put(self, place: str, key: str, value: Any) -> None:
-        """Write ``value`` to ``adata.<place>[key]``; what is there and differs is kept aside."""
+        """Write ``value`` to ``adata.<place>[key]``; a different entry there is renamed."""
         mapping = getattr(self.adata, place)
         if key in mapping and not is_same(mapping[key], value):
             self.keep(f"{place}[{key!r}]", place, key, mapping[key])
         mapping[key] = value
 
     def keep(self, entry: str, place: str, key: str, value: Any) -> None:
-        """Keep an entry of the input as ``adata.<place>[<key>_input]``, or with a number where that is taken."""
+        """Keep an entry of the input as ``adata.<place>[<key>_input]``, with a number if this key exists already."""
         mapping = getattr(self.adata, place)
         names = (f"{key}{SUFFIX}{number}" for number in ("", *(f"_{i}" for i in range(2, len(mapping) + 3))))
         name = next(name for name in names if name not in mapping)
@@ -46,7 +46,7 @@ class Entries:
 
 
 def is_same(one: Any, other: Any) -> bool:
-    """Whether two entries hold the same values, whatever they are stored as."""
+    """Whether two entries hold the same values, also in arrays or matrices of different types."""
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         return one.keys() == other.keys() and all(is_same(one[key], other[key]) for key in one)
     if isinstance(one, Mapping) or isinstance(other, Mapping):

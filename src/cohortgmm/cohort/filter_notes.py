@@ -1,4 +1,4 @@
-"""What preprocessing left out, kept aside or renamed, as lines for the end of a run; needs the standard library only.
+"""What the preprocessing left out or renamed, as lines for the end of a run; needs the standard library only.
 
 The preprocessing writes ``results/preprocessed/summary.json``, an object with these entries:
 
@@ -9,15 +9,15 @@ The preprocessing writes ``results/preprocessed/summary.json``, an object with t
 ``n_genes_input``          genes of the counts
 ``n_genes``                genes that passed ``min_cells_per_gene``
 ``n_top_genes``            highly variable genes in the PCA, as they were chosen
-``filters``                list of ``{key, limit, n_failed}``: a filter of cells that was asked for, its limit, and
+``filters``                list of ``{key, limit, n_failed}``: a requested filter of cells, its limit, and
                            the number of cells that failed it (a cell may fail several); ``key`` is ``no counts``
                            for cells without any count, which has no limit
-``patients_without_cells`` sorted ids of the patients of whom no cell passed
-``batches_left_out``       batches of ``hvg_batch_col`` that had no part in the choice of genes, as they have one cell
-                           or equal cells only
-``kept``                   list of ``{entry, kept_as}``: entries of the input that were in the way
+``patients_without_cells`` sorted ids of the patients without cells after the filters
+``batches_left_out``       batches of ``hvg_batch_col`` that were not used to choose genes, as they have one cell or
+                           only equal cells
+``kept``                   list of ``{entry, kept_as}``: entries of the input that were renamed
 ``unread``                 entries of the input that anndata cannot read, which are not in the result
-``renamed_genes``          number of genes that got a number because another gene has the same name
+``renamed_genes``          number of genes that got a number, as another gene has the same name
 ========================== ====================================================================================
 """
 
@@ -29,10 +29,10 @@ from typing import Any
 
 from cohortgmm.errors import DataError
 
-#: Share of the cells from which the run says at its end that they were left out.
+#: Smallest share of cells left out that is reported at the end of a run.
 _MANY = 0.5
 
-#: Most names in a line.
+#: Largest number of names in a line.
 _SHOWN = 5
 
 
@@ -56,12 +56,12 @@ def read_summary(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def filter_notes(summary: Mapping[str, Any]) -> list[str]:
-    """What a user should know of the preprocessing; empty if all is as it was asked for.
+    """Lines about the preprocessing for the user; none if nothing was left out or renamed.
 
     Parameters
     ----------
     summary
-        The content of ``results/preprocessed/summary.json``; entries that are missing say nothing.
+        The content of ``results/preprocessed/summary.json``; entries may be missing.
 
     Returns
     -------
@@ -87,7 +87,7 @@ def _left_out(summary: Mapping[str, Any]) -> list[str]:
     failed = sorted((row for row in summary.get("filters", []) if row["n_failed"]), key=lambda row: -row["n_failed"])
     causes = ", ".join(f"{row['n_failed']:,} by {_name(row)}" for row in failed)
     several = " (a cell may fail several filters)" if sum(row["n_failed"] for row in failed) > n_dropped else ""
-    # Rounded towards zero: not all cells were left out where some are there.
+    # Rounded down, so that 100 % means all cells.
     share = int(100 * n_dropped / n_input)
     return [f"preprocessing left out {share} % of the cells ({n_dropped:,} of {n_input:,}): {causes}{several}"]
 

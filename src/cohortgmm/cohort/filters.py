@@ -13,7 +13,7 @@ from cohortgmm.cohort.h5ad import unknown_name
 from cohortgmm.config import PreprocessConfig
 from cohortgmm.errors import DataError
 
-#: What stands before the symbol where a file holds the genes of one genome or more: its assembly or its species.
+#: Prefix of gene symbols in files with the genes of a named genome: its assembly or its species.
 _ASSEMBLY = (
     r"(?:GRC[a-z]|hg|mm|rn|dm|ce|sacCer|danRer|rheMac|panTro|susScr|galGal|bosTau|canFam|BDGP|WBcel|Rnor|mRatBN|Mmul|"
     r"Sscrofa|T2T|CHM)[_.-]?\d[\w.-]*?"
@@ -24,13 +24,13 @@ _ENSEMBL = r"ENS[A-Z]*G\d+(?:\.\d+)?"
 #: Names of mitochondrial genes: MT-ND1, mt-Nd1, MT.ND1 (R), mt:ND1 (fly), GRCh38_MT-ND1, mm10___mt-Nd1, ENSG..._MT-ND1.
 _MITO = re.compile(rf"(?:(?:{_ASSEMBLY}|{_SPECIES}|{_ENSEMBL})[_|.-]+)?mt[-.:]", re.IGNORECASE)
 
-#: Most names in a message.
+#: Largest number of names in a message.
 _SHOWN = 3
 
 
 @dataclass(frozen=True, eq=False)
 class CellFilter:
-    """A filter that was asked for.
+    """A requested filter of cells.
 
     Attributes
     ----------
@@ -39,7 +39,7 @@ class CellFilter:
     limit
         The value of the key.
     failed
-        (n,) bool: the cells that it leaves out.
+        (n,) bool: the cells that fail it.
     """
 
     key: str
@@ -52,7 +52,7 @@ class CellFilter:
 
 
 def cell_filters(counts: Any, var: pd.DataFrame, options: PreprocessConfig) -> list[CellFilter]:
-    """The filters of cells that were asked for, and what they leave out.
+    """The requested filters of cells, and the cells that fail them.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ def cell_filters(counts: Any, var: pd.DataFrame, options: PreprocessConfig) -> l
     Raises
     ------
     DataError
-        If the mitochondrial filter was asked for and no gene is called like one.
+        If the mitochondrial filter is requested and no gene has a mitochondrial name.
     """
     symbols = gene_symbols(var, options.symbols)
     asked = options.max_mito_percent < 100
@@ -92,7 +92,7 @@ def cell_filters(counts: Any, var: pd.DataFrame, options: PreprocessConfig) -> l
 
 
 def detected_in(counts: Any, keep: np.ndarray) -> np.ndarray:
-    """(G,) number of the cells that are kept in which every gene was detected."""
+    """(G,) number of kept cells in which each gene was detected."""
     n_cells = np.zeros(counts.shape[1], dtype=np.int64)
     for rows, block in row_blocks(counts):
         n_cells += _flat((block[keep[rows]] > 0).sum(axis=0)).astype(np.int64)
@@ -100,7 +100,7 @@ def detected_in(counts: Any, keep: np.ndarray) -> np.ndarray:
 
 
 def gene_symbols(var: pd.DataFrame, column: str | None) -> np.ndarray:
-    """(G,) names by which mitochondrial genes are recognised; empty where a gene has none."""
+    """(G,) names by which mitochondrial genes are recognised; empty for genes without one."""
     if column is None:
         return np.asarray(var.index.astype(str), dtype=object)
     if column not in var.columns:
@@ -119,7 +119,7 @@ def mitochondrial(symbols: Sequence[str]) -> np.ndarray:
 
 
 def _without_mito(var: pd.DataFrame, symbols: np.ndarray, options: PreprocessConfig) -> str:
-    """That the mitochondrial filter finds no gene, what the genes are called, and what to do."""
+    """Message that the filter finds no mitochondrial gene, with names of genes and a remedy."""
     where = "no gene's name" if options.symbols is None else f"no symbol in var column {options.symbols!r}"
     examples = ", ".join(map(repr, symbols[:_SHOWN]))
     found = (

@@ -17,7 +17,7 @@ from cohortgmm.cohort.fit_arguments import check_observed, fit_arguments
 from cohortgmm.cohort.fit_options import fit_options
 from cohortgmm.cohort.patient_result import PatientResult, n_fit_cells
 from cohortgmm.cohort.selection import select_k
-from cohortgmm.cohort.shared_weights import is_corrected, patient_weights
+from cohortgmm.cohort.shared_weights import needs_fitted_weights, patient_weights
 from cohortgmm.cohort.tables import SCORE_COLUMNS, Row
 from cohortgmm.display import format_text
 from cohortgmm.errors import CohortgmmError, DataError
@@ -173,7 +173,7 @@ def final_fit(
     if cells.owner is None:
         return fit
     arguments = fit_arguments(options, cells)
-    if not is_corrected(cells, fit.model, arguments):
+    if not needs_fitted_weights(cells, fit.model, arguments):
         return fit
     logger.info("weights of %d patients, k=%d", len(cells.patients), k)
     weights = patient_weights(cells, fit.model, arguments, seed=seed, n_threads=n_threads)

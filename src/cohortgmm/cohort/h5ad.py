@@ -1,4 +1,4 @@
-"""Single elements of an ``.h5ad``: whatever cannot be read is one line that names the file and the element."""
+"""Reading single elements of an ``.h5ad``; errors name the file and the element in one line."""
 
 import difflib
 import importlib
@@ -67,7 +67,7 @@ def _why_closed(path: Path, error: OSError) -> str:
 
 
 def _other_kind(file: h5py.File) -> str:
-    """What an HDF5 file is that is no AnnData, and how to make one of it; empty for AnnData."""
+    """Description of an HDF5 file that is no AnnData, and how to convert it; empty for AnnData."""
     names = set(file)
     if "mod" in names:
         modalities = [*file["mod"]] if "mod" in file else []
@@ -90,7 +90,7 @@ def _other_kind(file: h5py.File) -> str:
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> DataError:
-    """Error for a name that the data does not have, with the nearest one it has."""
+    """Error for a name that does not exist in the data, with the most similar one that does."""
     name, known = str(name), sorted(map(str, known))
     same = [other for other in known if _visible(other) == _visible(name)]
     close = same or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
@@ -102,18 +102,18 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> DataError:
 
 
 def _visible(text: str) -> str:
-    """What a reader sees of a text: composed characters, no spaces at its ends."""
+    """A text with composed characters and without spaces at its ends: two such texts look the same to a reader."""
     return unicodedata.normalize("NFKC", text).strip()
 
 
 def member_names(file: h5py.File, group: str) -> list[str]:
-    """Names of the elements of ``obsm``, ``layers`` or ``uns``; none where the file has no such group."""
+    """Names of the elements of ``obsm``, ``layers`` or ``uns``; none if the file has no such group."""
     found = find_item(file, group) if group in file else {}
     return list(found) if isinstance(found, h5py.Group) else []
 
 
 def has_member(file: h5py.File, group: str, key: str) -> bool:
-    """Whether a group has an element of this name, which may hold slashes but may not lead elsewhere."""
+    """Whether a group has an element of this name; it may contain slashes, but not point out of the group."""
     first, *others = key.split("/")
     if first not in member_names(file, group) or {"", "."} & set(others) or "\0" in key:
         return False
@@ -126,7 +126,7 @@ def find_item(file: h5py.File, path: str) -> h5py.Group | h5py.Dataset:
     Raises
     ------
     DataError
-        If it is not there, or is a link to something that is not there.
+        If it does not exist, or is a broken link.
     """
     try:
         return file[path]
@@ -156,13 +156,13 @@ def _broken_link(file: h5py.File, path: str) -> Any:
 
 
 def read_element(file: h5py.File, path: str) -> Any:
-    """One element, such as ``obsm/X_pca``, as anndata reads it; nothing else of the file is looked at.
+    """One element, such as ``obsm/X_pca``, as anndata reads it; nothing else of the file is read.
 
     Raises
     ------
     DataError
-        If it is not there, is packed with a filter that is not installed, is in a format that anndata does not know, or
-        is damaged.
+        If it does not exist, is compressed with a filter that is not installed, has a format unknown to anndata, or is
+        damaged.
     """
     item = find_item(file, path)
     for name, dataset in _datasets(item, path):
@@ -172,17 +172,17 @@ def read_element(file: h5py.File, path: str) -> Any:
         return read_item(item)
     except MemoryError:
         raise
-    except Exception as error:  # h5py and anndata raise whatever they meet in a file
+    except Exception as error:  # h5py and anndata may raise anything for a damaged file
         raise DataError(f"{file.filename}: {path} cannot be read: {_why_unread(item, error)}") from None
 
 
 def read_item(item: h5py.Group | h5py.Dataset) -> Any:
-    """What a group or dataset holds, as anndata reads it, with the sparse matrices that scipy has no type for converted."""
+    """The content of a group or dataset as anndata reads it; sparse matrices of types unknown to scipy are converted."""
     return _read_rare_sparse(item) if _is_rare_sparse(item) else read_elem(item)
 
 
 def stored_array(file: h5py.File, path: str) -> Any:
-    """An element to be read piece by piece: a dataset where it is a plain array, else what :func:`read_element` gives."""
+    """A plain array as a dataset, to be read piece by piece; any other element as :func:`read_element` reads it."""
     item = find_item(file, path)
     if not isinstance(item, h5py.Dataset) or item.dtype.kind not in "biuf":
         return read_element(file, path)
@@ -192,7 +192,7 @@ def stored_array(file: h5py.File, path: str) -> Any:
 
 
 def _is_rare_sparse(item: h5py.Group | h5py.Dataset) -> bool:
-    """Whether this is a sparse matrix in half precision or in another machine's byte order, of which scipy has none."""
+    """Whether this is a sparse matrix in half precision or in another byte order, which scipy does not support."""
     if item.attrs.get("encoding-type") not in ("csr_matrix", "csc_matrix") or "data" not in item:
         return False
     dtype = item["data"].dtype
@@ -218,7 +218,7 @@ def _datasets(item: h5py.Group | h5py.Dataset, path: str) -> Iterator[tuple[str,
 
 
 def _check_filters(file: h5py.File, name: str, dataset: h5py.Dataset) -> None:
-    """Refuse a dataset that is packed with a filter that HDF5 lacks, after looking for it in hdf5plugin."""
+    """Refuse a dataset compressed with a filter that neither HDF5 nor hdf5plugin has."""
     missing = _missing_filters(dataset)
     if not missing:
         return
@@ -246,19 +246,19 @@ def _missing_filters(dataset: h5py.Dataset) -> list[str]:
 
 
 def load_filters(file: h5py.File) -> None:
-    """Load hdf5plugin if any dataset of the file needs a filter that HDF5 lacks, for readers that read all of it."""
+    """Load hdf5plugin if any dataset of the file needs one of its filters."""
     for name, dataset in _datasets(file["/"], ""):
         _check_filters(file, name.lstrip("/"), dataset)
 
 
 def check_sources(file: h5py.File, path: str = "/") -> None:
-    """Refuse an element, or a file, any dataset of which lies in other files that are not there: HDF5 would read zeros."""
+    """Refuse an element, or a file, with a dataset stored in other files that are missing: HDF5 would read zeros."""
     for name, dataset in _datasets(file[path], path.rstrip("/")):
         _check_sources(file, name.lstrip("/"), dataset)
 
 
 def _check_sources(file: h5py.File, name: str, dataset: h5py.Dataset) -> None:
-    """Refuse a dataset that lies in other files which are not there: HDF5 would read zeros."""
+    """Refuse a dataset stored in other files that are missing: HDF5 would read zeros."""
     folder = os.path.dirname(os.path.abspath(dataset.file.filename))
     sources = {source.file_name for source in dataset.virtual_sources()} - {"."} if dataset.is_virtual else set()
     sources |= {part[0] for part in dataset.external or ()}
@@ -333,7 +333,7 @@ def read_column(file: h5py.File, name: str, column: str, names: pd.Index | None 
     Parameters
     ----------
     names
-        The names of its rows, if they have been read already.
+        Names of its rows; None to read them.
 
     Raises
     ------
@@ -349,7 +349,7 @@ def read_column(file: h5py.File, name: str, column: str, names: pd.Index | None 
 
 
 def _read_series(file: h5py.File, path: str) -> Any:
-    """The values of a column; categories as anndata before 0.8 wrote them lie elsewhere."""
+    """The values of a column; anndata before 0.8 stored its categories in another place."""
     item = find_item(file, path)
     values = read_element(file, path)
     if not isinstance(item, h5py.Dataset) or "categories" not in item.attrs:
@@ -364,13 +364,13 @@ def _read_series(file: h5py.File, path: str) -> Any:
 def read_obs(file: h5py.File, columns: Iterable[str] | None = None) -> pd.DataFrame:
     """The table of cells with some of its columns, or all of them.
 
-    Columns that the file does not have are left out, as :func:`~cohortgmm.cohort.patients.check_column` names them with
-    the key of the configuration; a column that it has twice is there twice.
+    Columns that do not exist are left out; :func:`~cohortgmm.cohort.texts.check_column` reports them. A column that
+    exists twice is in the table twice.
 
     Raises
     ------
     DataError
-        If it is in a layout that only old versions of anndata wrote, or cannot be read.
+        If it has the layout of anndata before 0.7, or cannot be read.
     """
     known = table_columns(file, "obs")
     wanted = known if columns is None else [column for column in known if column in set(columns)]
@@ -381,7 +381,7 @@ def read_obs(file: h5py.File, columns: Iterable[str] | None = None) -> pd.DataFr
 
 
 def check_rows(values: Any, n: int, name: str, of: str = "cells") -> None:
-    """Refuse what does not have one row for every cell (or gene)."""
+    """Refuse values without exactly one row for every cell (or gene)."""
     shape = tuple(np.shape(values))
     if not shape or shape[0] == n:
         return

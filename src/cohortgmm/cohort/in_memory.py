@@ -36,7 +36,7 @@ def plain_columns(patient_col: Any) -> Any:
 def read_cells(
     data: Any, patient_col: str | Sequence[str] | None, use_rep: str | None, noise: Any
 ) -> tuple[Embedding, np.ndarray]:
-    """What is modelled, and the (n,) patient of every cell; values of patients may be NaN or infinite.
+    """The modelled matrix, whose values may be NaN or infinite, and the (n,) patient of every cell.
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ def write_result(
     patient_col: str | Sequence[str],
     ids: np.ndarray,
 ) -> None:
-    """Write the mixtures and what they say of every cell into an AnnData; see :func:`cohortgmm.fit_gmm`."""
+    """Write the mixtures, and component and responsibilities of every cell, as :func:`cohortgmm.fit_gmm` describes."""
     adata.uns[gmm_key] = {**uns, "model": {**uns["model"], "var": np.asarray(uns["model"]["var"])}}
     adata.obs[f"{gmm_key}_comp"] = assigned.components
     adata.obsm[f"{gmm_key}_resp"] = assigned.resp
@@ -102,12 +102,12 @@ def cells_of_anndata(
     use_rep: str | None,
     noise: Any,
 ) -> tuple[Embedding, np.ndarray]:
-    """What is modelled, and the patient of every cell.
+    """The modelled matrix of an AnnData, and the (n,) patient of every cell.
 
     Parameters
     ----------
     adata
-        In memory, backed by its file, or with matrices of dask.
+        The cohort: in memory, backed by its file, or with matrices of dask.
     patient_col, use_rep, noise
         As in :func:`cohortgmm.fit_gmm`.
 
@@ -151,7 +151,7 @@ def cells_of_anndata(
 
 
 def _noise_of(adata: Any, noise: Any, cells: Embedding) -> Any:
-    """The measurement noise of AnnData: by a key, or as it is given."""
+    """The measurement noise of an AnnData, given by a key or as an array."""
     shape = cells.matrix.shape
     if noise is None:
         return None
@@ -181,7 +181,7 @@ def _noise_of(adata: Any, noise: Any, cells: Embedding) -> Any:
 
 
 def cells_of_mapping(arrays: Mapping[Any, Any], noise: Any) -> tuple[Embedding, np.ndarray]:
-    """What is modelled, and the patient of every cell, from one array (cells, features) for every patient.
+    """The modelled matrix, from one array (cells, features) per patient, and the (n,) patient of every cell.
 
     Raises
     ------
@@ -214,7 +214,7 @@ def cells_of_mapping(arrays: Mapping[Any, Any], noise: Any) -> tuple[Embedding, 
 
 
 def _row_names(table: Any, patient: str, n: int) -> np.ndarray:
-    """(n,) names of a patient's cells: those of a table whose rows have texts for names; None of others."""
+    """(n,) names of a patient's cells: the row names of a table if they are texts, else None."""
     rows = table.index if isinstance(table, pd.DataFrame) else ()
     if not all(isinstance(name, str) for name in rows) or not len(rows):
         return np.full(n, None, dtype=object)
@@ -239,7 +239,7 @@ def _keys_as_text(mapping: Mapping[Any, Any], what: str) -> list[str]:
 
 
 def _feature_names(arrays: Mapping[str, Any], n_features: int) -> tuple[str, ...]:
-    """Names of the features: those of the patients' tables, which must agree, else numbers."""
+    """Names of the features: the columns of the patients' tables, which must be the same, else numbers."""
     tables = {patient: x for patient, x in arrays.items() if isinstance(x, pd.DataFrame)}
     named = {patient: tuple(x.columns) for patient, x in tables.items() if not isinstance(x.columns, pd.RangeIndex)}
     for patient, names in named.items():
@@ -255,7 +255,7 @@ def _feature_names(arrays: Mapping[str, Any], n_features: int) -> tuple[str, ...
 
 
 def _noise_of_mapping(matrices: Mapping[str, np.ndarray], noise: Any, given: Mapping[str, Any]) -> Any:
-    """The measurement noise of a mapping of arrays: another one, of the same patients, or one array for all."""
+    """The measurement noise of a mapping of arrays: a mapping with the same patients, or one array for all."""
     if noise is None:
         return None
     n, d = sum(x.shape[0] for x in matrices.values()), next(iter(matrices.values())).shape[1]
@@ -287,7 +287,7 @@ def _noise_of_mapping(matrices: Mapping[str, np.ndarray], noise: Any, given: Map
 
 
 def _one_for_all(noise: Any, n_features: int) -> np.ndarray | None:
-    """Variances (D,) or a covariance (D, D) for all cells; None for anything else."""
+    """Variances (D,) or a covariance (D, D) of all cells; None for any other noise."""
     if isinstance(noise, Noise):
         values = noise.values if noise.is_shared else None
     else:

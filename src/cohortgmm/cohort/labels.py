@@ -1,4 +1,4 @@
-"""The label of every patient, and what divides patients whose cells have several."""
+"""The label of every patient, and a column that separates patients whose cells have several labels."""
 
 import logging
 import re
@@ -14,7 +14,7 @@ from cohortgmm.errors import CohortgmmError, DataError
 
 logger = logging.getLogger(__name__)
 
-#: A column that is proposed to divide patients leaves at least so many cells, on average, in each of its units.
+#: Smallest mean number of cells in the units of a column that is proposed to divide patients.
 _CELLS_PER_UNIT = 5
 
 #: Names of columns that divide cells, not patients.
@@ -28,12 +28,12 @@ class Labels:
     Attributes
     ----------
     column
-        The column of ``obs`` they are from.
+        The column of ``obs`` with the labels.
     counts
-        For every patient the number of its cells by label, the commonest first and equal numbers in order of their
-        names; cells without a label do not count.
+        Number of cells by label of every patient, in decreasing order, ties in alphabetical order; cells without a label
+        do not count.
     unlabelled
-        Number of cells without a label, of the patients who have such cells.
+        Number of cells without a label, by patient with such cells.
     """
 
     column: str
@@ -42,7 +42,7 @@ class Labels:
 
     @property
     def values(self) -> dict[str, str]:
-        """Label of every patient: the commonest; empty for a patient whose cells have none."""
+        """Label of every patient: the most frequent one; empty if its cells have none."""
         return {patient: next(iter(counts), "") for patient, counts in self.counts.items()}
 
     @property
@@ -51,17 +51,17 @@ class Labels:
         return sorted(patient for patient, counts in self.counts.items() if len(counts) > 1)
 
     def describe(self, patient: str) -> str:
-        """How many cells of a patient have which label."""
+        """Number of cells of a patient by label, in words."""
         counts = list(self.counts[patient].items())
         return ", ".join(f"{n} {format_text(label)}" for label, n in counts[:4]) + (", ..." if len(counts) > 4 else "")
 
     def of(self, patients: Iterable[str]) -> "Labels":
-        """Those of some patients."""
+        """The labels of some patients."""
         counts = {patient: self.counts[patient] for patient in patients}
         return Labels(self.column, counts, {name: n for name, n in self.unlabelled.items() if name in counts})
 
     def notes(self) -> dict[str, str]:
-        """For every patient with several labels, or cells without one, in words, which was taken."""
+        """Which label was taken, in words, for every patient with several labels or with cells without one."""
         result = {}
         for patient, n in self.unlabelled.items():
             result[patient] = f"{n} cells have no label" if self.counts[patient] else "no label"
@@ -99,7 +99,7 @@ def patient_labels(obs: pd.DataFrame, ids: np.ndarray, label_col: str) -> Labels
 
 
 def _coded(texts: Texts) -> tuple[np.ndarray, np.ndarray]:
-    """Names and codes in which texts of spaces are no text either."""
+    """Names, and codes in which texts of spaces only count as missing."""
     names = np.array([*texts.values, ""], dtype=object)
     blank = np.array([not name.strip() for name in names])
     return names, np.where(blank[texts.codes], -1, texts.codes)
@@ -113,23 +113,23 @@ def check_labels(
     on_mixed_label: str,
     columns: Iterable[pd.Series],
 ) -> None:
-    """Refuse patients whose cells have several labels, or say in the log which label is taken.
+    """Refuse patients whose cells have several labels, or log which label is taken.
 
     Parameters
     ----------
     labels
-        Of the patients that matter.
+        The labels of the patients that are modelled.
     ids
         (n,) patient of every cell.
     patient_col, on_mixed_label
         As in the configuration.
     columns
-        Columns of ``obs``, by one of which the patients may be divided; the label's is among them.
+        Columns of ``obs``, among them that of the labels; one of them may divide the patients.
 
     Raises
     ------
     DataError
-        With ``on_mixed_label: error``, for such patients; it names the column of ``obs`` that divides them.
+        With ``on_mixed_label: error``, for such patients, with a column of ``obs`` that divides them.
     """
     mixed = labels.mixed
     if not mixed:
@@ -160,9 +160,9 @@ def _way_out(labels: Labels, ids: np.ndarray, patient_columns: Sequence[str], co
 def _dividing_column(
     labels: Labels, ids: np.ndarray, label_column: pd.Series, columns: Mapping[str, pd.Series]
 ) -> str | None:
-    """The column that, with the patient, makes units of one label each; of several the one that makes the fewest.
+    """The column that, together with the patient, gives units with one label each, and the fewest such units.
 
-    Of as many, one of cell types or clusters comes last.
+    In a tie, a column of cell types or clusters comes last.
     """
     _, codes = _coded(column_texts(label_column, labels.column))
     wanted = np.isin(ids, list(labels.counts))

@@ -1,4 +1,4 @@
-"""What an ``.h5ad`` has in other files: a copy of it in another folder would look for them there."""
+"""Parts of an ``.h5ad`` that are stored in other files, which a copy in another folder would not find."""
 
 import logging
 from collections.abc import Iterator
@@ -13,16 +13,16 @@ _BLOCK = 1 << 22
 
 
 def copy_linked(source: h5py.File, copy: h5py.File) -> None:
-    """Put into a copy of a file what the file has in others: external links, virtual datasets, raw storage.
+    """Copy what a file stores in other files: external links, virtual datasets, raw storage.
 
-    A link to something that is not there is left out, as nothing could read the copy otherwise, and the log says so.
+    Broken links are left out with a warning in the log, as no program could read the copy otherwise.
 
     Parameters
     ----------
     source
-        The file, where it is.
+        The file, in its folder.
     copy
-        A copy of it elsewhere, open for writing.
+        A copy of it in another folder, open for writing.
     """
     for path in list(_linked(source["/"], "", set())):
         folder, _, name = path.rpartition("/")

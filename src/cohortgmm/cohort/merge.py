@@ -122,9 +122,9 @@ def write_gmm(
     source, target
         The files; the target appears only when it is complete.
     gmm_key
-        Key in ``uns``; what is there under this key is replaced, see :func:`~cohortgmm.cohort.occupied.check_file`.
+        Key in ``uns``. An entry under it is replaced, see :func:`~cohortgmm.cohort.occupied.check_file`.
     uns
-        What goes under it.
+        The value.
     assigned
         Becomes ``obs["<gmm_key>_comp"]``, ``obsm["<gmm_key>_resp"]`` and, with a background,
         ``obs["<gmm_key>_background"]``.
@@ -148,7 +148,7 @@ def write_gmm(
 
 
 def _write_uns(group: h5py.Group, gmm_key: str, uns: Mapping[str, Any]) -> None:
-    """Write the mixtures; stacked covariances without holding all of them."""
+    """Write the mixtures; stacked covariances are written one by one."""
     stacked = uns["model"].get("var")
     if not isinstance(stacked, StackedCovariances):
         write_elem(group, gmm_key, dict(uns))
@@ -159,7 +159,7 @@ def _write_uns(group: h5py.Group, gmm_key: str, uns: Mapping[str, Any]) -> None:
 
 
 def _write_obs_column(file: h5py.File, name: str, values: np.ndarray | None) -> None:
-    """Write a column in the place of one of this name; None only removes it."""
+    """Write a column and replace one of the same name; None only removes it."""
     obs = file["obs"]
     order = [column for column in table_columns(file, "obs") if column != name]
     if values is None:

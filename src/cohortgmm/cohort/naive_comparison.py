@@ -1,4 +1,4 @@
-"""What noise, gaps, selection and background change: a patient's mixture beside one that disregards them."""
+"""A patient's mixture compared with one that ignores noise, missing features, selection and background."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,28 +12,28 @@ from cohortgmm.cohort.fit_arguments import fit_arguments
 from cohortgmm.errors import CohortgmmError
 from cohortgmm.mixture import GaussianMixture, MixtureFit, NoiseOfRandomCells, fit_mixture
 
-#: Cells drawn from the mixture for the figure, seen or not.
+#: Number of cells drawn from the mixture for the figure, observed or not.
 _DRAWN = 20_000
 
 
 @dataclass(frozen=True, eq=False)
 class Correction:
-    """A corrected mixture, and what it is compared with.
+    """A mixture fitted to incomplete data, and what it is compared with.
 
     Attributes
     ----------
     fit
-        The corrected fit.
+        The fit to incomplete data.
     shown
-        (m,) positions of the cells that are drawn.
+        (m,) positions of the cells in the figure.
     naive
-        Mixture of the same number of components, fitted to complete cells as if nothing were wrong with them; None if
+        Mixture with the same number of components, fitted to the complete cells only and without any correction; None if
         there are too few.
     background
-        (m,) probability of being background of the cells that are drawn; None without background.
+        (m,) probability that these cells are background; None without background.
     seen, unseen
-        Cells drawn from the corrected mixture, with noise, that are seen and that are not, in their proportion; None
-        without completeness.
+        Cells drawn from the fitted mixture, with noise: observed and unobserved ones, in their proportion; None without
+        completeness.
     """
 
     fit: MixtureFit
@@ -47,7 +47,7 @@ class Correction:
 def correction_of(
     cells: PatientCells, fit: MixtureFit, options: Mapping[str, Any], *, max_cells: int, seed: int
 ) -> Correction:
-    """Compare a corrected mixture with a naive one.
+    """Compare a mixture fitted to incomplete data with one that ignores this.
 
     Parameters
     ----------
@@ -56,9 +56,9 @@ def correction_of(
     fit
         Its final mixture.
     options
-        See :func:`cohortgmm.cohort.fit_arguments.fit_arguments`.
+        See :func:`cohortgmm.cohort.fit_options.fit_options`.
     max_cells
-        Most cells to draw, and to fit the naive mixture to.
+        Largest number of cells in the figure, and of those that the mixture for comparison is fitted to.
     seed
         Seed of the run.
     """

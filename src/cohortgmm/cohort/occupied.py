@@ -1,4 +1,4 @@
-"""Whether the places that a result is written to are free, or hold mixtures that may be replaced."""
+"""Checks that the places of a result are free, or hold mixtures that may be replaced."""
 
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from cohortgmm.columns import columns_of
 from cohortgmm.errors import DataError
 
-#: What ggml_ot and cohortgmm both write with their mixtures.
+#: Entries that both ggml_ot and cohortgmm write with their mixtures.
 _OF_MIXTURES = ("component_sharing", "covariance_type", "model", "weight_inference")
 _OF_MODELS = ("mu", "var", "pi")
 
@@ -28,7 +28,7 @@ def check_places(
     *,
     patient_col: str | Sequence[str] = "",
 ) -> None:
-    """Refuse a key under which a result would replace what is no earlier result.
+    """Refuse a key of ``uns`` under which a result would replace anything but an earlier result.
 
     Parameters
     ----------
@@ -39,16 +39,15 @@ def check_places(
     columns, obsm
         Columns of ``obs``, and keys of ``obsm``.
     where
-        What the message calls the data.
+        Name of the data in messages.
     patient_col
         As in the configuration.
 
     Raises
     ------
     DataError
-        If ``uns[gmm_key]`` holds something else than mixtures in the layout of cohortgmm and ggml_ot; or if there are
-        no mixtures under the key, but columns of ``obs`` or an entry of ``obsm`` with the names of what is written with
-        them.
+        If ``uns[gmm_key]`` does not hold mixtures in the layout of cohortgmm and ggml_ot; or if it does not exist, but
+        columns of ``obs`` or an entry of ``obsm`` have the names of those in a result.
     """
     way_out = "set another gmm_key (in the configuration gmm.gmm_key), or rename it"
     if gmm_key in uns:
@@ -68,7 +67,7 @@ def check_places(
 
 
 def check_file(file: Any, gmm_key: str, patient_col: str | Sequence[str] = "") -> None:
-    """As :func:`check_places`, for an open ``.h5ad`` (an ``h5py.File``), of which only names are read."""
+    """Like :func:`check_places`, for an open ``.h5ad`` (an ``h5py.File``); only names are read."""
     columns = file["obs"].attrs.get("column-order", ()) if hasattr(file["obs"], "keys") else ()
     columns = {name.decode() if isinstance(name, bytes) else str(name) for name in columns}
     uns, obsm = file.get("uns", {}), file.get("obsm", {})

@@ -1,4 +1,4 @@
-"""Which patient a cell is of, and the label of every patient, from the table of cells."""
+"""The patient of every cell and the label of every patient, from the table of cells."""
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ from cohortgmm.errors import CohortgmmError, DataError
 
 
 def check_cell_names(obs: pd.DataFrame) -> None:
-    """Refuse cell names that occur more than once, and cells without one."""
+    """Refuse cell names that are not unique, and cells without a name."""
     if obs.index.nlevels > 1:
         raise DataError(
             f"obs has {obs.index.nlevels} names for every cell (a MultiIndex): give the cells one name each, "
@@ -37,8 +37,8 @@ def check_cell_names(obs: pd.DataFrame) -> None:
 def patient_ids(obs: pd.DataFrame, patient_col: str | Sequence[str]) -> np.ndarray:
     """Patient of every cell as text.
 
-    Integers, floats, booleans and categories become their text; categories without cells play no part. The texts of
-    several columns are joined by ``_``.
+    Numbers, booleans and categories become text; categories without cells are ignored. The texts of several columns are
+    joined by ``_``.
 
     Parameters
     ----------
@@ -55,16 +55,16 @@ def patient_ids(obs: pd.DataFrame, patient_col: str | Sequence[str]) -> np.ndarr
     Raises
     ------
     DataError
-        If a column is missing, a cell has no patient, two different values read the same as text, or two different
-        combinations of several columns do.
+        If a column is missing, a cell has no patient, or two different values, or combinations of values, have the same
+        text.
     """
     columns = column_list(patient_col)
-    parts = [_units_of(obs, column, joined=len(columns) > 1) for column in columns]
-    codes, texts = parts[0].codes, parts[0].values
+    each = [_units_of(obs, column, joined=len(columns) > 1) for column in columns]
+    codes, texts = each[0].codes, each[0].values
     if len(columns) > 1:
-        combinations, codes = np.unique(np.column_stack([part.codes for part in parts]), axis=0, return_inverse=True)
+        combinations, codes = np.unique(np.column_stack([one.codes for one in each]), axis=0, return_inverse=True)
         codes = codes.ravel()
-        named = [[part.values[i] for part, i in zip(parts, row, strict=True)] for row in combinations]
+        named = [[one.values[i] for one, i in zip(each, row, strict=True)] for row in combinations]
         texts = _joined(named, columns)
     key = f"patient_col {(columns[0] if len(columns) == 1 else columns)!r}"
     for code in np.unique(codes):
@@ -99,7 +99,7 @@ def _joined(combinations: Sequence[Sequence[str]], columns: Sequence[str]) -> li
 
 
 def check_columns(file: h5py.File, columns: Iterable[tuple[str, str | None]]) -> None:
-    """Refuse columns that ``obs`` of a file does not have, or has twice: configuration key and column; None is none."""
+    """Refuse columns that ``obs`` lacks or has twice; they are pairs of configuration key and column, which may be None."""
     known = pd.DataFrame(columns=table_columns(file, "obs"))
     for key, column in columns:
         if column is not None:
@@ -107,7 +107,7 @@ def check_columns(file: h5py.File, columns: Iterable[tuple[str, str | None]]) ->
 
 
 class PatientsOfCells(NamedTuple):
-    """Of the table of cells: (n,) names of the cells, (n,) patients, and the labels of the patients or None."""
+    """Names (n,) and patients (n,) of the cells, and the labels of the patients or None."""
 
     names: np.ndarray
     patients: np.ndarray
@@ -131,13 +131,13 @@ def read_patients(
     patient_col, label_col, on_mixed_label
         As in the configuration.
     wanted
-        The only patients whose labels matter; None for all.
+        Patients that are modelled; None for all.
 
     Raises
     ------
     DataError
-        For cell names that occur twice, cells without a patient, patients that are wanted but not there, and patients
-        of several labels.
+        For cell names that are not unique, cells without a patient, wanted patients that do not exist, and patients with
+        several labels.
     """
     columns = [("patient_col", column) for column in column_list(patient_col)]
     columns += [("label_col", label_col)] if label_col is not None else []
@@ -179,18 +179,18 @@ def check_input(
     on_mixed_label: str = "error",
     sheet: str | None = None,
 ) -> None:
-    """Refuse an ``.h5ad`` whose table of cells cannot be used, before anything costly is done with it.
+    """Refuse an ``.h5ad`` whose table of cells cannot be used, before long computations.
 
     Parameters
     ----------
     path
         The file, of which only ``obs`` is read.
     columns
-        Configuration key to column of ``obs`` that must be there; None is not looked for.
+        Columns of ``obs`` that must exist, by configuration key; None is skipped.
     patient_col, label_col, on_mixed_label
         As in the configuration.
     sheet
-        Sample sheet; its patients must be there, and only their labels matter.
+        Sample sheet; its patients must exist, and only their labels are checked.
     """
     with open_h5ad(path) as file:
         check_columns(file, columns.items())

@@ -1,4 +1,4 @@
-"""Preprocessing of a cohort: from raw counts to an embedding, nothing of the input lost."""
+"""Preprocessing of a cohort, from raw counts to an embedding; all entries of the input are kept."""
 
 import json
 import logging
@@ -48,9 +48,9 @@ def preprocess_file(
     seed
         Seed of the PCA and of Harmony.
     summary
-        Where the account of what was left out goes, as JSON; see :mod:`~cohortgmm.cohort.filter_notes`.
+        JSON file for the summary, see :mod:`~cohortgmm.cohort.filter_notes`; None for none.
     patient_col
-        Column or columns of ``obs`` that name the patient, so that patients without a cell are counted; None for no count.
+        Column or columns of ``obs`` that name the patient, to list patients without cells; None for no list.
     """
     cohort = read_cohort(source, needed=element_of(options.counts))
     adata, account = _preprocess(cohort.release(), options, seed, patient_col)
@@ -67,12 +67,12 @@ def preprocess_file(
 def preprocess(adata: ad.AnnData, options: PreprocessConfig, seed: int) -> ad.AnnData:
     """Filter, normalise, log-transform, choose genes, reduce to principal components.
 
-    The result does not depend on the order of the cells: everything is computed in the order of their names.
+    The cells are sorted by name, so that the result does not depend on their order in the file.
 
     Parameters
     ----------
     adata
-        The cohort, with raw counts where ``options.counts`` says. It is not changed.
+        The cohort, with raw counts at ``options.counts``. It is not changed.
     options
         See :class:`~cohortgmm.config.PreprocessConfig`.
     seed
@@ -82,8 +82,8 @@ def preprocess(adata: ad.AnnData, options: PreprocessConfig, seed: int) -> ad.An
     -------
     AnnData
         All genes that passed the filter; X log-normalised, ``layers["counts"]`` raw, ``obsm["X_pca"]`` and, with
-        ``harmony_col``, ``obsm["X_pca_harmony"]``; ``uns["cohortgmm_preprocess"]`` says what was dropped. Entries of the
-        input that were in the way are kept as ``<key>_input``.
+        ``harmony_col``, ``obsm["X_pca_harmony"]``; ``uns["cohortgmm_preprocess"]`` has the numbers of cells and genes.
+        Entries of the input under the same keys are kept as ``<key>_input``.
 
     Raises
     ------
@@ -96,7 +96,7 @@ def preprocess(adata: ad.AnnData, options: PreprocessConfig, seed: int) -> ad.An
 def _preprocess(
     adata: ad.AnnData, options: PreprocessConfig, seed: int, patient_col: str | Sequence[str] | None
 ) -> tuple[ad.AnnData, dict[str, Any]]:
-    """As :func:`preprocess`; also the content of the summary."""
+    """Like :func:`preprocess`, with the content of the summary."""
     check_cell_names(adata.obs)
     adata = adata.copy() if adata.is_view else adata
     hvg_batches = read_batches(adata.obs, options.hvg_batch_col, "preprocess.hvg_batch_col")
@@ -115,12 +115,12 @@ def _preprocess(
         "filters": [item.record() for item in filters],
         "patients_without_cells": _patients_without_cells(adata.obs, keep, patient_col),
     }
-    # In the order of the names of the cells, so that the order of the file changes no digit.
+    # Sorted by name: the digits must not depend on the order in the file.
     rows = np.flatnonzero(keep)
     order = rows[np.argsort(adata.obs_names.to_numpy(dtype=object)[rows], kind="stable")]
     counts, dtype = _taken(raw.matrix, order, genes), raw.dtype
     rest = InputContent.read(adata, options.counts, rows, genes)
-    del adata, raw  # which frees the input's counts
+    del adata, raw  # to free the memory of the input's counts
     work = ad.AnnData(counts.copy(), obs=pd.DataFrame(index=rest.adata.obs_names[np.searchsorted(rows, order)]))
     work.var_names = rest.adata.var_names
     left_out = embed(
@@ -138,7 +138,7 @@ def _preprocess(
 
 
 def _passing(filters: Sequence[CellFilter], place: str) -> np.ndarray:
-    """(n,) bool: the cells that no filter leaves out."""
+    """(n,) bool: the cells that pass all filters."""
     keep = ~np.any([item.failed for item in filters], axis=0)
     if all(item.failed.all() for item in filters if item.limit is None):
         raise DataError(
@@ -152,18 +152,18 @@ def _passing(filters: Sequence[CellFilter], place: str) -> np.ndarray:
 
 
 def _patients_without_cells(obs: pd.DataFrame, keep: np.ndarray, patient_col: str | Sequence[str] | None) -> list[str]:
-    """Patients of whom no cell passed the filters."""
+    """Patients without cells after the filters."""
     if patient_col is None:
         return []
     try:
         ids = patient_ids(obs, patient_col)
-    except DataError:  # which the division into patients will tell, where it matters for the cells that are left
+    except DataError:  # the division into patients will report it if it concerns the cells that are left
         return []
     return sorted(set(ids) - set(ids[keep]))
 
 
 def _taken(matrix: Any, rows: np.ndarray, columns: np.ndarray | None = None) -> Any:
-    """Rows, and those columns that are true, of an array or sparse matrix, as a copy."""
+    """Rows, and columns by a mask, of an array or sparse matrix, as a copy."""
     if hasattr(matrix, "tocsr"):
         matrix = matrix.tocsr()
     taken = matrix[rows]
@@ -172,18 +172,18 @@ def _taken(matrix: Any, rows: np.ndarray, columns: np.ndarray | None = None) -> 
 
 @dataclass(eq=False)
 class InputContent:
-    """What the input holds besides its counts, of the cells and genes that pass, into which the results are put.
+    """The entries of the input besides its counts, for the cells and genes that pass; the results are added to them.
 
     Attributes
     ----------
     adata
-        Cells in the order of the input, without X.
+        The entries, with the cells in the order of the input and without X.
     matrix
-        X of the input, where the counts were elsewhere; None otherwise.
+        X of the input if the counts are not in X, else None.
     entries
-        How results are put into ``adata``.
+        Writes the results into ``adata``.
     n_renamed
-        Number of genes that got a number, as others have the same name.
+        Number of genes that got a number, as another gene has the same name.
     """
 
     adata: ad.AnnData
@@ -198,7 +198,7 @@ class InputContent:
         source = adata.raw if by_raw else adata
         raw = None if adata.raw is None else {"X": adata.raw.X, "var": adata.raw.var, "varm": dict(adata.raw.varm)}
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about names that are not unique, which they are made here
+            warnings.simplefilter("ignore")  # names that are not unique become so here
             shell = ad.AnnData(
                 obs=adata.obs.copy(),
                 var=source.var.copy(),
@@ -220,24 +220,24 @@ class InputContent:
         return cls(content, _taken(adata.X, rows, genes) if is_elsewhere else None, entries, n_renamed)
 
     def add(self, work: ad.AnnData, counts: Any, back: np.ndarray) -> list[dict[str, str]]:
-        """Put in the results.
+        """Add the results.
 
         Parameters
         ----------
         work
-            X normalised and the embedding, with its cells in another order; it loses its X.
+            The results, with the cells sorted by name; its X is removed.
         counts
             Raw counts in that order.
         back
-            Positions in that order of the cells here.
+            Position in that order of every cell here.
 
         Returns
         -------
         list of dict
-            What was kept aside.
+            Entries that have been renamed, see :class:`~cohortgmm.cohort.entries.Entries`.
         """
         self.adata.X = _taken(work.X, back)
-        work.X = None  # which is large
+        work.X = None  # to free its memory
         if self.matrix is not None and not is_same(self.matrix, self.adata.X):
             self.entries.keep("X", "layers", "X", self.matrix)
         self.entries.put("layers", "counts", _taken(counts, back))
@@ -253,7 +253,7 @@ class InputContent:
 
 
 def _keep_other_genes(entries: Entries, adata: ad.AnnData, rows: np.ndarray) -> None:
-    """Keep what belongs to the genes of X, where ``raw`` has others: matrices in ``obsm``, tables in ``uns``."""
+    """Keep the entries of the genes of X if ``raw`` has other genes: matrices in ``obsm``, tables in ``uns``."""
     if adata.X is not None:
         entries.keep("X", "obsm", "X", _taken(adata.X, rows))
     for key, layer in named_layers(adata).items():

@@ -25,7 +25,7 @@ from cohortgmm.mixture import Noise, check_meaning, is_one_for_all, tile_slices
 
 @dataclass(frozen=True, eq=False)
 class Embedding:
-    """What is modelled.
+    """The matrix that is modelled.
 
     Attributes
     ----------
@@ -34,9 +34,9 @@ class Embedding:
     feature_names
         (D,) names of its columns.
     noise
-        (n, D) variances, as array or CSR matrix, or (n, D, D) covariances of the measurement noise; None without.
+        Measurement noise: (n, D) variances, as array or CSR matrix, or (n, D, D) covariances; None if there is none.
     cell_names
-        (n,) names of the cells; None for cells without names, of all or of some patients.
+        (n,) names of the cells, with None for cells without a name; None if no cell has one.
     name
         Name of the matrix in messages.
     """
@@ -48,12 +48,12 @@ class Embedding:
     name: str = "the data"
 
     def cells(self, patient: str, positions: np.ndarray, train: np.ndarray, owner=None, patients=None) -> PatientCells:
-        """Some of the cells, by their rows; the rest as in :class:`~cohortgmm.cohort.cells.PatientCells`.
+        """The cells in these rows; the other arguments are those of :class:`~cohortgmm.cohort.cells.PatientCells`.
 
         Raises
         ------
         DataError
-            If their noise is no covariance.
+            If their noise is no valid covariance.
         """
         x = rows_of(self.matrix, positions)
         noise = None if self.noise is None else rows_of(self.noise, positions)
@@ -81,12 +81,12 @@ class Embedding:
 
 
 def read_embedding(file: h5py.File, use_rep: str | None) -> Embedding:
-    """The modelled matrix, ``obsm[use_rep]`` or X for None, with the names of its features.
+    """The modelled matrix, ``obsm[use_rep]`` or with None X, and the names of its features.
 
     Raises
     ------
     DataError
-        If ``use_rep`` is not there, cannot be read, is no numeric matrix or has another number of rows than ``obs``.
+        If ``use_rep`` does not exist, cannot be read, is no numeric matrix or has another number of rows than ``obs``.
     """
     if use_rep is None:
         if "X" not in file:
@@ -99,12 +99,12 @@ def read_embedding(file: h5py.File, use_rep: str | None) -> Embedding:
 
 
 def read_of_cells(file: h5py.File, path: str, name: str) -> Any:
-    """An element with a row for every cell (X and layers: also a column for every gene).
+    """An element with a row for every cell; X and layers also have a column for every gene.
 
     Raises
     ------
     DataError
-        If it has not, or names other cells than ``obs``.
+        For another number of rows or columns, or for a table of other cells than those of ``obs``.
     """
     values = read_element(file, path)
     where = f"{file.filename}: {name}"
@@ -120,19 +120,19 @@ def _check_table(table: pd.DataFrame, names: pd.Index, where: str) -> None:
     if not np.array_equal(table.index.astype(str), names):
         raise DataError(f"{where} is a table of other cells than obs, or of the same in another order: write it again")
     twice = table.columns[table.columns.duplicated()]
-    if len(twice):  # of which a file can hold but one
+    if len(twice):  # a file can hold only one of them
         raise DataError(f"{where} names its column {twice[0]!r} twice: write it again with names of their own")
 
 
 def check_genes(values: Any, n: int, name: str) -> None:
-    """Refuse a matrix of cells and genes that does not have one column for every gene."""
+    """Refuse a matrix of cells and genes without exactly one column for every gene."""
     shape = np.shape(values)
     if len(shape) == 2 and shape[1] != n:
         raise DataError(f"{name} has {shape[1]} columns for {n} genes: it needs one column for each")
 
 
 def named_embedding(values: Any, use_rep: str) -> Embedding:
-    """An embedding with the names of its features: a table's own, else PC1, PC2, ... or the key's with numbers."""
+    """An embedding with names of its features: those of a table, else PC1, PC2, ... or the key with numbers."""
     name = f"obsm[{use_rep!r}]"
     matrix = as_matrix(values, name)
     if isinstance(values, pd.DataFrame):
@@ -155,7 +155,7 @@ def read_noise(
     shape
         (n, D).
     feature_names
-        (D,) names of the features; a table of noise must not have them in another order.
+        (D,) names of the features; a table of noise must have them in the same order.
     """
     kind, place, key = ("obsm", "obsm", noise["obsm"]) if noise["obsm"] else ("layer", "layers", noise["layer"])
     if not has_member(file, place, key):
@@ -175,26 +175,27 @@ def check_noise_features(values: Any, feature_names: Sequence[str], name: str) -
 
 
 def as_noise(values: Any, name: str, shape: tuple[int, int], *, shared: bool = False):
-    """Variances (n, D) or covariances (n, D, D) from what AnnData may hold: these, or covariances (n, D · D).
+    """Measurement noise as variances (n, D) or covariances (n, D, D).
 
-    With ``shared``, one for all, (D,) or (D, D), is taken too: it becomes a view that takes no memory for the cells. A
-    square array that may be either, of n = D cells, must then be a :class:`~cohortgmm.Noise`, which says what it is.
+    Covariances may be flattened to (n, D · D). With ``shared``, the noise may be the same for all cells, (D,) or (D, D);
+    the result is then a view that repeats it without taking memory. For n = D cells, where a square array could have
+    either meaning, it must be a :class:`~cohortgmm.Noise`.
 
     Raises
     ------
     DataError
-        For another shape, one of two meanings, or what is no array of real numbers.
+        For another shape, an ambiguous one, or values that are no real numbers.
     """
     n, d = shape
-    said = values if isinstance(values, Noise) else None
-    values = real_array(values, f"noise: {name}") if said is None else said.values
+    given = values if isinstance(values, Noise) else None
+    values = real_array(values, f"noise: {name}") if given is None else given.values
     one_for_all = shared and values.shape in ((d,), (d, d))
-    if said is None and one_for_all:
+    if given is None and one_for_all:
         dense = values.toarray() if hasattr(values, "toarray") else values
         check_meaning(dense, n, d, f"noise: {name}")
         one_for_all = values.shape != (n, d)
-    elif said is not None:
-        one_for_all = said.is_shared
+    elif given is not None:
+        one_for_all = given.is_shared
     if values.shape == (n, d * d) and d > 1 and not one_for_all:
         values = (values.toarray() if hasattr(values, "tocsr") else values).reshape(n, d, d)
     allowed = ((d,), (d, d)) if one_for_all else ((n, d), (n, d, d))
@@ -210,12 +211,12 @@ def as_noise(values: Any, name: str, shape: tuple[int, int], *, shared: bool = F
 
 
 def named_layers(adata: Any) -> dict[str, Any]:
-    """The layers of an AnnData by name; from anndata 0.13 on X is among ``layers`` too, as None."""
+    """The layers of an AnnData by name, without X, which anndata ≥ 0.13 lists there under the name None."""
     return {name: layer for name, layer in adata.layers.items() if name is not None}
 
 
 def as_matrix(matrix: Any, name: str):
-    """A (n, D) array or CSR matrix of real numbers from what AnnData may hold."""
+    """Values of an AnnData as (n, D) array or CSR matrix of real numbers."""
     matrix = real_array(matrix, name)
     if matrix.ndim != 2 or matrix.shape[1] == 0:
         raise DataError(
@@ -225,7 +226,7 @@ def as_matrix(matrix: Any, name: str):
 
 
 def rows_of(matrix, rows: np.ndarray | slice) -> np.ndarray:
-    """Dense rows of what :func:`as_matrix` or :func:`as_noise` returned."""
+    """Rows of what :func:`as_matrix` or :func:`as_noise` returned, as a dense array."""
     if not isinstance(rows, slice) and not hasattr(matrix, "tocsr") and is_one_for_all(matrix):
         return matrix[: len(rows)]
     part = matrix[rows]

@@ -22,9 +22,9 @@ def select_k(rows: Sequence[Row], metric: str) -> Row:
     Returns
     -------
     dict
-        The columns of :data:`SELECTION_COLUMNS`; ``at_edge`` says that the largest candidate fitted was chosen from
-        several, or the smallest if it is more than 1, so that the range may be too narrow; ``n_floored`` counts the
-        chosen fit's components at the covariance floor; ``margin`` is the score's distance to the runner-up.
+        The columns of :data:`SELECTION_COLUMNS`. ``at_edge``: the largest or the smallest of several candidates was chosen
+        (k = 1 is no edge), so that the range may be too narrow. ``n_floored``: number of components of the chosen fit at
+        the covariance floor. ``margin``: difference between the scores of the runner-up and of the chosen k.
 
     Raises
     ------
@@ -38,7 +38,7 @@ def select_k(rows: Sequence[Row], metric: str) -> Row:
             f"patient {patient!r} has too few cells for every k ({rows[0]['reason']} at k={rows[0]['k']}): "
             "add a smaller k to k_comps, or set on_small_patient to drop"
         )
-    # With nothing held out a single candidate has no held-out score; it is chosen all the same.
+    # A single candidate is chosen even without a held-out score.
     ranked = sorted(fitted, key=lambda row: (math.isnan(row[metric]), row[metric], row["k"]))
     best, runner_up = ranked[0], ranked[1] if len(ranked) > 1 else None
     return {
@@ -55,7 +55,7 @@ def select_k(rows: Sequence[Row], metric: str) -> Row:
 
 
 def criteria_by_k(rows: Sequence[Row]) -> dict[int, list[str]]:
-    """Criteria by which each k is the best, by k.
+    """Criteria by which each k is the best.
 
     Parameters
     ----------

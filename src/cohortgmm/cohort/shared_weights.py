@@ -1,4 +1,4 @@
-"""Weights of patients that share their components, where cells are hidden: those of unseen cells count too."""
+"""Weights of the patients in a shared mixture, if the data are incomplete; unobserved cells count too."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,8 +11,11 @@ from cohortgmm.errors import CohortgmmError
 from cohortgmm.mixture import GaussianMixture, NoiseOfRandomCells, fit_mixture
 
 
-def is_corrected(cells: PatientCells, model: GaussianMixture, arguments: Mapping[str, Any]) -> bool:
-    """Whether mean responsibilities are not the weights: noise and gaps draw them to the pooled ones, gates bias them."""
+def needs_fitted_weights(cells: PatientCells, model: GaussianMixture, arguments: Mapping[str, Any]) -> bool:
+    """Whether mean responsibilities are biased estimates of the weights.
+
+    Noise and missing features draw them towards the weights of the cohort, and gates select cells.
+    """
     return (
         cells.noise is not None
         or arguments["completeness"] is not None
@@ -32,7 +35,7 @@ def with_weights(model: GaussianMixture, weights: np.ndarray) -> GaussianMixture
 def patient_weights(
     cells: PatientCells, model: GaussianMixture, arguments: Mapping[str, Any], *, seed: int, n_threads: int = 1
 ) -> np.ndarray:
-    """Weights of every patient's own mixture of the shared components, fitted to all of its cells.
+    """Weights of every patient in the shared mixture, fitted to all of its cells.
 
     Parameters
     ----------
@@ -43,19 +46,19 @@ def patient_weights(
     arguments
         See :func:`cohortgmm.cohort.fit_arguments.fit_arguments`; frozen weights stay as they are in ``model``.
     seed
-        Seed of the run; that of a patient's weights follows from it, the patient and k.
+        Seed of the run; the seed of each fit follows from it, the patient and k.
     n_threads
         Threads of each fit.
 
     Returns
     -------
     ndarray
-        (P, K); what a row lacks of one is the patient's background.
+        (P, K); one minus the sum of a row is the patient's share of background.
 
     Raises
     ------
     CohortgmmError
-        If a fit fails, naming the patient.
+        If a fit fails, with the patient.
     """
     kept = (arguments["frozen"] or {}).get("amp", [])
     arguments = {
@@ -84,7 +87,7 @@ def patient_weights(
 
 
 def _noise_at(cells: PatientCells, rows: np.ndarray, arguments: Mapping[str, Any], seed: int):
-    """The noise of a patient's unseen cells: None for that of its own, or the cohort's where none of these is complete."""
+    """Noise of a patient's unobserved cells: None for that of its own cells; the cohort's if none of these is finite."""
     if arguments["noise_at"] is not None or arguments["completeness"] is None or cells.noise is None:
         return arguments["noise_at"]
     finite = np.isfinite(cells.noise[rows]).all(axis=tuple(range(1, cells.noise.ndim)))

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Which cells belong to which patient, and which of them are fitted.
+    """The cells of every patient, and the training cells among them.
 
     Attributes
     ----------
@@ -86,24 +86,24 @@ def split_patients(
     empty: np.ndarray | None = None,
     without_cells: Iterable[str] = (),
 ) -> Split:
-    """Sort cells by patient and by name, and choose which are fitted.
+    """Sort the cells by patient and name, and choose the training cells.
 
-    What becomes of a patient follows from the patient's cells alone: neither the order of the rows nor the cells of
-    other patients change the order of the patient's cells or the choice of those that are fitted.
+    The order of a patient's cells and the choice depend on the patient's cells only, not on the order of the rows or on
+    other patients.
 
     Parameters
     ----------
     ids
         (n,) patient of every cell.
     names
-        (n,) different names of the cells; None, for all or for those of a patient, for cells without names, which keep
-        their order and are told apart by their rows within the patient.
+        (n,) unique names of the cells. None, for all cells or for those of a patient, if they have no names: they keep
+        their order, and their position within the patient replaces the name.
     train_size
-        Share of every patient's cells to fit.
+        Share of every patient's cells that are training cells.
     seed
         Seed of the run.
     smallest_k
-        Fewest components that will be asked for; a patient needs two training cells for each.
+        Smallest number of components; a patient needs two training cells for each.
     min_cells, on_small_patient
         Patients with fewer cells stop the run (``"error"``) or are recorded and left out (``"drop"``).
     labels
@@ -111,9 +111,9 @@ def split_patients(
     wanted
         Use only these patients.
     empty
-        (n,) bool: cells without any feature, which count as none where patients are judged; None for no such cells.
+        (n,) bool: cells without any feature, which do not count towards the size of a patient; None if there are none.
     without_cells
-        Patients of whom the preprocessing left no cell: they are too small.
+        Patients without cells after the preprocessing; they are too small.
 
     Returns
     -------
@@ -122,7 +122,7 @@ def split_patients(
     Raises
     ------
     DataError
-        For patients that are too small or wanted but not there, or if none is left.
+        For patients that are too small or do not exist, or if none is left.
     """
     if len(ids) == 0:
         raise DataError("the data has no cells")
@@ -166,18 +166,18 @@ def split_patients(
 
 
 def _rows_by_patient(ids: np.ndarray) -> dict[str, np.ndarray]:
-    """Rows of every patient in their order, by patient in the order of the ids."""
-    # Neither numpy nor pandas: both take ids that differ in a NUL for the same.
+    """Rows of every patient, with the patients in alphabetical order."""
+    # numpy and pandas take ids that differ only in a NUL character for equal.
     groups: dict[str, list[int]] = {}
     for row, patient in enumerate(ids.tolist()):
         groups.setdefault(patient, []).append(row)
     return {patient: np.array(groups[patient], dtype=np.int64) for patient in sorted(groups)}
 
 
-def _too_small(told: np.ndarray, train: np.ndarray, min_cells: int, smallest_k: int) -> str:
-    """Why a patient has too few cells, given which have features and which are fitted; empty if it has enough."""
-    n, n_train = int(np.count_nonzero(told)), int(np.count_nonzero(told & train))
-    needed, which = MIN_CELLS_PER_COMPONENT * smallest_k, "" if told.all() else " with features"
+def _too_small(has_features: np.ndarray, train: np.ndarray, min_cells: int, smallest_k: int) -> str:
+    """Reason why a patient has too few cells, from the (n,) masks of its cells; empty if it has enough."""
+    n, n_train = int(np.count_nonzero(has_features)), int(np.count_nonzero(has_features & train))
+    needed, which = MIN_CELLS_PER_COMPONENT * smallest_k, "" if has_features.all() else " with features"
     if n < min_cells:
         return f"{n} cells{which}, min_cells is {min_cells}"
     if n_train < needed:
@@ -186,7 +186,7 @@ def _too_small(told: np.ndarray, train: np.ndarray, min_cells: int, smallest_k: 
 
 
 def check_finite(matrix, ids: np.ndarray, name: str, used: np.ndarray | None = None, *, missing: bool = False) -> None:
-    """Refuse NaN and infinite values: how many, and the first patient (by id) that has them.
+    """Refuse NaN and infinite values, with their number and the first patient (by id) that has any.
 
     Parameters
     ----------
@@ -195,14 +195,14 @@ def check_finite(matrix, ids: np.ndarray, name: str, used: np.ndarray | None = N
     ids
         (n,) patients.
     name
-        What to call the matrix.
+        Name of the matrix in messages.
     used
-        Rows that matter; None for all.
+        Rows that are checked; None for all.
     missing
-        Whether NaN are allowed, as missing features.
+        Whether NaN is allowed, as a missing feature.
     """
     values = matrix.data if hasattr(matrix, "indptr") else matrix
-    # A finite sum of squares needs finite values, and costs no temporary of the size of the data.
+    # The sum of squares is finite only if all values are; it needs no copy of the data.
     if values.dtype.kind in "iub" or np.isfinite(np.vdot(values, values)):
         return
     bad = np.isinf(values) if missing else ~np.isfinite(values)
@@ -239,16 +239,16 @@ def split_file(
     summary: str | None = None,
     **options,
 ) -> None:
-    """Write the array file of every patient of an ``.h5ad``, where its cells come from, and the table of patients.
+    """Divide an ``.h5ad``: write the array file of every patient, the rows of its cells, and the table of patients.
 
-    Files whose content has not changed keep their time, and files of patients that are gone are removed.
+    Files with the same content as before are not touched, and files of patients that are no longer there are removed.
 
     Parameters
     ----------
     source
         The cohort.
     folder
-        Where the array files go: ``<escaped id>.npz``.
+        Folder of the array files, ``<escaped id>.npz``.
     table
         The table of patients (:data:`PATIENT_COLUMNS`).
     positions
@@ -256,9 +256,9 @@ def split_file(
     patient_col, label_col, use_rep, component_sharing, noise, missing, on_mixed_label
         As in the configuration.
     sheet
-        Sample sheet; every patient in it gets a file, an empty one if it is left out.
+        Sample sheet. Every patient in it gets a file; that of a patient who is left out has no cells.
     summary
-        What the preprocessing wrote about itself, which names patients of whom it left no cell; None without.
+        Summary of the preprocessing, which names patients without cells; None without preprocessing.
     **options
         Of :func:`split_patients`.
     """
@@ -288,9 +288,9 @@ def split_file(
         unit.save(folder / written[-1])
     dropped = [row for row in split.rows if row["status"] == "dropped"]
     if sheet and component_sharing != "global":
-        nobody = np.empty(0, dtype=np.int64)
+        no_rows = np.empty(0, dtype=np.int64)
         for row in dropped:
-            embedding.cells(row["patient"], nobody, nobody > 0).save(folder / f"{row['file']}.npz")
+            embedding.cells(row["patient"], no_rows, no_rows > 0).save(folder / f"{row['file']}.npz")
             written.append(f"{row['file']}.npz")
     for path in set(folder.glob("*.npz")) - {folder / name for name in written}:
         path.unlink()

@@ -1,4 +1,4 @@
-"""Mixtures out of the layout in ``adata.uns``, ours or ggml_ot's: every array is held against what the layout says."""
+"""Mixtures from ``adata.uns``, written by cohortgmm or ggml_ot; every array is checked against the layout."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from cohortgmm.cohort.covariances import diagonals
 from cohortgmm.errors import ConfigError, DataError
 from cohortgmm.mixture import SUM_TO_ONE, Background, GaussianMixture
 
-#: Weights may miss a sum of one by this, as those that others computed in single precision do; they are divided by it.
+#: Weights whose sum differs from one by this much at most are normalised: others compute them in single precision.
 _SINGLE_PRECISION = 1e-3
 
 
@@ -20,19 +20,19 @@ def stored_mixtures(stored: Mapping[str, Any], name: str) -> dict[str, GaussianM
     Parameters
     ----------
     stored
-        What :func:`cohortgmm.cohort.uns.build_uns` made, or ggml_ot.
+        Output of :func:`cohortgmm.cohort.uns.build_uns`, or of ggml_ot.
     name
-        Where it was, for messages.
+        Its name in messages.
 
     Raises
     ------
     DataError
-        If a part is missing, an array has another shape than the layout says, or a mixture is invalid.
+        If an entry is missing, an array has another shape than in the layout, or a mixture is invalid.
     """
-    ids = _ids(_part(stored, name, "weight_inference", "distribution_ids"), name)
-    shared = str(_part(stored, name, "component_sharing")) == "global"
-    mu = _numbers(_part(stored, name, "model", "mu"), f"{name}: means")
-    var = _part(stored, name, "model", "var")
+    ids = _ids(_entry(stored, name, "weight_inference", "distribution_ids"), name)
+    shared = str(_entry(stored, name, "component_sharing")) == "global"
+    mu = _numbers(_entry(stored, name, "model", "mu"), f"{name}: means")
+    var = _entry(stored, name, "model", "var")
     if not hasattr(var, "chunks"):  # a dataset of a file is read mixture by mixture
         var = _numbers(var, f"{name}: covariances")
     if mu.ndim not in ((2, 3) if shared else (3,)) or (mu.ndim == 3 and len(mu) != (1 if shared else len(ids))):
@@ -44,14 +44,14 @@ def stored_mixtures(stored: Mapping[str, Any], name: str) -> dict[str, GaussianM
     if is_one:  # a shared mixture; ggml_ot writes it with a leading axis
         mu = mu[None]
     weights = stored.get("distribution_weights")
-    weights = _part(stored, name, "model", "pi") if weights is None else weights
+    weights = _entry(stored, name, "model", "pi") if weights is None else weights
     weights = np.atleast_2d(_numbers(weights, f"{name}: weights"))
     if weights.shape not in ((len(ids), mu.shape[1]), *([(1, mu.shape[1])] if shared else [])):
         raise DataError(
             f"{name} has weights of shape {weights.shape} for {len(ids)} patients with {mu.shape[1]} components"
         )
     counts = _counts(stored, name, ids, weights, var, len(mu))
-    is_diagonal = str(_part(stored, name, "covariance_type")) == "diag"
+    is_diagonal = str(_entry(stored, name, "covariance_type")) == "diag"
     result, covariances = {}, np.empty((0, 0))
     for i, (patient, k) in enumerate(zip(ids, counts, strict=True)):
         own, of_weights = (0, min(i, len(weights) - 1)) if shared else (i, i)
@@ -59,15 +59,15 @@ def stored_mixtures(stored: Mapping[str, Any], name: str) -> dict[str, GaussianM
         try:
             if not shared or i == 0 or k != len(covariances):
                 covariances = _covariances(var, index, k, as_diagonals=is_diagonal and is_full)
-            model = GaussianMixture(_whole(weights[of_weights, :k]), mu[own, :k], covariances)
-            result[patient] = _beside_background(model, stored.get("background"), i, own)
+            model = GaussianMixture(_normalized(weights[of_weights, :k]), mu[own, :k], covariances)
+            result[patient] = _with_background(model, stored.get("background"), i, own)
         except (ConfigError, DataError) as error:
             raise DataError(f"{name}, patient {patient!r}: {error}") from None
     return result
 
 
 def _ids(values: Any, name: str) -> list[str]:
-    """Ids of the patients, each once."""
+    """Ids of the patients, which must be unique."""
     if isinstance(values, str | bytes) or np.ndim(values) != 1:
         raise DataError(f"{name}: distribution_ids must be a list of patients, got {type(values).__name__}")
     ids = [value.decode(errors="replace") if isinstance(value, bytes) else str(value) for value in values]
@@ -84,8 +84,8 @@ def _covariances(var: Any, index: tuple[int, ...], k: int, *, as_diagonals: bool
     return _numbers(var[(*index, slice(k))], "covariances")
 
 
-def _part(stored: Mapping[str, Any], name: str, *keys: str) -> Any:
-    """What is stored under some keys within each other."""
+def _entry(stored: Mapping[str, Any], name: str, *keys: str) -> Any:
+    """The value under nested keys."""
     value: Any = stored
     for key in keys:
         if not isinstance(value, Mapping) or key not in value:
@@ -101,7 +101,7 @@ def _numbers(values: Any, name: str) -> np.ndarray:
 def _counts(
     stored: Mapping[str, Any], name: str, ids: Sequence[str], weights: np.ndarray, var: Any, n_mixtures: int
 ) -> list[int]:
-    """Number of components of every patient; where that is not stored, up to the last that is not padding."""
+    """Number of components of every patient; if it is not stored, up to the last one that is not padding."""
     n_most = weights.shape[1]
     counts = stored.get("distribution_n_components")
     if counts is None:
@@ -117,19 +117,19 @@ def _counts(
     return counts.astype(int).tolist()
 
 
-def _whole(weights: np.ndarray) -> np.ndarray:
-    """Weights that sum to one but for single precision, in double precision."""
+def _normalized(weights: np.ndarray) -> np.ndarray:
+    """Weights (K,) that sum to one; those computed in single precision are normalised."""
     total = weights.sum()
     return weights / total if SUM_TO_ONE < abs(total - 1.0) <= _SINGLE_PRECISION else weights
 
 
-def _beside_background(model: GaussianMixture, background: Any, i: int, own: int) -> GaussianMixture:
+def _with_background(model: GaussianMixture, background: Any, i: int, own: int) -> GaussianMixture:
     """The mixture with the background of patient i, whose box is in row ``own``."""
     if background is None:
         return model
     names = ("lower", "upper", "amp")
     lower, upper, amp = (
-        _numbers(_part(background, "the background", name), f"the background's {name}") for name in names
+        _numbers(_entry(background, "the background", name), f"the background's {name}") for name in names
     )
     if not (lower.ndim == upper.ndim == 2 and own < min(len(lower), len(upper)) and amp.ndim == 1 and i < len(amp)):
         raise DataError(f"the background has shapes {lower.shape}, {upper.shape} and {amp.shape}")

@@ -36,7 +36,7 @@ SCORE_COLUMNS: dict[str, type] = {
     "reason": str,
 }
 
-#: Columns of the table of one patient: ``best_by`` names the criteria that a k is the best by.
+#: Columns of the table of one patient; ``best_by`` lists the criteria by which a k is the best.
 PATIENT_SCORE_COLUMNS = (*SCORE_COLUMNS, "best_by")
 
 SELECTION_COLUMNS = (
@@ -68,13 +68,13 @@ FRAME_COLUMNS: dict[str, list[str]] = {
     "composition": ["patient", "component", "cell_type", "n_cells"],
 }
 
-#: Key of a fit's scores for what stands for the configuration it was made with.
+#: Key of the mark of a fit's data and options, in the file of its scores.
 MADE_WITH = "made_with"
 
-#: So many columns of a sheet are shown in a message.
+#: Largest number of columns of a sheet in a message.
 _MOST_COLUMNS = 10
 
-#: What to do about a damaged file, in messages.
+#: Remedy for a damaged file.
 RUN_AGAIN = "remove it and run again"
 
 
@@ -103,17 +103,17 @@ def read_rows(
     path
         The file.
     columns
-        Columns that one of our own tables must have, and their types where they are not to stay texts. The table is
-        then refused if any of it is missing or damaged. None reads a table of the user, which is taken as it is.
+        Columns that a table of the pipeline must have, and the types of those that are not texts. A table that lacks any
+        of it or is damaged is refused. With None, it is a table of the user, which is not checked.
     content
-        What one of our own tables holds, for messages.
+        What a table of the pipeline holds, for messages.
     remedy
-        What to do about a table that is damaged, for messages.
+        What to do about a damaged table, for messages.
 
     Raises
     ------
     DataError
-        If one of our own tables is damaged or of another kind.
+        If a table of the pipeline is damaged or of another kind.
     """
     if columns is None:
         with Path(path).open(newline="", encoding="utf-8-sig") as file:  # spreadsheets put a mark before the text
@@ -127,7 +127,7 @@ def read_rows(
         reason = str(error)
     except FileNotFoundError:
         raise
-    except OSError as error:  # such as a folder in its place, or no right to read it
+    except OSError as error:  # such as a folder in its place, or no permission
         reason = error.strerror
     raise DataError(f"{path} holds no {content}: {reason}; {remedy}") from None
 
@@ -138,7 +138,7 @@ def _text(path: str | os.PathLike) -> str:
 
 
 def _checked_rows(text: str, kinds: Mapping[str, type]) -> list[Row]:
-    """Rows of one of our tables; a ValueError says what is wrong with it."""
+    """Rows of a table of the pipeline; a ValueError describes what is wrong with it."""
     if not text.strip():
         raise ValueError("it is empty")
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t")
@@ -158,7 +158,7 @@ def _checked_rows(text: str, kinds: Mapping[str, type]) -> list[Row]:
     return rows
 
 
-#: How texts become values, and what they should have been where they do not.
+#: Conversion of texts by type, and the expected content for messages.
 _KINDS: dict[type, tuple[Callable[[str], Any], str]] = {
     int: (int, "a whole number"),
     float: (float, "a number"),
@@ -182,7 +182,7 @@ def read_patients(path: str | os.PathLike, columns: Mapping[str, type] | None = 
     path
         ``results/patients.tsv``.
     columns
-        Types of columns that are not to stay texts, such as ``{"n_cells": int}``.
+        Types of columns that are not texts, such as ``{"n_cells": int}``.
 
     Raises
     ------
@@ -199,7 +199,7 @@ def read_patients(path: str | os.PathLike, columns: Mapping[str, type] | None = 
 
 
 def write_score(path: str | os.PathLike, row: Row, made_with: str = "") -> None:
-    """Write one row of scores as JSON; what is not a number becomes null.
+    """Write one row of scores as JSON; NaN becomes null.
 
     Parameters
     ----------
@@ -208,7 +208,7 @@ def write_score(path: str | os.PathLike, row: Row, made_with: str = "") -> None:
     row
         The columns of :data:`SCORE_COLUMNS`.
     made_with
-        What stands for the configuration that the fit was made with; empty for none.
+        Mark of the fit's data and options; empty for none.
     """
     clean = {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}
     clean |= {MADE_WITH: made_with} if made_with else {}
@@ -253,7 +253,7 @@ def scores_of(path: str | os.PathLike, patients: Iterable[str]) -> dict[str, lis
 
 
 def read_score(path: str | os.PathLike) -> Row:
-    """Read what :func:`write_score` wrote, without what the fit was made with.
+    """Read what :func:`write_score` wrote, without the mark.
 
     Raises
     ------
@@ -264,7 +264,7 @@ def read_score(path: str | os.PathLike) -> Row:
 
 
 def read_marked_score(path: str | os.PathLike) -> tuple[Row, str]:
-    """As :func:`read_score`, with what the fit was made with; empty where that is not known."""
+    """Like :func:`read_score`, with the mark of the fit's data and options; empty if there is none."""
     try:
         row = json.loads(_text(path))
     except (UnicodeDecodeError, ValueError, RecursionError):
@@ -285,7 +285,7 @@ def read_marked_score(path: str | os.PathLike) -> tuple[Row, str]:
 
 
 def _is_of_kind(value: Any, kind: type) -> bool:
-    """Whether a value of a JSON file can be one of a column: numbers may be null there."""
+    """Whether a value of a JSON file is of the type of a column; numbers may be null."""
     if kind is float:
         return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))

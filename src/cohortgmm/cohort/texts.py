@@ -14,7 +14,7 @@ from cohortgmm.errors import ConfigError, DataError
 
 
 def check_column(obs: pd.DataFrame, column: str, key: str) -> None:
-    """Refuse a column that ``obs`` does not have, or has twice; ``key`` is the configuration key it came from."""
+    """Refuse a column that ``obs`` lacks or has twice; ``key`` is the configuration key that names it."""
     count = list(obs.columns).count(column)
     if count == 0:
         raise unknown_name(f"{key}: obs column", column, obs.columns)
@@ -28,13 +28,13 @@ def column_list(patient_col: str | Sequence[str]) -> list[str]:
     Raises
     ------
     ConfigError
-        If there is none, or the same twice.
+        If there is none, or a column is named twice.
     """
     columns = list(patient_col) if isinstance(patient_col, list | tuple) else [patient_col]
     try:
         if columns and len(set(columns)) == len(columns):
             return columns
-    except TypeError:  # lists within the list, and whatever else cannot name a column
+    except TypeError:  # such as lists within the list
         pass
     raise ConfigError(
         f"patient_col must be a column of obs, or a list of several different ones, got {format_repr(patient_col)}"
@@ -43,7 +43,7 @@ def column_list(patient_col: str | Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Texts:
-    """A column as text: ``values[codes[i]]`` is that of cell i, and the code is −1 where there is none."""
+    """A column as text: ``values[codes[i]]`` is the text of cell i; the code is −1 if the cell has none."""
 
     codes: np.ndarray
     values: list[str]
@@ -60,21 +60,21 @@ def _as_text(value: Any, key: str) -> str:
 
 
 def column_texts(column: pd.Series, key: str, *, as_ids: bool = False) -> Texts:
-    """Values of a column as text; what is missing, or an empty text, is none.
+    """Values of a column as text; cells with a missing value or an empty text have none.
 
     Parameters
     ----------
     column
-        Of ``obs``.
+        A column of ``obs``.
     key
-        What the message of an error calls it.
+        Its name in messages.
     as_ids
-        Whether values that read the same must be the same.
+        Whether different values with the same text are an error.
 
     Raises
     ------
     DataError
-        Of ids: for two different values that read the same as text, or two equal ones that read differently.
+        With ``as_ids``, for different values with the same text, or equal numbers with different texts.
     """
     missing = column.isna().to_numpy(dtype=bool)
     if isinstance(column.dtype, pd.CategoricalDtype):
@@ -101,7 +101,7 @@ def column_texts(column: pd.Series, key: str, *, as_ids: bool = False) -> Texts:
 
 
 def _distinct(values: np.ndarray, missing: np.ndarray, key: str) -> tuple[np.ndarray, list[Any]]:
-    """As :func:`pandas.factorize`, which takes 1, 1.0 and True for the same, and texts that differ in a NUL."""
+    """Like :func:`pandas.factorize`, which takes 1, 1.0 and True for equal, and texts that differ only in a NUL."""
     codes, found = np.full(len(values), -1, dtype=np.int64), {}
     for i in np.flatnonzero(~missing):
         value = values[i]
@@ -139,7 +139,7 @@ def _check_distinct(values: Sequence[Any], key: str) -> None:
 
 
 def check_id(patient: str, key: str, *, in_file: bool = True) -> None:
-    """Refuse an id that is empty or no Unicode text or, as it goes into a file, has a NUL."""
+    """Refuse an id that is empty, no valid Unicode or, if it is written to a file, contains a NUL."""
     if patient == "":
         raise DataError(f"{key}: an empty patient id; give every patient a name")
     if in_file and "\0" in patient:

@@ -1,4 +1,4 @@
-"""The layout of the mixtures in ``adata.uns``: ggml_ot's, with a few keys of our own."""
+"""The layout of the mixtures in ``adata.uns``: that of ggml_ot with a few more keys."""
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -34,7 +34,7 @@ _SCORE_NAMES = {
 
 
 def uns_key(patient: str) -> str:
-    """Key of a patient in a dict of ``uns``: its id, where HDF5 allows it, else escaped reversibly.
+    """Key of a patient in a dict of ``uns``: its id, with a reversible escape for what HDF5 does not allow.
 
     A ``/`` would nest groups and a lone ``.`` names the group itself.
     """
@@ -43,12 +43,12 @@ def uns_key(patient: str) -> str:
 
 @dataclass(frozen=True, eq=False)
 class CellAssignment:
-    """What the mixtures say of every cell of the cohort.
+    """Component, responsibilities and probability of background of every cell of the cohort.
 
     Attributes
     ----------
     components
-        (n,) most probable component, also of a cell that is more probably background; −1 for cells of patients without
+        (n,) most probable component, also for cells that are more probably background; −1 for cells of patients without
         a mixture.
     resp
         (n, max K) responsibilities, padded with zeros; zero for cells of patients without a mixture.
@@ -216,7 +216,7 @@ def _pad(array: np.ndarray, k_max: int) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class _Chosen:
-    """What is written of a final fit besides its covariances."""
+    """What is stored of a final fit besides its covariances."""
 
     weights: np.ndarray
     means: np.ndarray
@@ -293,7 +293,7 @@ def _score_table(rows: Sequence[Row], metric: str) -> dict[str, np.ndarray]:
 
 
 def _mean_scores(tables: Iterable[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Mean over patients of every column at every k that some patient has."""
+    """Mean of every column over the patients, for every k that any patient has."""
     tables = list(tables)
     ks = np.concatenate([table["k"] for table in tables])
     values, index = np.unique(ks, return_inverse=True)
@@ -311,7 +311,7 @@ def read_gmm(data, gmm_key: str | None = None) -> dict[str, GaussianMixture]:
     data
         AnnData, or the path of an ``.h5ad`` (of which only ``uns`` is read).
     gmm_key
-        Key in ``uns``; None takes the only one that holds mixtures.
+        Key in ``uns``; None for the only one that holds mixtures.
 
     Returns
     -------
@@ -321,7 +321,7 @@ def read_gmm(data, gmm_key: str | None = None) -> dict[str, GaussianMixture]:
     Raises
     ------
     DataError
-        If there is no such key or it holds no mixtures, or invalid ones.
+        If there is no such key, or it holds no mixtures or invalid ones.
 
     Examples
     --------
@@ -344,7 +344,7 @@ def read_gmm(data, gmm_key: str | None = None) -> dict[str, GaussianMixture]:
 
 @contextmanager
 def _stored_uns(data) -> Iterator[Mapping[str, Any]]:
-    """``uns`` of an AnnData; of a file only the entries with mixtures, whose covariances stay in it until asked for."""
+    """``uns`` of an AnnData; of a file only the entries with mixtures, whose covariances are read when they are needed."""
     if not isinstance(data, (str, os.PathLike)):
         if not isinstance(getattr(data, "uns", None), Mapping):
             raise DataError(f"data must be AnnData or the path of an .h5ad, got {type(data).__name__}")

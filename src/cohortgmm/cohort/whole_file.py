@@ -1,4 +1,4 @@
-"""Reading the whole of a cohort's file and writing it again, with what anndata can read but not write, or cannot read."""
+"""Reading a cohort's file whole and writing it again, with entries that anndata cannot write, or cannot even read."""
 
 import os
 import warnings
@@ -17,7 +17,7 @@ from cohortgmm.cohort.h5ad import check_sources, load_filters, open_h5ad, read_i
 from cohortgmm.display import format_error
 from cohortgmm.errors import CohortgmmError, DataError
 
-#: Name of a column that anndata keeps for itself.
+#: Name of a column that anndata reserves.
 _RESERVED = "_index"
 
 _MAPPINGS = ("obsm", "varm", "layers", "obsp", "varp", "uns")
@@ -30,11 +30,11 @@ class Cohort:
     Attributes
     ----------
     adata
-        What can be read; None once it was released.
+        All that can be read; None after :meth:`release`.
     renamed
-        Entries that have another name here, as anndata could not write them: ``{"entry": ..., "kept_as": ...}``.
+        Entries with another name here, because anndata could not write them: ``{"entry": ..., "kept_as": ...}``.
     unread
-        Paths in the file of what cannot be read, and why.
+        Reason by path in the file, for entries that cannot be read.
     """
 
     adata: ad.AnnData | None
@@ -42,33 +42,33 @@ class Cohort:
     unread: dict[str, str] = field(default_factory=dict)
 
     def release(self) -> ad.AnnData:
-        """What can be read, for a caller that frees it while this object stays."""
+        """The AnnData, which this object no longer holds, so that the caller can free its memory."""
         adata, self.adata = self.adata, None
         return adata
 
     @property
     def left_out(self) -> list[str]:
-        """Names of the entries that :func:`write_cohort` cannot write either."""
+        """Names of the entries that :func:`write_cohort` cannot copy."""
         return [_entry(path) for path in self.unread if not path.startswith("uns/")]
 
 
 def read_cohort(source: str | os.PathLike, needed: str) -> Cohort:
-    """Read a file whole; what cannot be read is left out where it is not needed.
+    """Read a file whole; entries that cannot be read are left out unless they are needed.
 
     Parameters
     ----------
     source
         An ``.h5ad``.
     needed
-        Path in it of what must be read besides ``obs`` and ``var``.
+        Path in it of an entry that must be read, besides ``obs`` and ``var``.
 
     Raises
     ------
     DataError
-        If the file is no AnnData, or if what is needed cannot be read.
+        If the file is no AnnData, or if the needed entry cannot be read.
     """
     with open_h5ad(source) as file, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about names that are not unique, which are looked at later
+        warnings.simplefilter("ignore")  # names that are not unique are handled later
         load_filters(file)
         try:
             check_sources(file)
@@ -89,21 +89,21 @@ def read_cohort(source: str | os.PathLike, needed: str) -> Cohort:
 
 
 def write_cohort(adata: ad.AnnData, target: Path, source: str | os.PathLike, unread: Mapping[str, str]) -> list[str]:
-    """Write a cohort, with the entries of ``uns`` that could not be read copied as they are.
+    """Write a cohort; entries of ``uns`` that could not be read are copied from the source.
 
     Parameters
     ----------
     adata
         The cohort.
     target
-        Where to write.
+        The new file.
     source, unread
-        The file it came from, and what could not be read of it.
+        The file that it was read from, and what could not be read of it, see :class:`Cohort`.
 
     Returns
     -------
     list of str
-        Names of entries of ``uns`` that could not be copied, as they are links to what is not there.
+        Names of entries of ``uns`` that could not be copied, as they are broken links.
 
     Raises
     ------
@@ -128,7 +128,7 @@ def write_cohort(adata: ad.AnnData, target: Path, source: str | os.PathLike, unr
             for path in paths:
                 name = f"{path}{SUFFIX}" if path in new else path
                 try:
-                    old.copy(old[path], new, name=name, expand_external=True)  # the copy is in another folder
+                    old.copy(old[path], new, name=name, expand_external=True)  # links would not work in another folder
                 except (KeyError, OSError, RuntimeError):
                     new.pop(name, None)
                     lost.append(_entry(path))
@@ -136,13 +136,13 @@ def write_cohort(adata: ad.AnnData, target: Path, source: str | os.PathLike, unr
 
 
 def _entry(path: str) -> str:
-    """How users name what is at a path of the file."""
+    """Name of the entry at a path of the file, as in Python."""
     place, _, key = path.partition("/")
     return f"{place}[{key!r}]" if key else place
 
 
 def _read_by_elements(file: h5py.File) -> Cohort:
-    """Read every entry by itself."""
+    """Read the entries one by one."""
     unread: dict[str, str] = {}
     renamed: list[dict[str, str]] = []
     tables = {name: _read_table(file, name, unread) for name in ("obs", "var")}
@@ -198,7 +198,7 @@ def _read_table(file: h5py.File, path: str, unread: dict[str, str]) -> pd.DataFr
 
 
 def _read_mapping(file: h5py.File, place: str, unread: dict[str, str], renamed: list[dict[str, str]]) -> dict[str, Any]:
-    """The entries of a mapping. A ``/`` in a key leads to nested groups; here it is a ``_``."""
+    """The entries of a mapping. A ``/`` in a key, which makes nested groups in a file, becomes ``_``."""
     found: dict[str, Any] = {}
     for key, item in file.get(place, {}).items():
         nested = place != "uns" and isinstance(item, h5py.Group) and item.attrs.get("encoding-type", "dict") == "dict"

@@ -1,4 +1,4 @@
-"""Writes what is said of the configuration elsewhere: the schemas in ``workflow/schemas`` and ``config/README.md``.
+"""Writes the schemas in ``workflow/schemas`` and the page ``config/README.md`` from the models of the configuration.
 
 Run as ``python -m cohortgmm.config.docs`` in the folder of the Snakefile.
 """
@@ -19,17 +19,17 @@ HEADER = """# The configuration
 
 `config.yaml` is read when `snakemake` runs without `--configfile`; a file named there replaces it, nothing is merged.
 Keys that are left out have their defaults. A key that is not in the tables, a wrong type or a value out of range stops the
-run before anything is done, with one line for every problem. The same rules as JSON schemas, for editors and other
-programs, are in `workflow/schemas`.
+run before any job starts, with one line per problem. JSON schemas with the same rules, for editors and other programs, are
+in `workflow/schemas`.
 
 | file | for |
 |---|---|
 | `config.yaml` | the default; as it stands, the demo cohort |
 | `demo.yaml` | the demo (`make demo`) |
 | `example_counts.yaml` | raw counts of several batches, corrected with Harmony |
-| `example_embedding.yaml` | an embedding that is there already (scVI, an integrated PCA) |
+| `example_embedding.yaml` | an existing embedding (scVI, an integrated PCA) |
 | `example_corrections.yaml` | noise, missing features, sorted cells, debris |
-| `example_sheet.yaml` | chosen patients by a sample sheet |
+| `example_sheet.yaml` | selected patients by a sample sheet |
 
 This page is made from the models in `src/cohortgmm/config/sections.py` and `gmm.py` (`make docs`).
 """
@@ -43,7 +43,7 @@ def config_page() -> str:
 
 
 def _sections(model: type[BaseModel], path: str = "") -> Iterator[str]:
-    """Tables of the sections within a section, and of those within them."""
+    """Tables of all sections within a section, depth first."""
     for name, field in model.model_fields.items():
         section = section_of(field.annotation)
         if section is not None:
@@ -56,7 +56,7 @@ def schema_text(model: type[BaseModel]) -> str:
     return json.dumps(model.model_json_schema(), indent=2, ensure_ascii=False) + "\n"
 
 
-#: What is written where, relative to the folder of the Snakefile.
+#: Content by path, relative to the folder of the Snakefile.
 PAGES = {
     "config/README.md": config_page,
     "workflow/schemas/config.schema.json": lambda: schema_text(Config),

@@ -1,4 +1,4 @@
-"""The file of the configuration as it is read, with what is wrong with it in one line."""
+"""Reading the file of the configuration; errors are one line."""
 
 import os
 from pathlib import Path
@@ -8,19 +8,19 @@ from cohortgmm.errors import ConfigError
 
 
 def read_config_file(path: str | os.PathLike) -> dict[str, Any]:
-    """Keys and values of a configuration; an empty file has none.
+    """Keys and values of a configuration file; none for an empty file.
 
     Raises
     ------
     ConfigError
-        If the file cannot be read, is no YAML, or holds something else than keys with values.
+        If the file cannot be read, is no YAML, or is not a mapping of keys to values.
     """
-    import yaml  # here, as jobs do not read it
+    import yaml  # only here: jobs, which import this package too, do not read the file
 
     if not Path(path).exists():
         raise ConfigError(f"no such configuration: {Path(path).absolute()}; name another with --configfile")
     try:
-        # Spreadsheets and editors put a mark before the text.
+        # utf-8-sig: some editors write a byte order mark.
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
