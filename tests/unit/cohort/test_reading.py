@@ -8,7 +8,8 @@ import pytest
 from projects import make_cohort
 from scipy import sparse
 
-from cohortgmm.cohort import reading
+from cohortgmm.cohort import h5ad, patients, reading
+from cohortgmm.cohort.labels import patient_labels
 from cohortgmm.errors import DataError
 
 
@@ -19,7 +20,7 @@ def refusal(function, *arguments):
 
 
 def enter(path):
-    with reading.open_h5ad(path):
+    with h5ad.open_h5ad(path):
         pass
 
 
@@ -48,8 +49,8 @@ def test_a_file_cut_short_is_refused(tmp_path):
 def test_the_parts_of_a_file(tmp_path):
     cohort = make_cohort()
     cohort.write_h5ad(tmp_path / "x.h5ad")
-    with reading.open_h5ad(tmp_path / "x.h5ad") as file:
-        obs = reading.read_obs(file)
+    with h5ad.open_h5ad(tmp_path / "x.h5ad") as file:
+        obs = h5ad.read_obs(file)
         embedding, counts = reading.read_embedding(file, "X_pca"), reading.read_embedding(file, None)
     np.testing.assert_array_equal(embedding.matrix, cohort.obsm["X_pca"])
     np.testing.assert_array_equal(counts.matrix, np.zeros((180, 1)))
@@ -65,8 +66,8 @@ def test_a_table_in_the_layout_of_old_files_is_refused(tmp_path):
         file["obs"] = np.array([(b"c0", 0), (b"c1", 1)], dtype=[("index", "S2"), ("patient", "i1")])
         file["var"] = np.array([(b"g0",)], dtype=[("index", "S2")])
         file["uns/patient_categories"] = np.array([b"P1", b"P2"])
-    with reading.open_h5ad(tmp_path / "old.h5ad") as file:
-        assert refusal(reading.read_obs, file) == (
+    with h5ad.open_h5ad(tmp_path / "old.h5ad") as file:
+        assert refusal(h5ad.read_obs, file) == (
             f"{tmp_path}/old.h5ad: obs is in the layout of anndata before 0.7: "
             "read the file with anndata and write it again"
         )
@@ -75,7 +76,7 @@ def test_a_table_in_the_layout_of_old_files_is_refused(tmp_path):
 def test_an_embedding_that_is_not_there(tmp_path):
     cohort = make_cohort()
     ad.AnnData(obs=cohort.obs, obsm={"X_scVI": cohort.obsm["X_pca"]}, shape=(180, 0)).write_h5ad(tmp_path / "x.h5ad")
-    with reading.open_h5ad(tmp_path / "x.h5ad") as file:
+    with h5ad.open_h5ad(tmp_path / "x.h5ad") as file:
         assert refusal(reading.read_embedding, file, "X_scvi") == (
             "use_rep: obsm key 'X_scvi' is not in the data; did you mean 'X_scVI'? known: X_scVI"
         )
@@ -83,18 +84,18 @@ def test_an_embedding_that_is_not_there(tmp_path):
 
 
 def test_unknown_names():
-    assert str(reading.unknown_name("obs column", "x", [])) == "obs column 'x' is not in the data; known: none"
-    assert str(reading.unknown_name("a", "zz", ["b", 3])) == "a 'zz' is not in the data; known: 3, b"
-    many = str(reading.unknown_name("a", "zz", [f"c{i:02d}" for i in range(20)]))
+    assert str(h5ad.unknown_name("obs column", "x", [])) == "obs column 'x' is not in the data; known: none"
+    assert str(h5ad.unknown_name("a", "zz", ["b", 3])) == "a 'zz' is not in the data; known: 3, b"
+    many = str(h5ad.unknown_name("a", "zz", [f"c{i:02d}" for i in range(20)]))
     assert many.endswith("known: c00, c01, c02, c03, c04, c05, c06, c07, c08, c09, c10, c11, ...")
 
 
 def test_repeated_cell_names():
     obs = pd.DataFrame(index=["a", "b", "a", "c", "b", "b"])
-    assert refusal(reading.check_cell_names, obs) == (
+    assert refusal(patients.check_cell_names, obs) == (
         "3 cell names occur more than once, the first is 'a': call adata.obs_names_make_unique()"
     )
-    reading.check_cell_names(pd.DataFrame(index=["a", "b"]))
+    patients.check_cell_names(pd.DataFrame(index=["a", "b"]))
 
 
 @pytest.mark.parametrize(
@@ -111,7 +112,7 @@ def test_repeated_cell_names():
     ids=["text", "integers", "floats", "booleans", "categories", "categories of integers", "strings"],
 )
 def test_patients_are_text(make_obs, values, texts):
-    ids = reading.patient_ids(make_obs(values), "patient")
+    ids = patients.patient_ids(make_obs(values), "patient")
     assert ids.dtype == object
     assert ids.tolist() == texts
     assert all(type(patient) is str for patient in ids)
@@ -123,23 +124,23 @@ def test_patients_are_text(make_obs, values, texts):
     ids=["text", "floats", "categories"],
 )
 def test_cells_without_a_patient(make_obs, values):
-    assert refusal(reading.patient_ids, make_obs(values), "patient") == (
+    assert refusal(patients.patient_ids, make_obs(values), "patient") == (
         "patient_col 'patient': 2 cells have no patient, the first is 'c1'"
     )
 
 
 def test_values_that_read_the_same(make_obs):
     obs = make_obs(pd.Series([1, "1", 2], dtype=object).to_numpy())
-    assert refusal(reading.patient_ids, obs, "patient") == (
+    assert refusal(patients.patient_ids, obs, "patient") == (
         "patient_col 'patient': two different values read the same as text, '1' (int and str); make them all text"
     )
 
 
 def test_a_column_that_is_not_there(make_obs):
-    assert refusal(reading.patient_ids, make_obs(["a"], "donor_id"), "donor") == (
+    assert refusal(patients.patient_ids, make_obs(["a"], "donor_id"), "donor") == (
         "patient_col: obs column 'donor' is not in the data; did you mean 'donor_id'? known: donor_id"
     )
-    assert refusal(reading.patient_labels, make_obs(["a"]), np.array(["a"]), "group").startswith(
+    assert refusal(patient_labels, make_obs(["a"]), np.array(["a"]), "group").startswith(
         "label_col: obs column 'group' is not in the data; known: patient"
     )
 
@@ -147,12 +148,12 @@ def test_a_column_that_is_not_there(make_obs):
 def test_labels_of_patients(make_obs):
     ids = np.array(list("aaabbccdd"), dtype=object)
     obs = make_obs(["x", "y", "y", "x", "x", "y", "x", None, None], "group")
-    labels = reading.patient_labels(obs, ids, "group")
+    labels = patient_labels(obs, ids, "group")
     assert labels.values == {"a": "y", "b": "x", "c": "x", "d": ""}  # the commonest; of a tie the first by name
     assert labels.mixed == ["a", "c"]
-    labels = reading.patient_labels(obs.astype("category"), ids, "group")
+    labels = patient_labels(obs.astype("category"), ids, "group")
     assert (labels.values["a"], labels.mixed) == ("y", ["a", "c"])
-    labels = reading.patient_labels(make_obs([1, 1, 1, 2, 2, 3, 3, 4, 4], "group"), ids, "group")
+    labels = patient_labels(make_obs([1, 1, 1, 2, 2, 3, 3, 4, 4], "group"), ids, "group")
     assert labels.values == {"a": "1", "b": "2", "c": "3", "d": "4"}
 
 
@@ -199,7 +200,7 @@ def test_features_of_a_file_have_the_names_that_it_gives(tmp_path):
     cohort = ad.AnnData(x, obs=pd.DataFrame(index=table.index), var=pd.DataFrame(index=["g1", "MT-2"]))
     cohort.obsm["X_cytof"], cohort.obsm["X_pca"] = table, x
     cohort.write_h5ad(tmp_path / "x.h5ad")
-    with reading.open_h5ad(tmp_path / "x.h5ad") as file:
+    with h5ad.open_h5ad(tmp_path / "x.h5ad") as file:
         for use_rep, names in ((None, ("g1", "MT-2")), ("X_cytof", ("CD3", "CD4")), ("X_pca", ("PC1", "PC2"))):
             embedding = reading.read_embedding(file, use_rep)
             assert embedding.feature_names == names
@@ -271,7 +272,7 @@ def test_noise_of_a_file(tmp_path):
     cohort.obsm["table"] = pd.DataFrame(VARIANCES, columns=["a", "b", "c"], index=cohort.obs_names)
     cohort.layers["dense"], cohort.layers["sparse"] = VARIANCES, sparse.csc_matrix(VARIANCES)
     cohort.write_h5ad(tmp_path / "x.h5ad")
-    with reading.open_h5ad(tmp_path / "x.h5ad") as file:
+    with h5ad.open_h5ad(tmp_path / "x.h5ad") as file:
 
         def read(obsm=None, layer=None, shape=(N, D)):
             noise = reading.read_noise(file, {"obsm": obsm, "layer": layer}, shape)
@@ -293,7 +294,7 @@ def test_noise_of_a_file(tmp_path):
             "got float64 of shape (4, 3)"
         )
     ad.AnnData(np.ones((N, D))).write_h5ad(tmp_path / "y.h5ad")
-    with reading.open_h5ad(tmp_path / "y.h5ad") as file:
+    with h5ad.open_h5ad(tmp_path / "y.h5ad") as file:
         said = refusal(reading.read_noise, file, {"obsm": None, "layer": "v"}, (N, D))
     assert said == "noise.layer: key of layers 'v' is not in the data; known: none"
 
