@@ -159,7 +159,7 @@ def fit_gmm(
     sharing = _sharing(gmm, is_mapping)
     split = _split(cells, ids, gmm, seed, min_cells, on_small_patient)
     if not is_mapping:
-        check_overwritten(data, gmm_key, patient_col, use_rep, gmm.noise and gmm.noise.obsm)
+        check_overwritten(data, gmm_key, patient_col, use_rep, None if gmm.noise is None else gmm.noise.obsm)
         check_size(1 if sharing == "global" else len(split.patients), max(gmm.candidates), cells.matrix.shape[1])
     results = fit_units(split.units(cells, sharing), gmm, seed, n_workers)
     assigned, weights = assign_components(results, split.units(cells, sharing), split.unit_positions(sharing), len(ids))

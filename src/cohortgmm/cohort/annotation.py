@@ -3,6 +3,7 @@
 import logging
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import anndata as ad
 import h5py
@@ -36,7 +37,7 @@ class CellAnnotation:
     umap: np.ndarray | None
     cell_types: pd.Categorical | None
 
-    def save(self, path: str | os.PathLike) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Write to ``.npz``."""
         arrays = {}
         if self.umap is not None:
@@ -45,10 +46,10 @@ class CellAnnotation:
             arrays["codes"] = np.asarray(self.cell_types.codes, dtype=np.int32)
             arrays["categories"] = np.array(self.cell_types.categories, dtype=str)
         with atomic_path(path) as temporary:
-            np.savez(temporary, **arrays)
+            np.savez(temporary, **dict[str, Any](arrays))
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> "CellAnnotation":
+    def load(cls, path: str | os.PathLike[str]) -> "CellAnnotation":
         """Read what :meth:`save` wrote."""
         arrays = read_arrays(path, (), "annotation of cells", optional=("umap", "codes", "categories"))
         types = pd.Categorical.from_codes(arrays["codes"], arrays["categories"]) if "codes" in arrays else None
@@ -56,7 +57,13 @@ class CellAnnotation:
 
 
 def read_annotation(
-    path: str | os.PathLike, *, use_rep: str | None, celltype_col: str | None, umap: bool, max_cells: int, seed: int
+    path: str | os.PathLike[str],
+    *,
+    use_rep: str | None,
+    celltype_col: str | None,
+    umap: bool,
+    max_cells: int,
+    seed: int,
 ) -> CellAnnotation:
     """Cell types of a cohort and its UMAP, which is computed if the file has none.
 
@@ -115,7 +122,7 @@ def read_umap(file: h5py.File) -> np.ndarray:
     return np.where(np.isfinite(pairs).all(axis=1, keepdims=True), pairs, np.nan)
 
 
-def _compute_umap(matrix, max_cells: int, seed: int) -> np.ndarray:
+def _compute_umap(matrix: Any, max_cells: int, seed: int) -> np.ndarray:
     import scanpy as sc
 
     n = matrix.shape[0]

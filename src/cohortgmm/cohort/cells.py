@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -129,7 +130,7 @@ class PatientCells:
             return str(i)
         return repr(self.cell_names[i].decode(errors="surrogatepass"))
 
-    def save(self, path: str | os.PathLike) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Write to ``.npz``; a file that already has this content is left untouched."""
         arrays = {"patient": np.array(self.patient), "x": self.x, "train": self.train}
         arrays["feature_names"] = np.array(self.feature_names, dtype=str)
@@ -140,10 +141,10 @@ class PatientCells:
         if self.cell_names is not None:
             arrays["cell_names"] = self.cell_names
         with atomic_path(path, keep_if_same=True) as temporary:
-            np.savez(temporary, **arrays)
+            np.savez(temporary, **dict[str, Any](arrays))
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> "PatientCells":
+    def load(cls, path: str | os.PathLike[str]) -> "PatientCells":
         """Read what :meth:`save` wrote."""
         names = ("patient", "x", "train", "feature_names")
         arrays = read_arrays(path, names, "cells of a patient", optional=("owner", "patients", "noise", "cell_names"))
@@ -159,7 +160,7 @@ class PatientCells:
         )
 
 
-def write_positions(path: str | os.PathLike, positions: Mapping[str, np.ndarray]) -> None:
+def write_positions(path: str | os.PathLike[str], positions: Mapping[str, np.ndarray]) -> None:
     """Write the rows of the cohort that the cells of every array file come from.
 
     They are not in the array files, so that the file of a patient stays the same when cells of others are added.
@@ -177,10 +178,10 @@ def write_positions(path: str | os.PathLike, positions: Mapping[str, np.ndarray]
         "positions": np.concatenate([np.empty(0, np.int64), *positions.values()]).astype(np.int64),
     }
     with atomic_path(path, keep_if_same=True) as temporary:
-        np.savez(temporary, **arrays)
+        np.savez(temporary, **dict[str, Any](arrays))
 
 
-def read_positions(path: str | os.PathLike) -> dict[str, np.ndarray]:
+def read_positions(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Read what :func:`write_positions` wrote."""
     arrays = read_arrays(path, ("patients", "n_cells", "positions"), "positions of cells")
     rows = np.split(arrays["positions"], np.cumsum(arrays["n_cells"])[:-1])

@@ -20,7 +20,7 @@ _TEXT_COLUMNS = ["patient", "file", "label", "metric", "status", "reason", "cell
 COMPOSITION_COLUMNS = FRAME_COLUMNS["composition"]
 
 
-def read_frame(path: str | os.PathLike, content: str = "table") -> pd.DataFrame:
+def read_frame(path: str | os.PathLike[str], content: str = "table") -> pd.DataFrame:
     """A table of the pipeline for a figure. Texts stay texts, also a patient called NA; other columns are numbers.
 
     Parameters
@@ -47,7 +47,7 @@ def read_frame(path: str | os.PathLike, content: str = "table") -> pd.DataFrame:
     return frame
 
 
-def write_frame(frame: pd.DataFrame, path: str | os.PathLike) -> None:
+def write_frame(frame: pd.DataFrame, path: str | os.PathLike[str]) -> None:
     """Write a table as tab-separated values."""
     texts = frame.select_dtypes(include=["object", "string", "category"])
     # Before Python 3.13 a carriage return by itself does not make the writer quote a text.
@@ -163,7 +163,9 @@ def composition_table(
     """
     tables = [pd.DataFrame(columns=COMPOSITION_COLUMNS)]
     models = {result.name: result for result in results}
-    for cells in units if cell_types is not None else ():
+    if cell_types is None:
+        return tables[0]
+    for cells in units:
         components = members_of(cells, models[cells.patient].fit.model)
         types = cell_types[positions[cells.patient]].astype(object)
         table = pd.DataFrame({"component": components, "cell_type": np.where(pd.isna(types), "unknown", types)})

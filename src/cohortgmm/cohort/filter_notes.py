@@ -36,7 +36,7 @@ _MANY = 0.5
 _SHOWN = 5
 
 
-def read_summary(path: str | os.PathLike) -> dict[str, Any]:
+def read_summary(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The summary that the preprocessing wrote.
 
     Raises

@@ -113,7 +113,7 @@ def gene_symbols(var: pd.DataFrame, column: str | None) -> np.ndarray:
     return values.astype(object).map(lambda value: "" if pd.isna(value) else str(value)).to_numpy(dtype=object)
 
 
-def mitochondrial(symbols: Sequence[str]) -> np.ndarray:
+def mitochondrial(symbols: Sequence[str] | np.ndarray) -> np.ndarray:
     """(G,) bool: which genes are mitochondrial by their names."""
     return np.fromiter((_MITO.match(symbol) is not None for symbol in symbols), dtype=bool, count=len(symbols))
 

@@ -63,7 +63,7 @@ def check_observed(completeness: Callable[[np.ndarray], np.ndarray] | None, cell
     Completeness(completeness).check_cells(tiles, cells.cell_name)
 
 
-def read_reference(reference: GaussianMixture | MixtureFit | str | os.PathLike) -> GaussianMixture:
+def read_reference(reference: GaussianMixture | MixtureFit | str | os.PathLike[str]) -> GaussianMixture:
     """A mixture that is given itself, as a fit, or as the path of one.
 
     Raises
@@ -81,7 +81,7 @@ def read_reference(reference: GaussianMixture | MixtureFit | str | os.PathLike) 
         raise ConfigError(f"reference: no such file: {reference}") from None
 
 
-def load_function(name: str) -> Callable:
+def load_function(name: str) -> Callable[..., Any]:
     """The function of a name such as ``file.py:function`` or ``module:function``."""
     source, _, function = name.rpartition(":")
     try:
@@ -110,7 +110,7 @@ def _function(given: Any) -> Any:
     return load_function(given) if isinstance(given, str) else given
 
 
-def _completeness(described: Mapping[str, Any] | None, cells: PatientCells) -> Callable | None:
+def _completeness(described: Mapping[str, Any] | None, cells: PatientCells) -> Callable[..., Any] | None:
     if described is None:
         return None
     gates, function = described["gates"], _function(described["function"])

@@ -175,7 +175,7 @@ def final_fit(
     arguments = fit_arguments(options, cells)
     if not needs_fitted_weights(cells, fit.model, arguments):
         return fit
-    logger.info("weights of %d patients, k=%d", len(cells.patients), k)
+    logger.info("weights of %d patients, k=%d", len(cells.patients or ()), k)
     weights = patient_weights(cells, fit.model, arguments, seed=seed, n_threads=n_threads)
     return replace(fit, patient_weights=weights)
 
@@ -221,10 +221,11 @@ def _n_parameters(model: GaussianMixture, arguments: Mapping[str, Any]) -> int:
     )
 
 
-def write_fit(path: str | os.PathLike, fit: MixtureFit | None, mark: str = "") -> None:
+def write_fit(path: str | os.PathLike[str], fit: MixtureFit | None, mark: str = "") -> None:
     """Write a fit and the mark of its inputs and options; None, for a skipped candidate, gives a file without a mixture."""
     with atomic_path(path) as temporary:
-        np.savez(temporary, **({"skipped": np.array(True)} if fit is None else fit.arrays()))
+        arrays: dict[str, Any] = {"skipped": np.array(True)} if fit is None else dict(fit.arrays())
+        np.savez(temporary, **arrays)
         if mark:
             mark_archive(temporary, mark)
 
@@ -263,7 +264,7 @@ def fit_units(units: Iterable[PatientCells], gmm: "GmmConfig", seed: int, n_work
 def _fit_unit(
     cells: PatientCells, gmm: "GmmConfig", options: Mapping[str, Any], seed: int, n_threads: int
 ) -> PatientResult:
-    rows, fits, k = [], {}, None
+    rows, fits, k = [], dict[int, Any](), None
     try:
         for k in gmm.candidates:
             row, fits[k] = fit_candidate(

@@ -24,7 +24,7 @@ _GZIP = b"\x1f\x8b"
 
 
 @contextmanager
-def open_h5ad(path: str | os.PathLike) -> Iterator[h5py.File]:
+def open_h5ad(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
     """Open an ``.h5ad`` for reading.
 
     Raises
@@ -213,7 +213,11 @@ def _datasets(item: h5py.Group | h5py.Dataset, path: str) -> Iterator[tuple[str,
         yield path, item
         return
     found: list[tuple[str, h5py.Dataset]] = []
-    item.visititems(lambda name, thing: found.append((f"{path}/{name}", thing)) and None)
+
+    def collect(name: str, thing: Any) -> None:
+        found.append((f"{path}/{name}", thing))
+
+    item.visititems(collect)
     yield from ((name, thing) for name, thing in found if isinstance(thing, h5py.Dataset))
 
 

@@ -215,7 +215,7 @@ def cells_of_mapping(arrays: Mapping[Any, Any], noise: Any) -> tuple[Embedding, 
 
 def _row_names(table: Any, patient: str, n: int) -> np.ndarray:
     """(n,) names of a patient's cells: the row names of a table if they are texts, else None."""
-    rows = table.index if isinstance(table, pd.DataFrame) else ()
+    rows = table.index if isinstance(table, pd.DataFrame) else pd.Index([])
     if not all(isinstance(name, str) for name in rows) or not len(rows):
         return np.full(n, None, dtype=object)
     duplicated = rows.duplicated()
@@ -274,22 +274,22 @@ def _noise_of_mapping(matrices: Mapping[str, np.ndarray], noise: Any, given: Map
         raise DataError(f"noise has no array for {len(absent)} patients, the first is {absent[0]!r}")
     for patient in matrices:
         check_labels(noise[patient], given[patient], f"noise of patient {patient!r}")
-    parts = [
+    arrays = [
         as_noise(noise[patient], f"the array of patient {patient!r}", x.shape, shared=True)
         for patient, x in matrices.items()
     ]
-    if len({part.ndim for part in parts}) > 1:
+    if len({array.ndim for array in arrays}) > 1:
         raise DataError("noise must be variances for all patients, or covariances for all")
-    parts = [part.toarray() if hasattr(part, "toarray") else part for part in parts]
-    if all(is_one_for_all(part) and np.array_equal(part[0], parts[0][0]) for part in parts):
-        return np.broadcast_to(parts[0][0], (n, *parts[0].shape[1:]))
-    return np.concatenate(parts)
+    arrays = [array.toarray() if hasattr(array, "toarray") else array for array in arrays]
+    if all(is_one_for_all(array) and np.array_equal(array[0], arrays[0][0]) for array in arrays):
+        return np.broadcast_to(arrays[0][0], (n, *arrays[0].shape[1:]))
+    return np.concatenate(arrays)
 
 
 def _one_for_all(noise: Any, n_features: int) -> np.ndarray | None:
     """Variances (D,) or a covariance (D, D) of all cells; None for any other noise."""
     if isinstance(noise, Noise):
-        values = noise.values if noise.is_shared else None
+        values = noise.values if noise.is_shared else np.empty(0)
     else:
-        values = None if isinstance(noise, str) else dense_array(noise, "noise: the array")
-    return values if np.shape(values) in ((n_features,), (n_features, n_features)) else None
+        values = np.empty(0) if isinstance(noise, str) else dense_array(noise, "noise: the array")
+    return values if values.shape in ((n_features,), (n_features, n_features)) else None

@@ -33,15 +33,15 @@ logger = logging.getLogger(__name__)
 
 
 def merge_models(
-    cohort: str | os.PathLike,
-    target: str | os.PathLike,
+    cohort: str | os.PathLike[str],
+    target: str | os.PathLike[str],
     *,
     cells: Sequence[str],
     models: Sequence[str],
-    positions: str | os.PathLike,
-    table: str | os.PathLike,
-    scores: str | os.PathLike,
-    source: str | os.PathLike,
+    positions: str | os.PathLike[str],
+    table: str | os.PathLike[str],
+    scores: str | os.PathLike[str],
+    source: str | os.PathLike[str],
     patient_col: str | Sequence[str],
     gmm: Mapping[str, Any],
     component_sharing: str,
@@ -77,8 +77,9 @@ def merge_models(
     with open_h5ad(cohort) as file:
         check_file(file, gmm_key, patient_col)
         n_cells = n_rows(file, "obs")
-        column = joined_column(patient_col, gmm_key)
-        ids = None if column is None else patient_ids(read_obs(file, column_list(patient_col)), patient_col)
+        column, columns = joined_column(patient_col, gmm_key), {}
+        if column is not None:
+            columns[column] = patient_ids(read_obs(file, column_list(patient_col)), patient_col)
     ordered = [results[name] for name in names]
     units = map(PatientCells.load, cells)
     assigned, weights = assign_components(ordered, units, read_positions(positions), n_cells)
@@ -99,17 +100,17 @@ def merge_models(
             "source_sha256": _sha256(source),
         },
     )
-    write_gmm(cohort, target, gmm_key, uns, assigned, {} if column is None else {column: ids})
+    write_gmm(cohort, target, gmm_key, uns, assigned, columns)
 
 
-def _sha256(path: str | os.PathLike) -> str:
+def _sha256(path: str | os.PathLike[str]) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_gmm(
-    source: str | os.PathLike,
-    target: str | os.PathLike,
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
     gmm_key: str,
     uns: Mapping[str, Any],
     assigned: CellAssignment,

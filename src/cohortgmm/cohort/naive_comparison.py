@@ -100,4 +100,5 @@ def _draw(
         noise = NoiseOfRandomCells(cells.noise, seed)
     draw = {"noise": noise, "completeness": arguments["completeness"]}
     n_seen = max(1, round(_DRAWN * share_seen))
-    return tuple(model.sample_observed(n_seen, seed, inverted=inverted, **draw).x for inverted in (False, True))
+    seen, unseen = (model.sample_observed(n_seen, seed, inverted=inverted, **draw).x for inverted in (False, True))
+    return seen, unseen

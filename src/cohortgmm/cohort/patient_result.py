@@ -31,7 +31,7 @@ class PatientResult:
     """
 
     name: str
-    source: MixtureFit | str | os.PathLike
+    source: MixtureFit | str | os.PathLike[str]
     n_cells: int
     n_fit: int
     scores: Sequence[Row] = ()
@@ -56,8 +56,8 @@ def n_fit_cells(train: np.ndarray, refit: str) -> int:
 
 
 def read_results(
-    cells: Sequence[str | os.PathLike],
-    models: Sequence[str | os.PathLike],
+    cells: Sequence[str | os.PathLike[str]],
+    models: Sequence[str | os.PathLike[str]],
     refit: str,
     scores: Mapping[str, Sequence[Row]] | None = None,
 ) -> list[PatientResult]:

@@ -171,7 +171,7 @@ def _columns_of(file: h5py.File, names: pd.Index, without: set[str]) -> Iterator
 
 
 def check_input(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     columns: Mapping[str, str | None],
     *,
     patient_col: str | Sequence[str] | None = None,

@@ -29,12 +29,12 @@ logger = logging.getLogger(__name__)
 
 
 def preprocess_file(
-    source: str | os.PathLike,
-    target: str | os.PathLike,
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
     options: PreprocessConfig,
     seed: int,
     *,
-    summary: str | os.PathLike | None = None,
+    summary: str | os.PathLike[str] | None = None,
     patient_col: str | Sequence[str] | None = None,
 ) -> None:
     """Read raw counts from an ``.h5ad``, compute the embedding and write everything to another.

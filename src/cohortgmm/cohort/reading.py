@@ -47,7 +47,14 @@ class Embedding:
     cell_names: np.ndarray | None = None
     name: str = "the data"
 
-    def cells(self, patient: str, positions: np.ndarray, train: np.ndarray, owner=None, patients=None) -> PatientCells:
+    def cells(
+        self,
+        patient: str,
+        positions: np.ndarray,
+        train: np.ndarray,
+        owner: np.ndarray | None = None,
+        patients: tuple[str, ...] | None = None,
+    ) -> PatientCells:
         """The cells in these rows; the other arguments are those of :class:`~cohortgmm.cohort.cells.PatientCells`.
 
         Raises
@@ -143,7 +150,7 @@ def named_embedding(values: Any, use_rep: str) -> Embedding:
 
 def read_noise(
     file: h5py.File, noise: Mapping[str, str | None], shape: tuple[int, int], feature_names: Sequence[str] = ()
-):
+) -> Any:
     """The measurement noise of an embedding of this shape; see :func:`as_noise`.
 
     Parameters
@@ -157,7 +164,8 @@ def read_noise(
     feature_names
         (D,) names of the features; a table of noise must have them in the same order.
     """
-    kind, place, key = ("obsm", "obsm", noise["obsm"]) if noise["obsm"] else ("layer", "layers", noise["layer"])
+    kind, place = ("obsm", "obsm") if noise["obsm"] else ("layer", "layers")
+    key = str(noise[kind])
     if not has_member(file, place, key):
         raise unknown_name(f"noise.{kind}: key of {place}", key, member_names(file, place))
     name = f"{place}[{key!r}]"
@@ -174,7 +182,7 @@ def check_noise_features(values: Any, feature_names: Sequence[str], name: str) -
         check_names(values.index, feature_names, f"noise: {name}: its rows", "the features")
 
 
-def as_noise(values: Any, name: str, shape: tuple[int, int], *, shared: bool = False):
+def as_noise(values: Any, name: str, shape: tuple[int, int], *, shared: bool = False) -> Any:
     """Measurement noise as variances (n, D) or covariances (n, D, D).
 
     Covariances may be flattened to (n, D · D). With ``shared``, the noise may be the same for all cells, (D,) or (D, D);
@@ -215,7 +223,7 @@ def named_layers(adata: Any) -> dict[str, Any]:
     return {name: layer for name, layer in adata.layers.items() if name is not None}
 
 
-def as_matrix(matrix: Any, name: str):
+def as_matrix(matrix: Any, name: str) -> Any:
     """Values of an AnnData as (n, D) array or CSR matrix of real numbers."""
     matrix = real_array(matrix, name)
     if matrix.ndim != 2 or matrix.shape[1] == 0:
@@ -225,7 +233,7 @@ def as_matrix(matrix: Any, name: str):
     return matrix
 
 
-def rows_of(matrix, rows: np.ndarray | slice) -> np.ndarray:
+def rows_of(matrix: Any, rows: np.ndarray | slice) -> np.ndarray:
     """Rows of what :func:`as_matrix` or :func:`as_noise` returned, as a dense array."""
     if not isinstance(rows, slice) and not hasattr(matrix, "tocsr") and is_one_for_all(matrix):
         return matrix[: len(rows)]

@@ -69,8 +69,9 @@ def patient_weights(
         "split_merge": 0,
         "n_threads": n_threads,
     }
-    weights = np.empty((len(cells.patients), model.n_components))
-    for i, patient in enumerate(cells.patients):
+    patients = cells.patients or ()
+    weights = np.empty((len(patients), model.n_components))
+    for i, patient in enumerate(patients):
         rows = np.flatnonzero(cells.owner == i)
         try:
             weights[i] = fit_mixture(
@@ -86,7 +87,7 @@ def patient_weights(
     return weights
 
 
-def _noise_at(cells: PatientCells, rows: np.ndarray, arguments: Mapping[str, Any], seed: int):
+def _noise_at(cells: PatientCells, rows: np.ndarray, arguments: Mapping[str, Any], seed: int) -> Any:
     """Noise of a patient's unobserved cells: None for that of its own cells; the cohort's if none of these is finite."""
     if arguments["noise_at"] is not None or arguments["completeness"] is None or cells.noise is None:
         return arguments["noise_at"]

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -130,7 +131,7 @@ def split_patients(
     lost = {patient: np.empty(0, dtype=np.int64) for patient in without_cells if patient not in groups}
     groups = dict(sorted({**groups, **lost}.items()))
     if wanted is not None:
-        wanted = dict.fromkeys(wanted)
+        wanted = list(dict.fromkeys(wanted))
         for patient in wanted:
             if patient not in groups:
                 raise unknown_name("sample sheet: patient", patient, groups)
@@ -185,7 +186,9 @@ def _too_small(has_features: np.ndarray, train: np.ndarray, min_cells: int, smal
     return ""
 
 
-def check_finite(matrix, ids: np.ndarray, name: str, used: np.ndarray | None = None, *, missing: bool = False) -> None:
+def check_finite(
+    matrix: Any, ids: np.ndarray, name: str, used: np.ndarray | None = None, *, missing: bool = False
+) -> None:
     """Refuse NaN and infinite values, with their number and the first patient (by id) that has any.
 
     Parameters
@@ -223,10 +226,10 @@ def check_finite(matrix, ids: np.ndarray, name: str, used: np.ndarray | None = N
 
 
 def split_file(
-    source: str | os.PathLike,
-    folder: str | os.PathLike,
-    table: str | os.PathLike,
-    positions: str | os.PathLike,
+    source: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    table: str | os.PathLike[str],
+    positions: str | os.PathLike[str],
     *,
     patient_col: str | Sequence[str],
     label_col: str | None,
@@ -237,7 +240,7 @@ def split_file(
     on_mixed_label: str = "error",
     sheet: str | None = None,
     summary: str | None = None,
-    **options,
+    **options: Any,
 ) -> None:
     """Divide an ``.h5ad``: write the array file of every patient, the rows of its cells, and the table of patients.
 

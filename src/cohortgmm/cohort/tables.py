@@ -78,12 +78,12 @@ _MOST_COLUMNS = 10
 RUN_AGAIN = "remove it and run again"
 
 
-def write_table(path: str | os.PathLike, columns: Iterable[str], rows: Iterable[Row]) -> None:
+def write_table(path: str | os.PathLike[str], columns: Iterable[str], rows: Iterable[Row]) -> None:
     """Write rows as tab-separated values; floats keep all their digits."""
     rows = list(rows)
     # Before Python 3.13 a carriage return by itself does not make the writer quote a text.
     returns = any("\r" in value for row in rows for value in row.values() if isinstance(value, str))
-    quoting = csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL
+    quoting: Any = csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(columns), delimiter="\t", lineterminator="\n", quoting=quoting)
         writer.writeheader()
@@ -91,7 +91,7 @@ def write_table(path: str | os.PathLike, columns: Iterable[str], rows: Iterable[
 
 
 def read_rows(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     columns: Iterable[str] | Mapping[str, type] | None = None,
     content: str = "table",
     remedy: str = RUN_AGAIN,
@@ -128,11 +128,11 @@ def read_rows(
     except FileNotFoundError:
         raise
     except OSError as error:  # such as a folder in its place, or no permission
-        reason = error.strerror
+        reason = str(error.strerror)
     raise DataError(f"{path} holds no {content}: {reason}; {remedy}") from None
 
 
-def _text(path: str | os.PathLike) -> str:
+def _text(path: str | os.PathLike[str]) -> str:
     with Path(path).open(newline="", encoding="utf-8") as file:
         return file.read()
 
@@ -174,7 +174,7 @@ def _value(text: str, name: str, kind: type, line: int) -> Any:
         raise ValueError(f"{name} in line {line} is {text[:40]!r}, not {what}") from None
 
 
-def read_patients(path: str | os.PathLike, columns: Mapping[str, type] | None = None) -> list[Row]:
+def read_patients(path: str | os.PathLike[str], columns: Mapping[str, type] | None = None) -> list[Row]:
     """Rows of the table of patients.
 
     Parameters
@@ -198,7 +198,7 @@ def read_patients(path: str | os.PathLike, columns: Mapping[str, type] | None = 
     return rows
 
 
-def write_score(path: str | os.PathLike, row: Row, made_with: str = "") -> None:
+def write_score(path: str | os.PathLike[str], row: Row, made_with: str = "") -> None:
     """Write one row of scores as JSON; NaN becomes null.
 
     Parameters
@@ -216,7 +216,7 @@ def write_score(path: str | os.PathLike, row: Row, made_with: str = "") -> None:
         temporary.write_text(json.dumps(clean, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def read_scores(path: str | os.PathLike) -> list[Row]:
+def read_scores(path: str | os.PathLike[str]) -> list[Row]:
     """Rows of a score table in their types (:data:`SCORE_COLUMNS`)."""
     rows = read_rows(path, SCORE_COLUMNS, "scores")
     if not rows:
@@ -224,7 +224,7 @@ def read_scores(path: str | os.PathLike) -> list[Row]:
     return [{name: row[name] for name in SCORE_COLUMNS} for row in rows]
 
 
-def table_heading(path: str | os.PathLike) -> list[str]:
+def table_heading(path: str | os.PathLike[str]) -> list[str]:
     """Names of the columns of a table."""
     with Path(path).open(newline="", encoding="utf-8-sig") as file:
         return next(csv.reader(file, delimiter="\t"), [])
@@ -238,7 +238,7 @@ def by_patient(rows: Iterable[Row]) -> dict[str, list[Row]]:
     return groups
 
 
-def scores_of(path: str | os.PathLike, patients: Iterable[str]) -> dict[str, list[Row]]:
+def scores_of(path: str | os.PathLike[str], patients: Iterable[str]) -> dict[str, list[Row]]:
     """Rows of the score table by patient.
 
     Raises
@@ -252,7 +252,7 @@ def scores_of(path: str | os.PathLike, patients: Iterable[str]) -> dict[str, lis
     return rows
 
 
-def read_score(path: str | os.PathLike) -> Row:
+def read_score(path: str | os.PathLike[str]) -> Row:
     """Read what :func:`write_score` wrote, without the mark.
 
     Raises
@@ -263,7 +263,7 @@ def read_score(path: str | os.PathLike) -> Row:
     return read_marked_score(path)[0]
 
 
-def read_marked_score(path: str | os.PathLike) -> tuple[Row, str]:
+def read_marked_score(path: str | os.PathLike[str]) -> tuple[Row, str]:
     """Like :func:`read_score`, with the mark of the fit's data and options; empty if there is none."""
     try:
         row = json.loads(_text(path))
@@ -291,7 +291,7 @@ def _is_of_kind(value: Any, kind: type) -> bool:
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
-def read_sheet(path: str | os.PathLike) -> list[str]:
+def read_sheet(path: str | os.PathLike[str]) -> list[str]:
     """Patients of a sample sheet.
 
     Raises

@@ -30,7 +30,7 @@ def column_list(patient_col: str | Sequence[str]) -> list[str]:
     ConfigError
         If there is none, or a column is named twice.
     """
-    columns = list(patient_col) if isinstance(patient_col, list | tuple) else [patient_col]
+    columns: list[Any] = list(patient_col) if isinstance(patient_col, list | tuple) else [patient_col]
     try:
         if columns and len(set(columns)) == len(columns):
             return columns
@@ -102,7 +102,8 @@ def column_texts(column: pd.Series, key: str, *, as_ids: bool = False) -> Texts:
 
 def _distinct(values: np.ndarray, missing: np.ndarray, key: str) -> tuple[np.ndarray, list[Any]]:
     """Like :func:`pandas.factorize`, which takes 1, 1.0 and True for equal, and texts that differ only in a NUL."""
-    codes, found = np.full(len(values), -1, dtype=np.int64), {}
+    codes = np.full(len(values), -1, dtype=np.int64)
+    found: dict[tuple[str, str], tuple[int, Any]] = {}
     for i in np.flatnonzero(~missing):
         value = values[i]
         identity = (_kind(value), _as_text(value, key))

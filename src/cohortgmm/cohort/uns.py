@@ -107,7 +107,7 @@ def assign_components(
             counts = np.bincount(cells.owner)
             sums = np.add.reduceat(own, np.r_[0, np.cumsum(counts)[:-1]])  # the cells are sorted by patient
             of_patients = sums / counts[:, None]
-        weights |= dict(zip(cells.patients, of_patients, strict=True))
+        weights |= dict(zip(cells.patients or (), of_patients, strict=True))
     return CellAssignment(components, resp, background), weights
 
 
@@ -244,7 +244,7 @@ class _Chosen:
 
 def _background(chosen: Sequence[_Chosen], weights: Iterable[np.ndarray], shared: bool) -> dict[str, np.ndarray]:
     """The boxes, and the share of every patient: with shared components, one minus the sum of its weights."""
-    backgrounds = [own.background for own in chosen]
+    backgrounds = [own.background for own in chosen if own.background is not None]
     amplitudes = [background.amp for background in backgrounds]
     if shared:
         amplitudes = [float(np.clip(1.0 - own.sum(), 0.0, 1.0)) for own in weights]
@@ -270,7 +270,7 @@ def _selection(
         result.name: _score_table([row for row in result.scores if row["status"] == "ok"], metric) for result in results
     }
     best = {result.name: len(own.weights) for result, own in zip(results, chosen, strict=True)}
-    selection = {
+    selection: dict[str, Any] = {
         "metric": metric,
         "k_comps": np.array(gmm.candidates),
         "best_k": max(best.values()),
@@ -303,7 +303,7 @@ def _mean_scores(tables: Iterable[Mapping[str, np.ndarray]]) -> dict[str, np.nda
     return {"k": values} | {name: np.bincount(index, weights=stacked[name]) / counts for name in names}
 
 
-def read_gmm(data, gmm_key: str | None = None) -> dict[str, GaussianMixture]:
+def read_gmm(data: Any, gmm_key: str | None = None) -> dict[str, GaussianMixture]:
     """Read the mixtures of a cohort, whether cohortgmm or ggml_ot wrote them.
 
     Parameters
@@ -343,9 +343,9 @@ def read_gmm(data, gmm_key: str | None = None) -> dict[str, GaussianMixture]:
 
 
 @contextmanager
-def _stored_uns(data) -> Iterator[Mapping[str, Any]]:
+def _stored_uns(data: Any) -> Iterator[Mapping[str, Any]]:
     """``uns`` of an AnnData; of a file only the entries with mixtures, whose covariances are read when they are needed."""
-    if not isinstance(data, (str, os.PathLike)):
+    if not isinstance(data, str | os.PathLike):
         if not isinstance(getattr(data, "uns", None), Mapping):
             raise DataError(f"data must be AnnData or the path of an .h5ad, got {type(data).__name__}")
         yield data.uns

@@ -52,7 +52,7 @@ class Cohort:
         return [_entry(path) for path in self.unread if not path.startswith("uns/")]
 
 
-def read_cohort(source: str | os.PathLike, needed: str) -> Cohort:
+def read_cohort(source: str | os.PathLike[str], needed: str) -> Cohort:
     """Read a file whole; entries that cannot be read are left out unless they are needed.
 
     Parameters
@@ -88,7 +88,9 @@ def read_cohort(source: str | os.PathLike, needed: str) -> Cohort:
     return cohort
 
 
-def write_cohort(adata: ad.AnnData, target: Path, source: str | os.PathLike, unread: Mapping[str, str]) -> list[str]:
+def write_cohort(
+    adata: ad.AnnData, target: Path, source: str | os.PathLike[str], unread: Mapping[str, str]
+) -> list[str]:
     """Write a cohort; entries of ``uns`` that could not be read are copied from the source.
 
     Parameters

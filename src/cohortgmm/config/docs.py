@@ -5,7 +5,7 @@ Run as ``python -m cohortgmm.config.docs`` in the folder of the Snakefile.
 
 import json
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -57,7 +57,7 @@ def schema_text(model: type[BaseModel]) -> str:
 
 
 #: Content by path, relative to the folder of the Snakefile.
-PAGES = {
+PAGES: dict[str, Callable[[], str]] = {
     "config/README.md": config_page,
     "workflow/schemas/config.schema.json": lambda: schema_text(Config),
     "workflow/schemas/patients.schema.json": lambda: schema_text(PatientRow),

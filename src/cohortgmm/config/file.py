@@ -7,7 +7,7 @@ from typing import Any
 from cohortgmm.errors import ConfigError
 
 
-def read_config_file(path: str | os.PathLike) -> dict[str, Any]:
+def read_config_file(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Keys and values of a configuration file; none for an empty file.
 
     Raises

@@ -89,7 +89,8 @@ class GateConfig(Section):
         for name, bounds in (value or {}).items():
             if len(bounds) != 2 or bounds == [None, None]:
                 raise ValueError(f"{name} needs a lower and an upper bound, one of which may be null, got {bounds!r}")
-            if None not in bounds and not bounds[0] < bounds[1]:
+            low, high = bounds
+            if low is not None and high is not None and not low < high:
                 raise ValueError(f"{name} needs a lower bound below the upper one, got {bounds!r}")
         return value
 
@@ -134,7 +135,7 @@ class BackgroundConfig(Section):
     adjust_amp: bool = Field(True, description="true: the share is fitted. false: it stays at `amp`.")
 
     def conflicts(self) -> list[Conflict]:
-        found = []
+        found: list[Conflict] = []
         if not self.amp_min <= self.amp <= self.amp_max:
             found.append((("amp", "amp_min", "amp_max"), "needs amp_min <= amp <= amp_max"))
         corners = [corner if isinstance(corner, list) else [corner] for corner in (self.lower, self.upper)]
@@ -144,7 +145,7 @@ class BackgroundConfig(Section):
             found.append(
                 (("lower", "upper"), f"needs as many numbers in lower as in upper, got {lengths[0]} and {lengths[1]}")
             )
-        elif None not in (self.lower, self.upper) and not all(map(operator.lt, lower, upper)):
+        elif not all(low is None or high is None or low < high for low, high in zip(lower, upper, strict=True)):
             found.append((("lower", "upper"), "needs lower below upper in every feature"))
         return found
 

@@ -69,7 +69,7 @@ def _conflicts(section: Section, faulty: Collection[str], misspelt: Collection[s
 
 def _one_for_each_key(values: Mapping[str, Any], errors: Sequence[Any]) -> list[dict[str, Any]]:
     """Pydantic's errors, joined for each key, without its names for the members of a union in the paths."""
-    found: dict[tuple, dict[str, Any]] = {}
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
     for error in errors:
         value, path = values, []
         for part in error["loc"]:
@@ -110,7 +110,7 @@ def _problem(model: type[BaseModel], item: Mapping[str, Any]) -> str:
     if item["type"] == "extra_forbidden":
         for part in names[:-1]:
             if not part.isdigit():
-                model = section_of(model.model_fields[part].annotation)
+                model = section_of(model.model_fields[part].annotation) or model
         close = difflib.get_close_matches(names[-1], model.model_fields, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(model.model_fields)}"
         return f"{dotted}: unknown key; {hint}"

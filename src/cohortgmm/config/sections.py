@@ -152,7 +152,7 @@ class Config(Section):
     def _preprocess_conflicts(self) -> list[Conflict]:
         if not self.preprocess.enabled:
             return []
-        found = []
+        found: list[Conflict] = []
         if self.gmm_key in _KEYS_OF_PREPROCESSING:
             message = f"gmm.gmm_key is {self.gmm_key!r}, where the preprocessing keeps its own results: choose another"
             found.append((("gmm.gmm_key", "preprocess.enabled"), message))
