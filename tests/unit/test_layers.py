@@ -40,8 +40,7 @@ MOST_LINES_OF_FILE, MOST_LINES_OF_FUNCTION = 400, 60
 LONG_FUNCTIONS: dict[str, str] = {}
 
 #: What is still to be changed. An entry that is no longer true must be removed; in the end nothing is left.
-LEFT: set[str] = {
-}
+LEFT: set[str] = set()
 
 
 @functools.cache

@@ -145,7 +145,7 @@ class BackgroundConfig(Section):
             found.append(
                 (("lower", "upper"), f"needs as many numbers in lower as in upper, got {lengths[0]} and {lengths[1]}")
             )
-        elif not all(low is None or high is None or low < high for low, high in zip(lower, upper, strict=True)):
+        elif not all(low is None or high is None or low < high for low, high in zip(lower, upper, strict=False)):
             found.append((("lower", "upper"), "needs lower below upper in every feature"))
         return found
 
