@@ -19,7 +19,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 
-#: What a block may be that is no code.
+#: What a block may be that is no code, unless a comment says so.
 TEXTS = ("text", "{math}", "{include}", "{eval-rst}", "{toctree}", "{figure}", "{image}", "{contents}")
 
 _FENCE = re.compile(
@@ -59,7 +59,7 @@ def blocks_of(text: str) -> list[Block]:
         if found["hidden"]:
             line = text.count("\n", 0, found.start("hidden_code")) + 1
             blocks.append(Block(found["hidden"], found["hidden_code"], line))
-        elif found["language"] not in TEXTS:
+        elif found["language"] not in TEXTS or found["mark"]:
             line = text.count("\n", 0, found.start("code")) + 1
             blocks.append(Block(found["language"], found["code"], line, found["mark"] or "", found["detail"] or ""))
     return blocks
