@@ -1,6 +1,6 @@
 """A Gaussian mixture: its parameters, its densities, its file."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,11 +8,14 @@ import numpy as np
 from cohortgmm.arguments import check_count, generator
 from cohortgmm.arrays import check_labels, dense_array
 from cohortgmm.errors import ConfigError, DataError
+from cohortgmm.mixture import criteria
 from cohortgmm.mixture.density import evaluate, sampling
 from cohortgmm.mixture.density.checks import checked_arrays
 from cohortgmm.mixture.density.parameters import Parameters
 from cohortgmm.mixture.density.sampling import ObservedSample
 from cohortgmm.mixture.observations.background import BACKGROUND_ARRAYS, Background
+from cohortgmm.mixture.observations.completeness import NoiseAt
+from cohortgmm.mixture.observations.noise import Noise
 from cohortgmm.storage.npz import File, name_of, read_arrays, write_arrays
 
 
@@ -45,7 +48,7 @@ class GaussianMixture(Parameters):
     array([-1.8379])
     """
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, array in checked_arrays(self.weights, self.means, self.covariances, self.background).items():
             object.__setattr__(self, name, array)
 
@@ -56,7 +59,7 @@ class GaussianMixture(Parameters):
             f"{background})"
         )
 
-    def log_prob(self, x: np.ndarray, noise: np.ndarray | None = None) -> np.ndarray:
+    def log_prob(self, x: np.ndarray, noise: np.ndarray | Noise | None = None) -> np.ndarray:
         """Log-density of cells, as seen through their noise; of missing features, the exact marginal.
 
         Parameters
@@ -74,7 +77,7 @@ class GaussianMixture(Parameters):
         """
         return evaluate.log_prob(self, self._check(x, noise), noise)
 
-    def responsibilities(self, x: np.ndarray, noise: np.ndarray | None = None) -> np.ndarray:
+    def responsibilities(self, x: np.ndarray, noise: np.ndarray | Noise | None = None) -> np.ndarray:
         """Posterior probability of every component for every cell.
 
         Parameters
@@ -89,11 +92,61 @@ class GaussianMixture(Parameters):
         """
         return evaluate.responsibilities(self, self._check(x, noise), noise)
 
-    def background_probability(self, x: np.ndarray, noise: np.ndarray | None = None) -> np.ndarray:
+    def background_probability(self, x: np.ndarray, noise: np.ndarray | Noise | None = None) -> np.ndarray:
         """(n,) posterior probability that a cell is background; zero without one. Arguments as in :meth:`log_prob`."""
         if self.background is None:
             return np.zeros(len(self._check(x)))
         return np.clip(1.0 - self.responsibilities(x, noise).sum(axis=1), 0.0, 1.0)
+
+    def predict(self, x: np.ndarray, noise: np.ndarray | Noise | None = None) -> np.ndarray:
+        """(n,) int: the component with the largest posterior probability of every cell, −1 for the background.
+
+        Arguments as in :meth:`log_prob`.
+        """
+        resp = self.responsibilities(x, noise)
+        if self.background is None:
+            return resp.argmax(axis=1)
+        return np.where(1.0 - resp.sum(axis=1) > resp.max(axis=1), -1, resp.argmax(axis=1))
+
+    def predict_proba(self, x: np.ndarray, noise: np.ndarray | Noise | None = None) -> np.ndarray:
+        """The same as :meth:`responsibilities`, under scikit-learn's name."""
+        return self.responsibilities(x, noise)
+
+    def score_samples(self, x: np.ndarray, noise: np.ndarray | Noise | None = None) -> np.ndarray:
+        """The same as :meth:`log_prob`, under scikit-learn's name."""
+        return self.log_prob(x, noise)
+
+    def score(self, x: np.ndarray, noise: np.ndarray | Noise | None = None) -> float:
+        """Mean log-likelihood per cell in nats; cells without any feature count as zero. Arguments as in :meth:`log_prob`.
+
+        Raises
+        ------
+        DataError
+            If there are no cells.
+        """
+        values = self.log_prob(x, noise)
+        if not len(values):
+            raise DataError("a score needs at least one cell")
+        return float(values.mean())
+
+    def aic(self, x: np.ndarray, noise: np.ndarray | Noise | None = None) -> float:
+        """Akaike's information criterion of cells, lower is better; all parameters count. Arguments as in :meth:`log_prob`.
+
+        See :func:`cohortgmm.mixture.criteria.aic`.
+        """
+        return criteria.aic(float(self.log_prob(x, noise).sum()), self._n_parameters())
+
+    def bic(self, x: np.ndarray, noise: np.ndarray | Noise | None = None) -> float:
+        """Bayesian information criterion of cells, lower is better; all parameters count. Arguments as in :meth:`log_prob`.
+
+        See :func:`cohortgmm.mixture.criteria.bic`.
+        """
+        return criteria.bic(float(self.log_prob(x, noise).sum()), self._n_parameters(), len(x))
+
+    def _n_parameters(self) -> int:
+        return criteria.n_free_parameters(
+            self.n_components, self.n_features, self.covariance_type, background=self.background is not None
+        )
 
     def sample(self, n: int, rng: np.random.Generator | int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Draw cells.
@@ -116,7 +169,13 @@ class GaussianMixture(Parameters):
         return sampling.sample(self, n, rng)
 
     def sample_observed(
-        self, n: int, rng: np.random.Generator | int | None = None, *, noise=None, completeness=None, inverted=False
+        self,
+        n: int,
+        rng: np.random.Generator | int | None = None,
+        *,
+        noise: NoiseAt | None = None,
+        completeness: Callable[[np.ndarray], np.ndarray] | None = None,
+        inverted: bool = False,
     ) -> ObservedSample:
         """Draw cells as they would be measured: with noise, then by selection.
 
@@ -188,7 +247,7 @@ class GaussianMixture(Parameters):
         except (ConfigError, DataError) as error:
             raise DataError(f"{source}: {error}") from None
 
-    def _check(self, x: np.ndarray, noise: np.ndarray | None = None) -> np.ndarray:
+    def _check(self, x: np.ndarray, noise: np.ndarray | Noise | None = None) -> np.ndarray:
         check_labels(noise, x, "noise")
         x = dense_array(x, "cells")
         if x.ndim != 2 or x.shape[1] != self.n_features:
