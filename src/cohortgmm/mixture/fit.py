@@ -55,9 +55,9 @@ def fit_mixture(
 ) -> MixtureFit:
     """Fit a Gaussian mixture to cells by EM (Dempster, Laird & Rubin 1977).
 
-    Cells may be measured with noise (Bovy, Hogg & Roweis 2011: the mixture is that of the cells behind the noise),
-    lack features, be a selection (Melchior & Goulding 2018: the mixture is that of all cells, seen or not), or be
-    mixed with a uniform background, all of it at the same time.
+    Cells may be measured with noise (Bovy, Hogg & Roweis 2011: the mixture is that of the cells without noise),
+    lack features, be selected (Melchior & Goulding 2018: the mixture is that of all cells, observed or not), or be mixed
+    with a uniform background, also all at the same time.
 
     Parameters
     ----------
@@ -76,16 +76,16 @@ def fit_mixture(
         background or frozen parameters.
     tol
         Stop when the mean log-likelihood per cell rises by less than this, in nats. None is 1e-3, and 1e-6 where
-        ``max_iter`` is 2,000: EM creeps there.
+        ``max_iter`` is 2,000, since EM converges slowly there.
     n_init
         Number of starts; the one that ends at the highest likelihood is kept. None is 1, and 10 where ``max_iter``
-        is 2,000. There, all starts go up to 50 iterations (to 1e-4 nats per cell), and the best goes on.
+        is 2,000. There, every start runs for up to 50 iterations (to 1e-4 nats per cell), and only the best is continued.
     eps
         Floor under the eigenvalues of the covariances, in squared units of x.
     singularity_handling
-        What happens to an eigenvalue below the floor: ``"guarded"`` raises it to ``eps``; ``"robust"`` raises it to
-        1 % of the mean variance of the features (or ``eps`` if that is more); ``"strict"`` makes it the end of that
-        start, and an error if every start ends so. The start itself may be singular.
+        Treatment of an eigenvalue below the floor: ``"guarded"`` raises it to ``eps``; ``"robust"`` raises it to 1 % of
+        the mean variance of the features (or ``eps`` if that is more); ``"strict"`` ends that start, and raises an error
+        if every start ends so. The start itself may be singular.
     init
         ``"kmeans"``: clusters of k-means; ``"kmeans++"``: those around its seeds; ``"random"``: cells as means, the
         data's covariance; ``"minmax"``: means drawn from the box that holds the cells, round covariances; ``"none"``:
@@ -109,12 +109,12 @@ def fit_mixture(
     noise
         Measurement noise: covariances (n, D, D) or variances (n, D) of the cells, or (D, D) or (D,) for all of them,
         in squared units of x; of n = D cells :class:`~cohortgmm.Noise`, which says whose a square array is. An infinite
-        variance, also on the diagonal of a covariance, is a missing feature; what is
-        said of a feature that is missing in x does not matter.
+        variance, also on the diagonal of a covariance, is a missing feature; the noise
+        of a feature that is missing in x does not matter.
     completeness
         Callable (m, D) → (m,) in [0, 1]: probability that a cell measured there is in the data.
     noise_at
-        With ``completeness``: measurement noise of a cell at any place behind the noise, as callable (m, D) →
+        With ``completeness``: measurement noise of a cell whose features without noise are given, as callable (m, D) →
         (m, D, D) or (m, D), or one for all. None is ``noise`` if that is shared, else the noise of randomly drawn
         cells.
     background
@@ -133,11 +133,11 @@ def fit_mixture(
         For an argument out of its range.
     DataError
         For data of the wrong shape, with infinite values, or with fewer cells than components; for noise that is no
-        covariance; for a completeness function that fails, gives no probabilities, or zero for a cell that was seen.
+        covariance; for a completeness function that fails, gives no probabilities, or zero for an observed cell.
     SingularCovarianceError
         With ``singularity_handling="strict"``, naming component and eigenvalue.
     DivergedError
-        With ``completeness``, if nearly all cells would be unseen from every start.
+        With ``completeness``, if nearly all cells would be unobserved from every start.
 
     Examples
     --------
@@ -147,7 +147,7 @@ def fit_mixture(
     >>> np.allclose(fit.model.means[0], x.mean(axis=0))
     True
 
-    Cells with a variance of 1 behind noise with a variance of 3:
+    Cells with a variance of 1, measured with noise of variance 3:
 
     >>> x = np.random.default_rng(0).normal(scale=2.0, size=(20_000, 1))
     >>> float(fit_mixture(x, 1, noise=np.array([3.0])).model.covariances[0, 0, 0].round(1))
@@ -296,8 +296,10 @@ def _check_together(
     background: Background | None,
     frozen: Mapping[str, Sequence[int] | str] | None,
 ) -> None:
-    """Raise for arguments that do not go together, or with the cells."""
-    known = Frozen.from_argument(frozen, n_components).all_components  # any cell, in any feature, tells of the weights
+    """Refuse arguments that do not fit together, or do not fit the cells."""
+    known = Frozen.from_argument(
+        frozen, n_components
+    ).all_components  # any cell with any feature determines the weights
     if len(cells) < (1 if known else n_components):
         raise DataError(f"{len(cells)} cells are too few for {n_components} components")
     never = np.flatnonzero(cells.n_measured == 0)

@@ -60,7 +60,7 @@ class GaussianMixture(Parameters):
         )
 
     def log_prob(self, x: np.ndarray, noise: np.ndarray | Noise | None = None) -> np.ndarray:
-        """Log-density of cells, as seen through their noise; of missing features, the exact marginal.
+        """Log-density of measured cells: convolved with their noise, and marginal where features are missing.
 
         Parameters
         ----------
@@ -182,7 +182,7 @@ class GaussianMixture(Parameters):
         Parameters
         ----------
         n
-            Number of cells that are seen.
+            Number of observed cells.
         rng
             A generator, a seed, or None for fresh entropy.
         noise
@@ -190,9 +190,10 @@ class GaussianMixture(Parameters):
             of the places before the noise; without completeness also :meth:`cohortgmm.Noise.per_cell`, one of each cell. A
             square array for n = D cells needs :meth:`cohortgmm.Noise.shared` around it.
         completeness
-            Callable (m, D) → (m,) in [0, 1]: probability of being seen, of the measured cell.
+            Callable (m, D) → (m,) in [0, 1]: probability that a cell is observed, as a function of its measured
+            features.
         inverted
-            Return the cells that were not seen until n were.
+            Return instead the cells that were not observed until n were.
 
         Returns
         -------

@@ -27,26 +27,26 @@ class MixtureFit:
         The mixture.
     log_likelihood
         Mean log-likelihood of the fitted cells under ``model``, in nats per cell; with a completeness function, that
-        of cells that were seen, log(p / Z) with the share Z of all cells that is seen.
+        of observed cells, log(p / Z) with the share Z of all cells that is observed.
     n_iter
         Number of EM iterations (M-steps) made from the start that was kept.
     converged
         Whether the last iteration gained less than ``tol``.
     history
-        (n_iter + 1,) mean log-likelihood per cell of the start and after every iteration; of the iterations that left
-        settled cells alone a lower bound, of the last one always exact.
+        (n_iter + 1,) mean log-likelihood per cell of the start and after every iteration; a lower bound in iterations that
+        left settled cells alone, always exact in the last one.
     floored
-        (K,) components whose covariance sits at the floor in ``model``: too few distinct cells for their features.
+        (K,) components whose covariance is at the floor in ``model``: they have too few distinct cells for the features.
     n_unobserved
-        Expected number of cells beside the fitted ones that were never seen; 0 without a completeness function. Of a
-        patient's final mixture, beside all of its cells, fitted or held out.
+        Expected number of unobserved cells beside the fitted ones; 0 without a completeness function. For a patient's final
+        mixture, beside all of its cells, fitted or held out.
     completeness
-        Share of all cells that is seen.
+        Share of all cells that is observed.
     n_empty
-        Number of cells without any feature, which took no part; counted like ``n_unobserved``.
+        Number of cells without any feature, which were left out; counted like ``n_unobserved``.
     patient_weights
-        Of a mixture that patients share whose cells were corrected: (P, K) weights of every patient, whose sum falls
-        short of one by its background. None otherwise.
+        (P, K) weights of every patient, for a mixture that patients share and incomplete data; they sum to one less the
+        patient's background. None otherwise.
     """
 
     model: GaussianMixture
@@ -100,7 +100,7 @@ class MixtureFit:
             raise DataError(f"{source} holds no fit: patient_weights is {weights.dtype} of shape {weights.shape}")
         if len(arrays["floored"]) != model.n_components:
             raise DataError(
-                f"{source} holds no fit: floored tells of {len(arrays['floored'])} components of {model.n_components}"
+                f"{source} holds no fit: floored has {len(arrays['floored'])} values for {model.n_components} components"
             )
         return cls(
             model,

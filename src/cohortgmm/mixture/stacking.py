@@ -1,4 +1,4 @@
-"""Several mixtures of the same cells together, weighted by how well each predicts cells that it has not seen."""
+"""Several mixtures of the same cells together, weighted by how well each predicts cells that it was not fitted to."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -46,7 +46,7 @@ def cross_validate(
     Returns
     -------
     ndarray
-        (n,) nats; with a completeness function, of cells that were seen. 0 for a cell without features.
+        (n,) nats; with a completeness function, conditional on being observed. 0 for a cell without features.
 
     Raises
     ------
@@ -83,7 +83,7 @@ def stacking_weights(log_prob: np.ndarray) -> np.ndarray:
     Parameters
     ----------
     log_prob
-        (M, n) log-densities of the same cells under M models that have not seen them, as from
+        (M, n) log-densities of the same cells under M models that were not fitted to them, as from
         :func:`cross_validate`.
 
     Returns

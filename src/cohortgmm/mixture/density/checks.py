@@ -1,4 +1,4 @@
-"""Whether some arrays are the parameters of a mixture: what a user or a file gives is looked at here."""
+"""Checks that arrays from a user or a file are the parameters of a mixture."""
 
 from typing import Any
 
@@ -15,8 +15,8 @@ SUM_TO_ONE = 1e-6
 #: A covariance may be this far, relative to its largest element, from being symmetric, for the same reason.
 _ASYMMETRY = 1e-6
 
-#: Where the other features leave less than this share of a feature's variance unexplained, eigenvalues are looked at: of
-#: a singular covariance, Cholesky's pivots may be made of rounding errors.
+#: If the other features leave less than this share of a feature's variance unexplained, the eigenvalues are computed, since
+#: the Cholesky pivots of a singular covariance may consist of rounding errors.
 _UNEXPLAINED = 1e-6
 
 #: Smallest eigenvalue of a matrix of correlations in roundings of its largest one, which counts up to this many: fitted

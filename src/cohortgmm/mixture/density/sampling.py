@@ -27,7 +27,7 @@ class ObservedSample:
     components
         (n,) the component of every cell; −1 for the background.
     n_drawn
-        Number of cells drawn, seen or not.
+        Number of cells drawn, observed or not.
     """
 
     x: np.ndarray
@@ -66,27 +66,27 @@ def sample_observed(
     checked = None if completeness is None else Completeness(completeness)
     noise = _noise_of_sample(noise, n, model.n_features, selected=checked is not None)
     sizes = tuning()
-    parts, n_seen, n_drawn, size = [], 0, 0, max(n, sizes.fewest_draws)
+    parts, n_observed, n_drawn, size = [], 0, 0, max(n, sizes.fewest_draws)
     if isinstance(noise, Noise) and not noise.is_shared:
         size = n
-    while n_seen < n or not parts:
+    while n_observed < n or not parts:
         size = int(min(size, sizes.most_draws))
         x, components = sample(model, size, rng)
         own = None
         if noise is not None:
             own = noise_of_places(x, noise, "noise") if callable(noise) else noise
             x = x + own.scale(rng.standard_normal(x.shape))
-        seen = np.ones(size, dtype=bool) if checked is None else rng.random(size) < checked(x)
+        observed = np.ones(size, dtype=bool) if checked is None else rng.random(size) < checked(x)
         # Up to the cell with which the sample is complete.
         end = size
-        if n_seen + seen.sum() >= n:
-            end = int(np.flatnonzero(seen)[n - n_seen - 1]) + 1 if n else 0
-        chosen = np.flatnonzero(~seen[:end] if inverted else seen[:end])
+        if n_observed + observed.sum() >= n:
+            end = int(np.flatnonzero(observed)[n - n_observed - 1]) + 1 if n else 0
+        chosen = np.flatnonzero(~observed[:end] if inverted else observed[:end])
         parts.append((x[chosen], None if own is None else own.take(chosen), components[chosen]))
-        n_seen, n_drawn = n_seen + int(seen[:end].sum()), n_drawn + end
-        if n_seen == 0 and n_drawn > sizes.hopeless_draws:
+        n_observed, n_drawn = n_observed + int(observed[:end].sum()), n_drawn + end
+        if n_observed == 0 and n_drawn > sizes.hopeless_draws:
             raise DataError(f"none of {n_drawn} cells drawn from the mixture passes the selection")
-        size = size if n_seen == 0 else 1.1 * (n - n_seen) * n_drawn / n_seen + sizes.fewest_draws
+        size = size if n_observed == 0 else 1.1 * (n - n_observed) * n_drawn / n_observed + sizes.fewest_draws
     x, own, components = zip(*parts, strict=True)
     return ObservedSample(np.concatenate(x), _together(own), np.concatenate(components), n_drawn)
 
@@ -95,11 +95,11 @@ def _noise_of_sample(noise: Any, n: int, n_features: int, *, selected: bool) -> 
     """What a user gave: a function as it is, an array as noise of all the cells or of each."""
     if noise is None or callable(noise):
         return noise
-    said = isinstance(noise, Noise)
+    is_declared = isinstance(noise, Noise)
     noise = Noise.validated(noise, n, n_features)
     if not np.isfinite(noise.values).all():
         raise DataError("noise gave values that are not finite")
-    if not (noise.is_shared or said):
+    if not (noise.is_shared or is_declared):
         raise DataError(
             f"noise of shape {noise.values.shape} is not one for all cells: cohortgmm.Noise.per_cell(values) says that it "
             "is of each cell that is drawn"

@@ -59,11 +59,11 @@ def kmeans_labels(
     if len(x) > tuning().competing_cells:
         n_few = min(len(x), max(_TRIAL_SAMPLE, _TRIAL_PER_CLUSTER * n_components))
         few = x[rng.choice(len(x), size=n_few, replace=False)]
-        seedings = _seed_centres(few, n_components, _SEEDINGS, rng)
+        seedings = seed_centres(few, n_components, _SEEDINGS, rng)
         trials = [_lloyd(few, centres, min(max_iter, _TRIAL_LLOYD)) for centres in seedings]
         centres = min(trials, key=lambda trial: trial[2])[1]
     else:
-        (centres,) = _seed_centres(x, n_components, 1, rng)
+        (centres,) = seed_centres(x, n_components, 1, rng)
     labels, centres, _ = _lloyd(x, centres, max_iter)
     if n > size:
         labels = _nearest(cells, centres)
@@ -102,7 +102,7 @@ def _squared_distances(x: np.ndarray, centres: np.ndarray, norms: np.ndarray | f
     return distances
 
 
-def _seed_centres(x: np.ndarray, n_components: int, n_seedings: int, rng: np.random.Generator) -> np.ndarray:
+def seed_centres(x: np.ndarray, n_components: int, n_seedings: int, rng: np.random.Generator) -> np.ndarray:
     """(S, K, D) seeds of greedy k-means++, S times over."""
     n_trials, n = 2 + int(np.log(n_components)), len(x)
     norms = np.einsum("nd,nd->n", x, x)

@@ -204,7 +204,7 @@ class TruncatedExpectation(Expectation):
             share += model.background.amp * self.nodes.background_share
         if not share <= _LARGEST_SHARE:
             raise DivergedError(
-                f"{share:.4g} of all cells would be unseen: the completeness leaves too little to tell, ask for fewer "
+                f"{share:.4g} of all cells would be unobserved: too few are observed to fit them, ask for fewer "
                 "components or raise eps"
             )
         factor = moments.n / (1.0 - share)

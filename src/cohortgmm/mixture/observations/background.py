@@ -132,7 +132,7 @@ class Background:
 
 
 def _blurred(x: np.ndarray, lower: np.ndarray, upper: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Probability that a cell seen at x, with normal noise, lies between the edges; for every feature by itself."""
+    """Probability that a cell measured at x with normal noise lies between the edges, for every feature by itself."""
     from scipy.special import ndtr
 
     with np.errstate(divide="ignore", invalid="ignore", over="ignore", under="ignore"):

@@ -1,4 +1,4 @@
-"""The cells of a fit: their rows, piece by piece in double precision, and what is known of their spread."""
+"""The cells of a fit, read tile by tile in double precision, and their mean, extent and covariance."""
 
 from functools import cached_property
 

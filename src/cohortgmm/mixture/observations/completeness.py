@@ -32,9 +32,9 @@ class Completeness:
         self._function = function
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        """(m,) probability of being seen.
+        """(m,) probability that a cell is observed at these places (m, D).
 
-        The function is not called for no places.
+        The user's function is not called with an empty array.
 
         Raises
         ------
@@ -62,7 +62,7 @@ class Completeness:
         return values
 
     def check_cells(self, tiles: Iterable[tuple[slice, np.ndarray]], name_of: Callable[[int], str] = str) -> None:
-        """Refuse cells that could not have been seen, or of which that cannot be told.
+        """Refuse observed cells whose completeness is zero or cannot be computed.
 
         Parameters
         ----------
@@ -71,19 +71,19 @@ class Completeness:
         name_of
             Function from the row of a cell to its name in an error.
         """
-        unseen = []
+        impossible = []
         for tile, x in tiles:
             rows = np.flatnonzero(~np.isnan(x).all(axis=1))
             try:
-                unseen += (tile.start + rows[self(x[rows]) == 0]).tolist()
+                impossible += (tile.start + rows[self(x[rows]) == 0]).tolist()
             except DataError as error:
                 hint = "; cells with missing features are among them" if np.isnan(x).any() else ""
                 first, last = name_of(tile.start), name_of(tile.stop - 1)
                 raise DataError(f"cells {first} to {last}: {error}{hint}") from error
-        if unseen:
-            shown = ", ".join(map(name_of, unseen[:_NAMED])) + (", ..." if len(unseen) > _NAMED else "")
+        if impossible:
+            shown = ", ".join(map(name_of, impossible[:_NAMED])) + (", ..." if len(impossible) > _NAMED else "")
             raise DataError(
-                f"completeness is 0 for {len(unseen)} observed cells ({shown}): the function does not describe how "
+                f"completeness is 0 for {len(impossible)} observed cells ({shown}): the function does not describe how "
                 "these cells were chosen"
             )
 
@@ -155,7 +155,9 @@ class NoiseOfRandomCells:
         finite = np.isfinite(noise).all(axis=tuple(range(1, noise.ndim)))
         self._noise, self._seed = noise[finite], seed
         if not len(self._noise):
-            raise DataError("no cell has a finite noise in all features that unseen cells could have: give noise_at")
+            raise DataError(
+                "no cell has a finite noise in all features, which unobserved cells could have: give noise_at"
+            )
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         rng = np.random.default_rng(self._seed)

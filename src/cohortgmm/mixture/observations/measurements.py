@@ -1,4 +1,4 @@
-"""Cells as they were measured: with noise, with missing features; sorted into groups that are treated alike."""
+"""Cells with their measurement noise and missing features, in groups that one E-step can process."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,7 +17,7 @@ _DONORS = 512
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Cells that are treated alike.
+    """Cells that one E-step processes together.
 
     Attributes
     ----------
@@ -45,12 +45,12 @@ class Group:
         return self.observed is None and (self.noise is None or self.noise.is_shared)
 
     def is_diagonal(self, covariance_type: str) -> bool:
-        """Whether components of this type are seen with variances only."""
+        """Whether components of this type, convolved with the noise, have variances only."""
         return covariance_type == "diag" and (self.noise is None or self.noise.is_diagonal)
 
 
 class Measurements:
-    """Cells with what is known of their measurement.
+    """Cells with their measurement noise and missing features.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ class Measurements:
     n_threads
         Threads that work on tiles at the same time.
     background
-        Where there is one: its density at every cell is kept.
+        The background of the mixture, whose density at every cell is computed once; None without one.
 
     Raises
     ------
@@ -72,7 +72,7 @@ class Measurements:
     def __init__(self, x, noise=None, n_threads: int = 1, background: Background | None = None) -> None:
         check_labels(noise, x, "noise")
         self.whole = CellData(x, n_threads, missing_allowed=True)
-        self.noise = None if noise is None else self._read_noise(noise)
+        self.noise = None if noise is None else self._validated_noise(noise)
         self.background = background
         self._observed = self._find_observed()
         self.n_empty = 0 if self._observed is None else int(np.count_nonzero(~self._observed.any(axis=1)))
@@ -97,7 +97,7 @@ class Measurements:
         """Whether nothing is missing and nothing noisy."""
         return self.is_complete and self.noise is None
 
-    def _read_noise(self, noise) -> Noise:
+    def _validated_noise(self, noise) -> Noise:
         missing = None
         if self.whole.n_missing:
             missing = np.concatenate([np.isnan(self.whole.x[tile]) for tile in self.whole.tiles(self.n_features)])
@@ -105,14 +105,14 @@ class Measurements:
 
     def _find_observed(self) -> np.ndarray | None:
         """(n, D) which features are there; None if all are."""
-        endless = None
+        infinite = None
         if self.noise is not None:
             values = self.noise.values
-            endless = np.isinf(values if self.noise.is_diagonal else np.diagonal(values, axis1=-2, axis2=-1))
-        if not (self.whole.n_missing or (endless is not None and endless.any())):
+            infinite = np.isinf(values if self.noise.is_diagonal else np.diagonal(values, axis1=-2, axis2=-1))
+        if not (self.whole.n_missing or (infinite is not None and infinite.any())):
             return None
         observed = np.concatenate([~np.isnan(self.whole.x[tile]) for tile in self.whole.tiles(self.n_features)])
-        return observed if endless is None else observed & ~endless
+        return observed if infinite is None else observed & ~infinite
 
     def _grouped(self, observed: np.ndarray | None) -> list[Group]:
         n, noise = len(self.whole), self.noise
@@ -196,13 +196,13 @@ class Measurements:
 
     @cached_property
     def variances(self) -> np.ndarray:
-        """(D,) variance of what is there of every feature."""
+        """(D,) variance of every feature over the cells that have it."""
         tiles, n = self.whole.tiles(self.n_features), np.maximum(self.n_measured, 1)
         return sum((self._rows(tile, self._mean) ** 2).sum(axis=0) for tile in tiles) / n
 
     @cached_property
     def _mean(self) -> np.ndarray:
-        """(D,) mean of what is there of every feature."""
+        """(D,) mean of every feature over the cells that have it."""
         tiles, n = self.whole.tiles(self.n_features), np.maximum(self.n_measured, 1)
         return sum(self._rows(tile).sum(axis=0) for tile in tiles) / n
 

@@ -57,17 +57,17 @@ class Noise:
     @classmethod
     def per_cell(cls, values: Any) -> "Noise":
         """Noise of every cell: variances (n, D), or covariances (n, D, D)."""
-        return cls._said(values, False, (2, 3), "Noise.per_cell takes variances (n, D) or covariances (n, D, D)")
+        return cls._declared(values, False, (2, 3), "Noise.per_cell takes variances (n, D) or covariances (n, D, D)")
 
     @classmethod
     def shared(cls, values: Any) -> "Noise":
         """Noise that all cells have: variances (D,), or a covariance (D, D)."""
-        return cls._said(values, True, (1, 2), "Noise.shared takes variances (D,) or one covariance (D, D)")
+        return cls._declared(values, True, (1, 2), "Noise.shared takes variances (D,) or one covariance (D, D)")
 
     @classmethod
-    def _said(cls, values: Any, is_shared: bool, n_axes: tuple[int, int], takes: str) -> "Noise":
+    def _declared(cls, values: Any, is_shared: bool, n_axes: tuple[int, int], takes: str) -> "Noise":
         if isinstance(values, Noise):
-            raise DataError(f"{takes}, got noise of which that has been said")
+            raise DataError(f"{takes}, got a cohortgmm.Noise, which says that already")
         values = dense_array(values, "noise")
         if values.ndim not in n_axes:
             raise DataError(f"{takes}, got an array of shape {values.shape}")
@@ -104,23 +104,23 @@ class Noise:
             For another shape, for an array that may be the variances of n = D cells as well as one covariance, or for
             values that are no covariance, naming the first such cell.
         """
-        said = noise if isinstance(noise, Noise) else None
-        values = dense_array(noise, "noise") if said is None else said.values
+        declared = noise if isinstance(noise, Noise) else None
+        values = dense_array(noise, "noise") if declared is None else declared.values
         one = ((n_features,), (n_features, n_features))
         each = tuple((n, *shape) for shape in one)
-        if said is not None and values.shape not in (one if said.is_shared else each):
-            which = "one for all cells" if said.is_shared else "one for each cell"
+        if declared is not None and values.shape not in (one if declared.is_shared else each):
+            which = "one for all cells" if declared.is_shared else "one for each cell"
             raise DataError(f"noise of shape {values.shape}, {which}, does not fit cells of shape {(n, n_features)}")
-        if said is not None and said.is_checked:
-            return said
+        if declared is not None and declared.is_checked:
+            return declared
         if values.shape not in (*one, *each):
             raise DataError(
                 f"noise must have shape (n, D), (n, D, D), (D,) or (D, D) with n = {n} and D = {n_features}, "
                 f"got {values.shape}"
             )
-        if said is None:
+        if declared is None:
             check_meaning(values, n, n_features)
-        is_shared = values.shape in one if said is None else said.is_shared
+        is_shared = values.shape in one if declared is None else declared.is_shared
         if not is_shared and is_one_for_all(values):
             values, is_shared = values[0], True
         checked = _checked(values[None], None, None)[0] if is_shared else _checked(values, missing, name_of)
@@ -186,8 +186,8 @@ def is_one_for_all(values: np.ndarray) -> bool:
 
 def without_infinite(covariances: np.ndarray) -> np.ndarray:
     """Covariances (..., D, D) with zeros in the rows and columns of infinite variances: of missing features."""
-    endless = np.diagonal(covariances, axis1=-2, axis2=-1) == np.inf
-    return np.where(_pairs(endless), 0.0, covariances) if endless.any() else covariances
+    infinite = np.diagonal(covariances, axis1=-2, axis2=-1) == np.inf
+    return np.where(_pairs(infinite), 0.0, covariances) if infinite.any() else covariances
 
 
 def _pairs(features: np.ndarray) -> np.ndarray:
@@ -207,7 +207,7 @@ def _checked(values: np.ndarray, missing: np.ndarray | None, name_of: Callable[[
         if missing is not None and bad.any():
             changed = bad & missing[tile].any(axis=1)
             part = part.copy()
-            part[changed] = _forgotten(part[changed], missing[tile][changed])
+            part[changed] = _without_missing(part[changed], missing[tile][changed])
             bad, rounded = _faults(part)
         if bad.any():
             first = int(np.argmax(bad))
@@ -228,8 +228,8 @@ def _checked(values: np.ndarray, missing: np.ndarray | None, name_of: Callable[[
     return result
 
 
-def _forgotten(values: np.ndarray, missing: np.ndarray) -> np.ndarray:
-    """Variances (n, D) or covariances (n, D, D) without what they say of missing features (n, D)."""
+def _without_missing(values: np.ndarray, missing: np.ndarray) -> np.ndarray:
+    """Variances (n, D) or covariances (n, D, D) with infinite variances for missing features (n, D)."""
     if values.ndim == 2:
         return np.where(missing, np.inf, values)
     values = np.where(_pairs(missing), 0.0, values)
@@ -255,7 +255,7 @@ def _are_too_large(values: np.ndarray) -> np.ndarray:
 
 
 def _faults(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which of (n, D) variances or (n, D, D) matrices are no covariances, and which are but for rounding."""
+    """Which of (n, D) variances or (n, D, D) matrices are not covariances, and which are not because of rounding only."""
     if values.ndim == 2:
         return ~(values >= 0).all(axis=1) | _are_too_large(values), np.zeros(len(values), dtype=bool)
     values = without_infinite(values)

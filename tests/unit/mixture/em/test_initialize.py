@@ -67,7 +67,7 @@ def test_kmeans_refills_clusters_that_lose_their_cells(monkeypatch):
     """Seeds far from every cell attract none: the cells farthest from their own seed take those clusters over."""
     x = np.concatenate([np.zeros((5, 1)), np.full((5, 1), 10.0), np.full((5, 1), 30.0)])
     seeds = np.array([[0.0], [1e6], [2e6]]) - x.mean()
-    monkeypatch.setattr(start_module, "_seed_centres", lambda *_: seeds[None])
+    monkeypatch.setattr(start_module, "seed_centres", lambda *_: seeds[None])
     labels, _ = clusters(x, 3, 0)
     assert sorted(set(labels.tolist())) == [0, 1, 2]
     assert inertia(x, labels) < ((x - x.mean()) ** 2).sum() / 5

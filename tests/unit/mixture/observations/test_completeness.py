@@ -1018,7 +1018,7 @@ def test_what_is_no_function_is_refused(make_cells, value):
 
 def test_a_fit_in_which_nearly_all_would_be_unseen_is_an_error(make_cells):
     x = make_cells(100, 2, n_components=1)
-    with pytest.raises(DivergedError, match=r"^0\.999\d* of all cells would be unseen: .* ask for fewer components"):
+    with pytest.raises(DivergedError, match=r"^0\.999\d* of all cells would be unobserved: .* ask for fewer components"):
         fit_mixture(x, 1, completeness=constantly(8e-4))
     assert fit_mixture(x, 1, completeness=constantly(1.2e-3)).completeness == pytest.approx(1.2e-3, rel=0.05)
 
@@ -1028,7 +1028,7 @@ def test_data_without_a_maximum_end_in_that_error(tune):
     tune(fewest_nodes=1 << 15)  # fewer nodes would end it with an error of their own
     rng, window = np.random.default_rng(0), within(-1.0, 1.0)
     corners = 0.9 * rng.choice([-1.0, 1.0], size=(200, 6)) + 0.02 * rng.normal(size=(200, 6))
-    with pytest.raises(DivergedError, match="would be unseen"):
+    with pytest.raises(DivergedError, match="would be unobserved"):
         fit_mixture(corners, 1, completeness=window, covariance_type="diag", n_init=1)
 
 
@@ -1059,5 +1059,5 @@ def test_another_start_may_do_where_one_diverges(monkeypatch, make_mixture):
             assert fit.completeness == 1
             np.testing.assert_allclose(fit.model.means, model.means, atol=1.0)
         else:
-            with pytest.raises(DivergedError, match="1 of all cells would be unseen"):
+            with pytest.raises(DivergedError, match="1 of all cells would be unobserved"):
                 fit_mixture(x, 2, **options)
