@@ -1,6 +1,6 @@
-"""What jobs ask of a cluster: memory and time, by rule, from the size of their input.
+"""Memory and time that jobs request from a cluster, by rule and from the size of their input.
 
-``benchmarks/resources.py`` compares what jobs ask for with what they use.
+``benchmarks/resources.py`` compares requests with what jobs use.
 """
 
 import ast
@@ -16,43 +16,45 @@ from cohortgmm.cohort.fit_options import fit_settings
 from cohortgmm.pipeline.job import SNAKEMAKE_MB
 from cohortgmm.pipeline.stored import contents, megabytes
 
-#: Seconds for a cell, a component and an iteration of EM, about twice what is measured: of plain cells for every squared
-#: feature; of cells that each have noise or gaps of their own for every cubed feature, with diagonals for every feature.
-_PLAIN_COST, _OWN_COST, _OWN_DIAGONAL_COST = 2e-10, 7.5e-10, 1.5e-8
+#: Seconds for a start of EM, for every cell, component and squared feature; about twice what is measured.
+_START_SECONDS = 1.2e-8
 
-#: What stands for the second D of plain cells where covariances are diagonal.
+#: With incomplete data, EM goes on from the best start for as long as so many starts take.
+_LONG_RUN = 12
+
+#: Number in place of every factor D but the first if covariances are diagonal.
 _DIAGONAL = 8
 
-#: Iterations that are counted on, where ``max_iter`` allows as many: of every start; of hidden cells after trial starts.
-_PLAIN_ITER, _HIDDEN_ITER, _TRIAL_ITER = 60, 600, 50
+#: Cells that each have their own noise or gaps take so many times longer for every feature.
+_OWN = 3
 
-#: Nodes that stand for unseen cells: in trial starts, for every cell, at most; one of them takes as long as so many cells.
-_TRIAL_NODES, _NODES_PER_CELL, _MOST_NODES, _NODE = 1 << 12, 64, 1 << 17, 5
+#: Quadrature nodes of a selection: most for every cell and in all, and the number of cells that take as long as a node.
+_NODES_PER_CELL, _MOST_NODES, _NODE = 64, 1 << 17, 5
 
-#: MB that nodes bring with them (scipy's quasi-random numbers), and bytes for a node and feature.
+#: MB that the nodes need for scipy's quasi-random numbers, and bytes for every node and feature.
 _NODES_MB, _NODE_BYTES = 120, 64
 
-#: MB for the covariances of cells that each have noise or gaps of their own, in all and for every feature.
+#: MB for the covariances of cells that each have their own noise or gaps, in all and for every feature.
 _OWN_MB, _OWN_MB_PER_FEATURE = 80, 1
 
 #: Full matrices that a fit holds for every component: covariances, their factors, moments, and those of the last step.
 _FULL_MATRICES = 14
 
-#: Multiples of the table of cells beside it, of which a split holds the names of all cells as texts.
+#: A split holds the names of all cells as texts: as a multiple of the table of cells.
 _NAMES = 8
 
-#: Multiples of what a merge holds: of the responsibilities of all cells, of the largest file of a patient.
+#: Copies that a merge holds of the responsibilities of all cells, and of the largest file of a patient.
 _RESPONSIBILITIES, _LARGEST = 1.4, 5
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a job of a rule asks for.
+    """What a job of a rule requests.
 
     Attributes
     ----------
     memory, memory_per_mb
-        MB, Snakemake's own aside, and for every MB of input; of AnnData files, for every MB that their arrays hold.
+        MB without those of Snakemake, and for every MB of input; of AnnData files, for every MB of their arrays.
     minutes, minutes_per_mb
         Time limit, and for every MB of input files.
     """
@@ -89,13 +91,13 @@ def memory(rule: str, parts: tuple[str, ...] = ()) -> Callable[..., int]:
     rule
         The rule.
     parts
-        What it reads of AnnData files, as ``("obs", "obsm")``; all by default.
+        What it reads of AnnData files, such as ``("obs", "obsm")``; everything by default.
     """
     return _scaled(SNAKEMAKE_MB + REQUESTS[rule].memory, REQUESTS[rule].memory_per_mb, lambda path: _held(path, parts))
 
 
 def embedding_parts(use_rep: str | None) -> tuple[str, ...]:
-    """What is read of an AnnData file for its cells' coordinates and annotations."""
+    """Elements of an AnnData file that hold the coordinates and annotations of its cells."""
     return ("obs", "obsm") if use_rep else ("obs", "X", "layers")
 
 
@@ -116,7 +118,7 @@ def _scaled(base: float, per_mb: float, size: Callable[[str], float]) -> Callabl
     """Resource function: ``base`` plus ``per_mb`` for every MB of input that exists, doubled by every further attempt."""
 
     def amount(wildcards, input, attempt) -> int:
-        # Not input.size_mb: within an input function (a report, a checkpoint) Snakemake leaves it unevaluated.
+        # Not input.size_mb, which Snakemake does not evaluate within an input function (a report, a checkpoint).
         total = sum(size(path) for path in input if os.path.isfile(path)) if per_mb else 0
         return int((base + per_mb * total) * 2 ** (attempt - 1))
 
@@ -136,10 +138,10 @@ def split_memory(rule: str, parts: tuple[str, ...]) -> Callable[..., int]:
 
 
 def merge_memory(rule: str, gmm: Any) -> Callable[..., int]:
-    """Resource function: MB for gathering all mixtures.
+    """Resource function: MB for merging all mixtures.
 
-    It holds the responsibilities of all cells, and of one patient at a time the cells and the mixture, beside the tables of
-    cells.
+    The job holds the tables of cells, the responsibilities of all cells, and the cells and the mixture of one patient at a
+    time.
 
     Parameters
     ----------
@@ -155,10 +157,10 @@ def merge_memory(rule: str, gmm: Any) -> Callable[..., int]:
         there = [path for path in input if os.path.isfile(path)]
         obs = sum(megabytes(path, ("obs",)) for path in there if path.endswith(".h5ad"))
         sizes = {path: _size(path) for path in there if path.endswith(".npz")}
-        # 8 bytes a cell, as long as a responsibility.
+        # The positions take 8 bytes per cell, as much as one responsibility.
         responsibilities = k * sizes.pop(str(input.positions), 0.0)
         largest = max(sizes.values(), default=0.0)
-        # Means, and of diagonal covariances all, are held together.
+        # Diagonal covariances of all patients are held at the same time.
         together = sum(sizes.get(str(path), 0.0) for path in input.models) if gmm.covariance_type == "diag" else 0.0
         mb = base + 3 * obs + _RESPONSIBILITIES * responsibilities + _LARGEST * largest + 3 * together
         return int(mb * 2 ** (attempt - 1))
@@ -167,14 +169,14 @@ def merge_memory(rule: str, gmm: Any) -> Callable[..., int]:
 
 
 def most_merge_memory(path: str, embedding: tuple[str, ...], gmm: Any) -> int:
-    """MB that the merge asks for at most, before the cohort was divided: as :func:`merge_memory` for a single patient.
+    """Most MB that the merge may request, before the cohort is divided: :func:`merge_memory` for a single patient.
 
     Parameters
     ----------
     path
         The cohort.
     embedding
-        What is modelled of it; see :func:`embedding_parts`.
+        The elements that are modelled; see :func:`embedding_parts`.
     gmm
         The section ``gmm`` of the configuration.
     """
@@ -186,7 +188,7 @@ def most_merge_memory(path: str, embedding: tuple[str, ...], gmm: Any) -> int:
 
 
 def fit_memory(rule: str, gmm: Any) -> Callable[..., int]:
-    """Resource function: MB for a fit, as :func:`memory`, and for what hides the cells.
+    """Resource function: MB for a fit, as :func:`memory`, and for the corrections of incomplete data.
 
     Parameters
     ----------
@@ -213,7 +215,7 @@ def fit_memory(rule: str, gmm: Any) -> Callable[..., int]:
 
 
 def fit_threads(rule: str, gmm: Any, most: int) -> int | Callable[..., int]:
-    """Threads, or a function for them: as many as have a minute's work each, ``most`` at most.
+    """Threads of a fit, or a function for them: one for every minute of work, ``most`` at most.
 
     Parameters
     ----------
@@ -222,19 +224,21 @@ def fit_threads(rule: str, gmm: Any, most: int) -> int | Callable[..., int]:
     most
         Most threads.
     """
-    if most == 1:  # not a call for each of thousands of jobs
+    if most == 1:  # spares a call for each of thousands of jobs
         return 1
     seconds = _fit_seconds(rule, gmm)
     return lambda wildcards, input: min(most, 1 + int(seconds(wildcards, input) / 60))
 
 
 def fit_minutes(rule: str, gmm: Any) -> Callable[..., int]:
-    """Resource function: minutes for a fit, doubled by every further attempt; threads save the square root of their number.
+    """Resource function: minutes for a fit, doubled by every further attempt.
+
+    The time is divided by the square root of the number of threads.
 
     Parameters
     ----------
     rule
-        The rule, whose limit is the least: ``fit`` takes the training cells, ``refit`` all or none.
+        ``fit``, which uses the training cells, or ``refit``, which uses all or none; its minutes are the least.
     gmm
         The section ``gmm`` of the configuration.
     """
@@ -250,55 +254,40 @@ def fit_minutes(rule: str, gmm: Any) -> Callable[..., int]:
 def _fit_seconds(rule: str, gmm: Any) -> Callable[..., float]:
     """Function from the wildcards and the input of a job to the seconds that it may take on one thread."""
     share = gmm.effective_train_size if rule == "fit" else float(gmm.refit == "full")
-    n_iter, n_trial = _iterations(gmm)
+    starts = 0 if gmm.reference is not None else fit_settings(gmm)["n_init"]
+    long_run = _LONG_RUN if gmm.converges_slowly else 0
 
     def seconds(wildcards, input) -> float:
         k = int(wildcards.k) if hasattr(wildcards, "k") else max(gmm.candidates)
         n, d = cells_shape(input.cells)
-        n *= share
-        steps = (n_iter + n_trial) * n
+        cells = (starts + long_run) * n * share
         if gmm.completeness is not None:
-            steps += _NODE * (n_iter * _n_nodes(n) + n_trial * min(_TRIAL_NODES, _n_nodes(n)))
-        return k * _cost(gmm, input.cells, d) * steps * (1 + gmm.split_merge)
+            cells += long_run * _NODE * _n_nodes(n * share)
+        is_full = gmm.covariance_type == "full" or len(array_shape(input.cells, "noise")) == 3
+        features = d * (d if is_full else _DIAGONAL)
+        if gmm.noise is not None or gmm.missing:
+            features *= _OWN * d if is_full else _DIAGONAL
+        return _START_SECONDS * k * features * cells * (1 + gmm.split_merge)
 
     return seconds
 
 
-def _iterations(gmm: Any) -> tuple[int, int]:
-    """Iterations of a fit, and of its trial starts."""
-    settings = fit_settings(gmm)
-    n_init, max_iter = settings["n_init"], settings["max_iter"]
-    if not gmm.converges_slowly:
-        return n_init * min(_PLAIN_ITER, max_iter), 0
-    return min(_HIDDEN_ITER, max_iter), n_init * min(_TRIAL_ITER, max_iter) if gmm.reference is None else 0
-
-
 def _n_nodes(n: float) -> float:
-    """Most nodes that stand for unseen cells of a patient with so many seen ones."""
+    """Most quadrature nodes of a selection with so many observed cells."""
     return min(_NODES_PER_CELL * n, _MOST_NODES)
 
 
-def _cost(gmm: Any, path: str, d: int) -> float:
-    """Seconds for a cell, a component and an iteration."""
-    is_full = gmm.covariance_type == "full"
-    if gmm.noise is None and not gmm.missing:
-        return _PLAIN_COST * d * (d if is_full else _DIAGONAL)
-    if is_full or len(array_shape(path, "noise")) == 3:
-        return _OWN_COST * d**3
-    return _OWN_DIAGONAL_COST * d
-
-
 def cells_shape(path: str | os.PathLike) -> tuple[int, int]:
-    """Numbers of cells and features in the array file of a patient; (0, 0) where there is none, or one of another kind."""
+    """Numbers of cells and features in the array file of a patient; (0, 0) without such a file."""
     shape = array_shape(path, "x")
     return shape if len(shape) == 2 else (0, 0)
 
 
 def array_shape(path: str | os.PathLike, name: str) -> tuple[int, ...]:
-    """Shape of an array in such a file, from its header (numpy would cost the start of a run); empty if there is none."""
+    """Shape of an array in an ``.npz`` file, read from its header without numpy; empty if there is no such array."""
     try:
         stat = os.stat(path)
-    except OSError:  # only foreseen
+    except OSError:  # the file does not exist yet
         return ()
     return _array_shape(os.fspath(path), name, stat.st_mtime_ns, stat.st_size)
 
@@ -311,5 +300,5 @@ def _array_shape(path: str, name: str, *version: int) -> tuple[int, ...]:
             length = struct.unpack("<H", array.read(2)) if magic[6] == 1 else struct.unpack("<I", array.read(4))
             shape = ast.literal_eval(array.read(*length).decode("latin1"))["shape"]
         return tuple(int(size) for size in shape)
-    except Exception:  # whatever a damaged file leads to, its own job will tell; the run goes on
+    except Exception:  # the job that reads the damaged file reports it; the run goes on
         return ()
