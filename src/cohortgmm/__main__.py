@@ -1,4 +1,4 @@
-"""The commands beside Snakemake: how far a run is, copies of its models, and a run divided among SLURM jobs.
+"""Commands beside Snakemake: the progress of a run, copies of its models, and a run in few SLURM jobs.
 
 python -m cohortgmm status
 python -m cohortgmm keep DIR
@@ -20,14 +20,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; its exit status."""
     own, others = _at_dashes(list(sys.argv[1:] if arguments is None else arguments))
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show a name shows it with escapes
+        if isinstance(stream, io.TextIOWrapper):  # characters that a terminal cannot show are escaped
             stream.reconfigure(errors="backslashreplace")
     options = _parser().parse_args(own)
     try:
         status = options.run(options, others)
         sys.stdout.flush()
         return status
-    except BrokenPipeError:  # who reads it, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader of the output, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except CohortgmmError as error:
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _at_dashes(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Ours, and those for Snakemake after ``--``."""
+    """Arguments of the command, and those for Snakemake after ``--``."""
     if "--" not in arguments:
         return arguments, []
     i = arguments.index("--")
@@ -48,15 +48,23 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=cohortgmm.__version__)
     commands = parser.add_subparsers(required=True, metavar="command")
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--directory", type=Path, default=Path(), help="where results/ is (here)")
-    common.add_argument("--configfile", type=Path, help="the configuration (config/config.yaml beside the Snakefile)")
-    common.add_argument("--snakefile", type=Path, help="the Snakefile (the one here, else that of this package)")
+    common.add_argument("--directory", type=Path, default=Path(), help="the folder of results/ (default: here)")
+    common.add_argument(
+        "--configfile",
+        type=Path,
+        help="the configuration (default: config/config.yaml here, else beside the Snakefile)",
+    )
+    common.add_argument(
+        "--snakefile", type=Path, help="the Snakefile (default: the one here, else that of this package)"
+    )
 
-    status = commands.add_parser("status", parents=[common], help="patients × k: done, running, failed; from the files")
+    status = commands.add_parser("status", parents=[common], help="show which fits are done, running or failed")
     status.set_defaults(run=_status)
 
     keep = commands.add_parser(
-        "keep", parents=[common], help="copy the models of a finished run out of results/, for later runs to name"
+        "keep",
+        parents=[common],
+        help="copy the models of a finished run out of results/, so that later runs can name them",
     )
     keep.add_argument("target", type=Path, metavar="DIR", help="the new folder")
     keep.set_defaults(run=_keep)
@@ -84,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     submit.set_defaults(run=_submit)
 
     shard = commands.add_parser(
-        "shard", parents=[common], help="what a job of `submit` runs: the patients of one shard"
+        "shard", parents=[common], help="run the patients of one shard, as the jobs of `submit` do"
     )
     shard.add_argument("shard", metavar="I/N")
     shard.set_defaults(run=_shard)
@@ -92,17 +100,17 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _place(options: argparse.Namespace) -> tuple[Path, Path]:
-    """Go to the directory; the folder of the Snakefile and the configuration, both absolute."""
+    """Change to the directory; absolute paths of the folder of the Snakefile and of the configuration."""
     candidates = (
         [options.snakefile] if options.snakefile else [Path("Snakefile"), Path(__file__).parents[2] / "Snakefile"]
     )
     found = [path.resolve() for path in candidates if path.is_file()]
     if not found:
-        raise CohortgmmError(f"no Snakefile: {candidates[-1]} is not there; name it with --snakefile")
+        raise CohortgmmError(f"no Snakefile: {candidates[-1]} does not exist; name it with --snakefile")
     if found[0].name != "Snakefile":
         raise CohortgmmError(f"{found[0]} must be called Snakefile")
     workflow_dir = found[0].parent
-    # As Snakemake: with a directory, the configuration in it.
+    # As in Snakemake, the configuration in the directory comes first.
     default = [place.resolve() / "config" / "config.yaml" for place in (options.directory, workflow_dir)]
     configfile = (
         options.configfile.resolve() if options.configfile else next(filter(Path.is_file, default), default[-1])
@@ -151,7 +159,7 @@ def _submit(options: argparse.Namespace, others: Sequence[str]) -> int:
     if options.shards < 0 or min(options.cpus, options.minutes, memory) < 1:
         raise CohortgmmError("--shards must be 0 or more; --cpus, --minutes and --mem-mb 1 or more")
     workflow_dir, configfile = _place(options)
-    config = _config(configfile, workflow_dir)  # a mistake in it is told now, not by every job
+    config = _config(configfile, workflow_dir)  # a mistake is reported now, not by every job
     chosen = ((name, getattr(options, name)) for name in ("partition", "account", "qos"))
     extra = [f"--{name}={value}" for name, value in chosen if value] + options.sbatch
     mem_mb, whole_mb = _memory(options, config)
@@ -168,7 +176,7 @@ def _submit(options: argparse.Namespace, others: Sequence[str]) -> int:
 
 
 def _memory(options: argparse.Namespace, config) -> tuple[int, int]:
-    """MB of each job, and of those that read the whole cohort: as given, with a warning if a rule asks for more."""
+    """MB of each job, and of those that read the whole cohort: as given, with a warning if a rule requests more."""
     from cohortgmm.pipeline.slurm.shards import largest_request
 
     rule, asked = largest_request(config)
@@ -177,14 +185,14 @@ def _memory(options: argparse.Namespace, config) -> tuple[int, int]:
         return (max(mem_mb, asked) if config.component_sharing == "global" else mem_mb), asked
     if options.mem_mb < asked:
         print(
-            f"warning: {rule} asks for {asked} MB and may be killed for want of memory: give --mem-mb {asked}",
+            f"warning: {rule} requests {asked} MB and may run out of memory: give --mem-mb {asked}",
             file=sys.stderr,
         )
     return options.mem_mb, 0
 
 
 def _clear_up() -> None:
-    """End what a killed run has left behind: a shard does not look for it, and would work beside it."""
+    """End the jobs that a killed run has left behind; shards do not check for them and would work beside them."""
     from cohortgmm.pipeline.lock import lock_results
     from cohortgmm.pipeline.settings import check_writable
     from cohortgmm.pipeline.slurm.orphans import clear_up, remove_unrecorded
@@ -192,13 +200,13 @@ def _clear_up() -> None:
     check_writable("results")
     lock = lock_results("results")
     try:
-        told = clear_up("results")
+        cancelled = clear_up("results")
         remove_unrecorded()
     finally:
         for descriptor in lock:  # the jobs that are submitted next take it themselves
             os.close(descriptor)
-    if told:
-        print(told)
+    if cancelled:
+        print(cancelled)
 
 
 def _shard(options: argparse.Namespace, others: Sequence[str]) -> int:

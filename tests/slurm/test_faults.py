@@ -106,13 +106,13 @@ def snakemake_killed(project):
     process.wait()
     assert slurm("squeue", f"--jobs={job}", "--noheader", "--format=%T") == "RUNNING"
     output = project.finish(project.start(*TARGETS))
-    assert "jobs that a run that was killed had left in SLURM's queue" in output
+    assert "jobs that a killed run had left in SLURM's queue" in output
     assert slurm("squeue", f"--jobs={job}", "--states=all", "--noheader", "--format=%T") == "CANCELLED"
 
 
 @scenario
 def configured_anew_after_a_kill(project):
-    """What the jobs of the run that was killed have written since is of another configuration, and is made anew."""
+    """Files that jobs wrote after their run was killed are of another configuration, and are made again."""
     project.configure(gmm={"max_iter": 1})
     process = project.start_held()
     job = project.held_job()

@@ -133,7 +133,7 @@ def test_what_is_no_shard(project, fails, text):
 def test_places_that_are_not_there_are_named(project, fails, tmp_path):
     for command in (["status"], ["submit", "--print"], ["shard", "1/2"]):
         assert fails(*command, "--snakefile", "no/Snakefile") == (
-            "no Snakefile: no/Snakefile is not there; name it with --snakefile"
+            "no Snakefile: no/Snakefile does not exist; name it with --snakefile"
         )
         assert fails(*command, "--configfile", "c.yaml") == f"no such configuration: {project}/c.yaml"
         assert fails(*command, "--directory", "nowhere") == "no such directory: nowhere"
@@ -203,7 +203,7 @@ def test_a_configuration_that_is_something_else_is_told(project, fails, content)
 
 def test_a_run_that_has_not_begun(project, fails):
     shutil.rmtree(project / "results")
-    expected = "results/patients.tsv is not there: the run has not come to the division of the patients yet"
+    expected = "results/patients.tsv does not exist: the cohort has not been divided into patients yet"
     assert fails("status") == expected
     assert not (project / "results").exists()
 
@@ -323,9 +323,7 @@ def test_memory_that_is_less_than_a_rule_asks_for_is_told(large, capsys):
     assert main(["submit", "--print", "--mem-mb", str(large - 1)]) == 0
     out, err = capsys.readouterr()
     assert f"#SBATCH --mem={large - 1}\n" in out
-    assert err == (
-        f"warning: preprocess asks for {large} MB and may be killed for want of memory: give --mem-mb {large}\n"
-    )
+    assert err == (f"warning: preprocess requests {large} MB and may run out of memory: give --mem-mb {large}\n")
     assert main(["submit", "--print", "--mem-mb", str(large)]) == 0
     assert capsys.readouterr().err == ""
 
@@ -464,5 +462,5 @@ def test_a_shard_runs_its_own_patients(project, monkeypatch):
 def test_a_shard_before_the_cohort_is_divided(project, fails):
     (project / "results" / "patients.tsv").unlink()
     assert fails("shard", "1/2") == (
-        "results/patients.tsv is not there: run snakemake results/patients.tsv first, as `submit` does"
+        "results/patients.tsv does not exist: run snakemake results/patients.tsv first, as `submit` does"
     )

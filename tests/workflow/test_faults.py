@@ -52,7 +52,7 @@ def test_jobs_that_outlive_their_run_are_told(project, finished):
     (project.directory / "config.yaml").write_text(unchanged)
     refused = project.call(*TARGETS)
     assert refused.returncode != 0
-    assert "jobs of a run that was killed are still at work; wait for them, or end them with: kill " in refused.stderr
+    assert "jobs of a killed run are still at work; wait for them, or end them with: kill " in refused.stderr
     (project.directory / "hold").unlink()
     project.run()
     assert project.results() == finished.results()

@@ -208,7 +208,9 @@ def test_results_may_be_a_link_to_another_disk(project, finished):
     assert project.results() == finished.results()
     shutil.rmtree(disk)
     output = refused(project, *TARGETS)
-    assert f"{project.directory}/results is a link to {disk}, which is not there: make that folder, or remove" in output
+    assert (
+        f"{project.directory}/results is a link to {disk}, which does not exist: make that folder, or remove" in output
+    )
 
 
 @pytest.mark.parametrize("name", ["with space", "été", "it's", 'a "quoted" one', "a$HOME b", "50% of [it]"])

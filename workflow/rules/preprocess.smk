@@ -4,8 +4,8 @@
 #   results/patients/{patient}.npz
 
 
-# A wrong column is said at once, not after the preprocessing. The preprocessing does not wait for it: a job that runs keeps
-# Snakemake from looking for reasons of its own in those that follow, also where they take its output as `ancient`.
+# Reports a wrong column before the preprocessing has run. The preprocessing does not depend on this rule: otherwise
+# Snakemake would not check the reasons to run it again, even if it took the output as `ancient`.
 rule check_input:
     input:
         cohort=RUN.input_file,
@@ -26,7 +26,7 @@ rule check_input:
         gmm_key=literal(CONFIG.gmm_key),
         code=code_of("scripts/check_input.py"),
     message:
-        "Looking at the table of cells of {input.cohort}"
+        "Checking the table of cells of {input.cohort}"
     script:
         "../../scripts/check_input.py"
 
@@ -41,7 +41,7 @@ rule preprocess:
         "results/logs/preprocess.log",
     conda:
         ENVIRONMENT
-    threads: 1  # a PCA on another number of threads differs in its last digits
+    threads: 1  # the last digits of a PCA depend on the number of threads
     resources:
         mem_mb=requests.memory("preprocess"),
         runtime=requests.minutes("preprocess"),
@@ -63,7 +63,7 @@ checkpoint split:
         checked="results/preprocessed/input.checked" if CONFIG.preprocess.enabled else [],
         summary="results/preprocessed/summary.json" if CONFIG.preprocess.enabled else [],
     output:
-        # And the patients' array files beside it: declared, they would rerun with every new table.
+        # The patients' array files beside it are not declared, as every new table would rerun all of them.
         table=report(
             TABLE,
             category=in_report("Tables"),

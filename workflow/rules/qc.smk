@@ -1,4 +1,4 @@
-# Figures and tables that say whether to believe the mixtures.
+# Figures and tables to judge the mixtures by.
 # REQUIRED INPUTS: the cohort, results/patients/{patient}.npz, results/models/{patient}.npz, the tables
 # OUTPUTS: results/qc/*.tsv, results/qc/*.svg, results/qc/*.png, results/qc/patients/{patient}.svg, .png,
 #   results/qc/corrections/{patient}.svg, .png, results/qc/efficiency.tsv
@@ -13,7 +13,7 @@ rule qc_cells:
         "results/logs/qc_cells.log",
     conda:
         ENVIRONMENT
-    threads: 1  # a UMAP on several threads is another one every time
+    threads: 1  # a UMAP on several threads is not reproducible
     resources:
         mem_mb=requests.memory("qc_cells", EMBEDDING),
         runtime=requests.minutes("qc_cells"),
@@ -61,7 +61,7 @@ rule qc_tables:
         refit=CONFIG.gmm.refit,
         code=code_of("scripts/qc_tables.py"),
     message:
-        "Gathering the diagnostics of all mixtures"
+        "Computing the diagnostics of all mixtures"
     script:
         "../../scripts/qc_tables.py"
 
@@ -165,12 +165,12 @@ if CONFIG.gmm.has_incomplete_data:
             seed=CONFIG.seed,
             code=code_of("scripts/qc_correction.py"),
         message:
-            "Drawing what the corrections change for {wildcards.patient}"
+            "Drawing the corrections of {wildcards.patient}"
         script:
             "../../scripts/qc_correction.py"
 
 
-# Comes last: its table is of all jobs before it.
+# Runs last, as its table lists all jobs before it.
 rule efficiency:
     input:
         "results/cohort_gmm.h5ad",
@@ -180,7 +180,7 @@ rule efficiency:
             "results/qc/efficiency.tsv",
             category=in_report("Tables"),
             caption="../report/efficiency.rst",
-            labels={"table": "memory and time, asked for and used"},
+            labels={"table": "memory and time, requested and used"},
         ),
     log:
         "results/logs/efficiency.log",
@@ -193,6 +193,6 @@ rule efficiency:
         logs=lambda wildcards, output: os.path.join(os.path.dirname(os.path.dirname(output[0])), "logs"),
         code=code_of("scripts/efficiency.py"),
     message:
-        "Comparing what jobs asked for with what they used"
+        "Comparing the requests of jobs with what they used"
     script:
         "../../scripts/efficiency.py"

@@ -3,7 +3,7 @@
 # OUTPUTS: results/selection/{patient}.tsv, results/scores.tsv, results/selection.tsv
 
 
-# Of a patient all criteria are tabulated, so that another criterion changes nothing here.
+# The table of a patient has all criteria, so that this rule does not depend on the chosen one.
 rule select:
     input:
         scores=expand("results/fits/{{patient}}/k{k}.json", k=CONFIG.gmm.candidates),
@@ -51,6 +51,6 @@ rule select_cohort:
         metric=CONFIG.gmm.k_selection_metric,
         code=code_of("scripts/select_cohort.py"),
     message:
-        "Gathering the scores of all patients"
+        "Collecting the scores of all patients"
     script:
         "../../scripts/select_cohort.py"

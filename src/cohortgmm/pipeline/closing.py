@@ -1,4 +1,4 @@
-"""What a run says of its result when it has succeeded, from the tables that it wrote. Needs the standard library only."""
+"""Notes on the result of a run that has succeeded, from its tables. Needs the standard library only."""
 
 import json
 import os
@@ -10,10 +10,10 @@ from pathlib import Path
 from cohortgmm.cohort.tables import read_rows
 from cohortgmm.errors import CohortgmmError
 
-#: Most patients that a line names, and letters of a name.
+#: Most patients in a line, and most letters of a name.
 _SHOWN, _LETTERS = 3, 40
 
-#: What missing values read like when a table was turned into text.
+#: Texts that missing values become when a table is converted to text.
 _MISSING_TEXTS = {"nan", "NaN", "None", "<NA>", "NaT"}
 
 #: Columns of a line on the terminal.
@@ -21,7 +21,7 @@ _WIDTH = 100
 
 
 def closing_notes(results: str | os.PathLike = "results", *, preprocessed: bool = False) -> list[str]:
-    """What a user should know of a result, one note each; empty if there is nothing to be said.
+    """Notes on what a user should know of a result; empty if there is nothing to report.
 
     Parameters
     ----------
@@ -33,8 +33,8 @@ def closing_notes(results: str | os.PathLike = "results", *, preprocessed: bool 
     Returns
     -------
     list of str
-        Who was left out and why; whose cells do not all have the same label; what the preprocessing left out; patients
-        whose choice of k or whose mixture is not to be trusted.
+        Patients that were left out and why; patients with cells of several labels; what the preprocessing left out;
+        patients whose choice of k or whose mixture may be wrong.
     """
     folder, notes = Path(results), []
     first = [_left_out, _of_missing, _of_labels, *([_of_preprocessing] if preprocessed else [])]
@@ -53,7 +53,7 @@ def left_out(table: str | os.PathLike) -> tuple[list[dict[str, str]], int]:
 
 
 def left_out_line(table: str | os.PathLike) -> str:
-    """Who was left out and why, in short; empty if nobody was."""
+    """Patients that were left out and why, in short; empty if there are none."""
     dropped, n = left_out(table)
     if not dropped:
         return ""
@@ -62,8 +62,8 @@ def left_out_line(table: str | os.PathLike) -> str:
 
 
 def patients_label(table: str | os.PathLike) -> str:
-    """What the report calls the table of patients, with who was left out and why."""
-    return f"patients; {line}" if (line := left_out_line(table)) else "patients; nobody left out"
+    """Label of the table of patients in the report, with the patients that were left out."""
+    return f"patients; {line}" if (line := left_out_line(table)) else "patients; none left out"
 
 
 def _left_out(folder: Path) -> list[str]:
@@ -72,12 +72,12 @@ def _left_out(folder: Path) -> list[str]:
 
 
 def uneven_labels(table: str | os.PathLike) -> list[dict[str, str]]:
-    """Rows of the table of patients who are kept and of whose cells not all have the same label."""
+    """Rows of the patients that are kept and whose cells have several labels or none."""
     return [row for row in read_rows(table) if row["status"] == "ok" and row["reason"]]
 
 
 def _of_missing(folder: Path) -> list[str]:
-    """Patients and labels that may be missing values which became text."""
+    """Notes on patients and labels that may be missing values converted to text."""
     rows = [row for row in read_rows(folder / "patients.tsv") if row["status"] == "ok"]
     found = [f"a patient is called {row['patient']!r}" for row in rows if row["patient"] in _MISSING_TEXTS]
     labels = Counter(row["label"] for row in rows if row["label"] in _MISSING_TEXTS)
@@ -129,7 +129,7 @@ def _doubtful_choices(folder: Path) -> list[str]:
 
 
 def _not_converged(folder: Path) -> list[str]:
-    """Of the final mixtures where their table is of this run, else of the fits that were chosen."""
+    """Note on the final mixtures if their table is of this run, else on the chosen fits."""
     final, selection = folder / "qc" / "diagnostics.tsv", folder / "selection.tsv"
     if final.is_file() and final.stat().st_mtime >= selection.stat().st_mtime:
         rows = read_rows(final)
@@ -150,7 +150,7 @@ def _patients(n: int) -> str:
 
 
 def _name(patient: str) -> str:
-    """As Python writes it, so that no control character reaches the terminal; the middle of a long one is left out."""
+    """A name as Python writes it, without control characters; the middle of a long name is left out."""
     half = _LETTERS // 2
     return repr(patient if len(patient) <= _LETTERS else f"{patient[:half]}…{patient[-half:]}")
 
@@ -164,19 +164,19 @@ def ggml_snippet(
     gmm_key: str,
     table: str | os.PathLike | None = None,
 ) -> str:
-    """The lines of Python that hand a result to ggml_ot.
+    """Lines of Python that pass a result to ggml_ot.
 
     Parameters
     ----------
     file
         The ``.h5ad`` with the mixtures.
     patient_col, label_col
-        Columns of its ``obs``; without a label the reader has to put one in.
+        Columns of its ``obs``; without a label the user has to fill one in.
     use_rep, gmm_key
         Of the configuration.
     table
-        The table of patients, where not all cells of a patient have the same label: ggml_ot would take the first by name,
-        and cannot do with cells that have none. None otherwise.
+        The table of patients, if a patient has cells of several labels or of none: ggml_ot would take the first label by
+        name, and refuses cells without a label. None otherwise.
     """
     label = "..." if label_col is None else _literal(label_col)
     hint = "  # put in the column of obs with the patients' groups" if label_col is None else ""
@@ -221,7 +221,7 @@ def _literal(value: str | None) -> str:
 
 
 def closing_message(notes: Iterable[str], snippet: str, report: str) -> str:
-    """Notes, the way to ggml_ot and the way to the report, as a block for the terminal.
+    """Notes, the lines for ggml_ot and the call for the report, as text for the terminal.
 
     Parameters
     ----------
@@ -230,7 +230,7 @@ def closing_message(notes: Iterable[str], snippet: str, report: str) -> str:
     snippet
         See :func:`ggml_snippet`.
     report
-        The last line: how to make the report.
+        The last line, about the report.
     """
     blocks = []
     notes = list(notes)

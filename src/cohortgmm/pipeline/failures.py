@@ -1,4 +1,4 @@
-"""What went wrong in a run: one line a job, with patient and k, what SLURM says, and what to change."""
+"""The failures of a run: one line per job, with patient and k, the report of SLURM, and what to change."""
 
 import errno
 import logging
@@ -16,10 +16,10 @@ from cohortgmm.pipeline.job import ERROR_PREFIX
 from cohortgmm.pipeline.slurm.commands import FORGOTTEN, is_never
 from cohortgmm.storage.names import describe
 
-#: The table of what failed in the last run, within the results.
+#: Name of the table of failures in the results folder.
 FAILED_TABLE = "failed.tsv"
 
-#: What to do about a job that SLURM ended; `{rule}`, `{memory}` and `{minutes}` are filled in.
+#: What to do about a job that SLURM ended, by its state; `{rule}`, `{memory}` and `{minutes}` are filled in.
 _REMEDIES = {
     "OUT_OF_MEMORY": "give it more: --set-resources '{rule}:mem_mb={memory}*attempt'",
     "TIMEOUT": "give it longer: --set-resources '{rule}:runtime={minutes}*attempt'",
@@ -34,16 +34,16 @@ _NEVER = (
     "SLURM would never have started it: lower its limits (--set-resources '{rule}:runtime=...', '{rule}:mem_mb=...'), or "
     "choose another partition"
 )
-_UNKNOWN = "see what SLURM says of it"
+_UNKNOWN = "see the output of the SLURM job"
 _FULL = f"{os.strerror(errno.ENOSPC)} for its log: free space, then run again"
 _KILLED = (
     "it was killed (out of memory?): give it more with --set-resources '{rule}:mem_mb={memory}*attempt', or run again"
 )
 
-#: Seconds that the clocks of nodes may be apart.
+#: Seconds by which the clocks of nodes may differ.
 _CLOCKS_APART = 120
 
-#: A disk with less space is full.
+#: A disk with fewer free bytes counts as full.
 _FULL_BYTES = 1 << 14
 
 
@@ -56,11 +56,11 @@ class Failure:
     rule, patient, k
         The job; patient and k as in file names, or empty.
     reason
-        What was found and what to change.
+        What was found, and what to change.
     log
         Path of its log.
     slurm_job, slurm_state, slurm_log
-        Its number, the state it ended in and its output on the cluster; empty for a local job.
+        Number, terminal state and path of the output of its SLURM job; empty for a local job.
     """
 
     rule: str
@@ -78,12 +78,12 @@ class Failure:
 
 
 def event_of(record: logging.LogRecord) -> str:
-    """Name of the event that a record of Snakemake's log is about; empty if it is about none."""
+    """Name of the event in a record of Snakemake's log; empty if the record is not about an event."""
     return getattr(getattr(record, "event", None), "name", "")
 
 
 class JobErrors(logging.Handler):
-    """Collects what Snakemake's log says of jobs that end with an error, by Snakemake's number of the job."""
+    """Collects the records of Snakemake's log about jobs that end with an error, by Snakemake's number of the job."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
@@ -101,7 +101,7 @@ class JobErrors(logging.Handler):
             self._error = " ".join(record.getMessage().split())
 
     def failures(self, jobs: Iterable[Any], numbers: Any, on_cluster: bool = False) -> list[Failure]:
-        """What is known of Snakemake's jobs that failed for good.
+        """The failures of Snakemake's jobs that failed for good.
 
         Parameters
         ----------
@@ -110,7 +110,7 @@ class JobErrors(logging.Handler):
         numbers
             Function from a job to its number.
         on_cluster
-            Whether they are SLURM's.
+            Whether they ran on SLURM.
         """
         since = self._started - _CLOCKS_APART
         single = [member for job in jobs for member in getattr(job, "jobs", [job])]  # of a group, its jobs
@@ -130,21 +130,21 @@ def _failure(job: Any, record: logging.LogRecord | None, since: float, unseen: s
     if state == "FAILED" and _ran_out_of_memory(slurm_log):
         state = "OUT_OF_MEMORY"
     refusal = "" if number else _refusal(text)
-    said = last_error(log, since)
+    reason = last_error(log, since)
     if refusal:
-        said = f"{describe(wildcards) or rule}: SLURM refused the job: {refusal}"
-    elif not said or state in _REMEDIES or is_never(state):
+        reason = f"{describe(wildcards) or rule}: SLURM refused the job: {refusal}"
+    elif not reason or state in _REMEDIES or is_never(state):
         unknown = _FULL if _disk_is_full(log) else _NEVER if is_never(state) else _UNKNOWN if number else unseen
         remedy = _REMEDIES.get(state, unknown)
         for name, value in (("rule", rule), ("memory", _doubled(job, "mem_mb")), ("minutes", _doubled(job, "runtime"))):
             remedy = remedy.replace(f"{{{name}}}", value)
         attempts = f", {job.attempt} attempts" if job.attempt > 1 else ""
-        said = f"{describe(wildcards) or rule}: {rule} ended without a result{attempts}; {remedy}"
+        reason = f"{describe(wildcards) or rule}: {rule} ended without a result{attempts}; {remedy}"
     return Failure(
         rule=rule,
         patient=str(getattr(wildcards, "patient", "")),
         k=str(getattr(wildcards, "k", "")),
-        reason=said,
+        reason=reason,
         log=log,
         slurm_job=number,
         slurm_state=state,
@@ -157,19 +157,19 @@ def _doubled(job: Any, resource: str) -> str:
 
 
 def _refusal(text: str) -> str:
-    """What SLURM said to a job that it did not take; empty if it took it."""
-    said = re.search(
+    """SLURM's message about a job that it did not accept; empty if it accepted the job."""
+    found = re.search(
         r"The error message was '(.*?)'\.\n|submission failed with exception: (.*?)(?:For further error details|\Z)",
         text,
         re.S,
     )
-    lines = (said[1] or said[2] or "").splitlines() if said else []
+    lines = (found[1] or found[2] or "").splitlines() if found else []
     lines = [line.strip().removeprefix("sbatch: error: ") for line in lines]
     return "; ".join(filter(None, lines))
 
 
 def _disk_is_full(log: str) -> bool:
-    """Whether a job could not even have written its log."""
+    """Whether the disk is so full that a job could not write its log."""
     try:
         return shutil.disk_usage(Path(log).parent).free < _FULL_BYTES
     except OSError:
@@ -177,7 +177,7 @@ def _disk_is_full(log: str) -> bool:
 
 
 def _ran_out_of_memory(slurm_log: str) -> bool:
-    """Whether SLURM's own words say so: where only a step did, the job is just FAILED."""
+    """Whether the output of a SLURM job says so: if only a step ran out of memory, the state of the job is FAILED."""
     try:
         text = Path(slurm_log).read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -186,7 +186,7 @@ def _ran_out_of_memory(slurm_log: str) -> bool:
 
 
 def last_error(log: str, since: float = 0.0) -> str:
-    """The error that ended a job, from its log; empty if it did not end with one, or that was before a time."""
+    """The error that ended a job, from its log; empty if there is none, or if the log is older than a time."""
     try:
         if os.stat(log).st_mtime < since:
             return ""
@@ -197,7 +197,7 @@ def last_error(log: str, since: float = 0.0) -> str:
 
 
 def write_failures(results: str, failures: Iterable[Failure]) -> None:
-    """Keep what failed for :func:`read_failures`; without failures, remove what an earlier run left."""
+    """Write the table of failures for :func:`read_failures`; without failures, remove that of an earlier run."""
     path, rows = Path(results) / FAILED_TABLE, [vars(failure) for failure in failures]
     if rows:
         write_table(path, [field.name for field in fields(Failure)], rows)
@@ -206,7 +206,7 @@ def write_failures(results: str, failures: Iterable[Failure]) -> None:
 
 
 def read_failures(results: str) -> list[Failure]:
-    """What failed in the last run."""
+    """The failures of the last run."""
     names = [field.name for field in fields(Failure)]
     try:
         rows = read_rows(Path(results) / FAILED_TABLE, names, "failures", "remove it")

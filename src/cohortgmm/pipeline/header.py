@@ -1,7 +1,7 @@
-"""Whether the input has the columns and keys of the configuration, from its header, before any job is planned.
+"""Checks, before any job is planned, that the input has the columns and keys of the configuration.
 
-The look is a short process that imports h5py only. Where something seems to be wrong, another process asks the functions
-of the jobs, which say it in their own words: ``python -m cohortgmm.pipeline.header``.
+A short process that imports h5py only reads the header. If something seems to be wrong, a second process calls the
+functions of the jobs for their messages: ``python -m cohortgmm.pipeline.header``.
 """
 
 import json
@@ -16,7 +16,7 @@ from cohortgmm.columns import columns_of
 from cohortgmm.errors import CohortgmmError, DataError
 from cohortgmm.pipeline.stored import contents
 
-#: How a configuration says that the raw counts are in a layer.
+#: Prefix in the configuration of a layer that holds the raw counts.
 _LAYER = "layer:"
 
 _UMAP = "obsm/X_umap"
@@ -33,7 +33,7 @@ def check_header(config: Any) -> None:
     Raises
     ------
     DataError
-        What the jobs would say, one line for each problem.
+        The messages of the jobs, one line for each problem.
     """
     wanted = wanted_of(config)
     if not seems_wrong(config.input, wanted):
@@ -48,7 +48,7 @@ def check_header(config: Any) -> None:
         stderr=subprocess.DEVNULL,
         check=False,
     )
-    if result.returncode == 0 and (lines := json.loads(result.stdout)):  # else its job will tell
+    if result.returncode == 0 and (lines := json.loads(result.stdout)):  # else the job that reads the input reports it
         raise DataError("\n".join(lines))
 
 
@@ -82,7 +82,7 @@ def wanted_of(config: Any) -> dict[str, Any]:
 
 
 def seems_wrong(path: str | os.PathLike, wanted: Mapping[str, Any]) -> bool:
-    """Whether the header of a file lacks something that is wanted, or does not tell."""
+    """Whether something that is needed is missing from the header of a file, or the header cannot be read."""
     found = contents(path)
     if found is None or not {"obs", "var"} <= set(found["root"]) or "mod" in found["root"]:
         return True
@@ -102,7 +102,7 @@ def seems_wrong(path: str | os.PathLike, wanted: Mapping[str, Any]) -> bool:
 
 
 def _is_occupied(gmm_key: str, patient_col: Any, found: Mapping[str, Any]) -> bool:
-    """Whether the result would replace what is no earlier result."""
+    """Whether the result would replace something that is not an earlier result."""
     if gmm_key in found["uns"]:
         entry = found["uns"][gmm_key]
         return not has_mixtures(entry | {"model": dict.fromkeys(entry.get("model", ()))})
@@ -116,7 +116,7 @@ def _is_no_umap(shape: list[int] | None, n_cells: int | None) -> bool:
 
 
 def _places(wanted: Mapping[str, Any]) -> Iterator[str]:
-    """Paths of the elements that are wanted."""
+    """Paths of the elements that are needed."""
     if wanted["embedding"]:
         yield _embedding_path(wanted["use_rep"])
     if wanted["counts"] is not None:
@@ -140,7 +140,7 @@ def _noise_path(noise: Mapping[str, str | None]) -> str:
 def _is_missing(
     path: str, root: list[str], shapes: Mapping[str, Any], wanted: Mapping[str, Any], n_cells: int | None
 ) -> bool:
-    """Whether an element is not there, or of a shape that does not fit, as far as its header tells."""
+    """Whether an element is missing, or has a wrong shape according to its header."""
     if path == "raw":
         return not {"raw", "raw.X"} & set(root)
     shape, x = shapes.get(path), shapes.get(_embedding_path(wanted["use_rep"]))
@@ -155,30 +155,30 @@ def _is_missing(
 
 
 def explain(path: str, wanted: Mapping[str, Any]) -> list[str]:
-    """What the functions of the jobs say of a file that seems to be wrong; empty if it is all right to them."""
+    """The messages of the jobs' functions about a file that seems to be wrong; empty if they accept it."""
     from cohortgmm.cohort.h5ad import open_h5ad
     from cohortgmm.cohort.occupied import check_file
     from cohortgmm.cohort.patients import check_columns
 
     lines: dict[str, None] = {}
 
-    def ask(check: Callable[..., Any], *arguments: Any) -> Any:
+    def collect(check: Callable[..., Any], *arguments: Any) -> Any:
         try:
             return check(*arguments)
         except CohortgmmError as error:
             lines[" ".join(str(error).split())] = None
 
-    def look() -> None:
+    def check_all() -> None:
         with open_h5ad(path) as file:
             for pair in wanted["columns"]:
-                ask(check_columns, file, [pair])
+                collect(check_columns, file, [pair])
             for check in (_explain_embedding, _explain_noise, _explain_counts, _explain_symbols):
-                ask(check, file, wanted)
+                collect(check, file, wanted)
             if wanted["umap"] and _UMAP in file:
-                ask(_explain_umap, file)
-            ask(check_file, file, wanted["gmm_key"], wanted["patient_col"])
+                collect(_explain_umap, file)
+            collect(check_file, file, wanted["gmm_key"], wanted["patient_col"])
 
-    ask(look)
+    collect(check_all)
     return list(lines)
 
 
@@ -241,7 +241,7 @@ def _explain_symbols(file: Any, wanted: Mapping[str, Any]) -> None:
 
 
 def main() -> None:
-    """Explain the file of the first argument, which messages call as the second says; what is wanted is on stdin."""
+    """Explain the file of the first argument, which messages call by the second; stdin holds what is needed."""
     path, name = sys.argv[1:]
     lines = explain(path, json.load(sys.stdin))
     print(json.dumps([line.replace(path, name) for line in lines]))

@@ -1,4 +1,4 @@
-"""The files that a configuration names: where they are, and that none of them is one of the run's own results."""
+"""The files of a configuration: where they are, and whether one of them is a result of the run itself."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -7,16 +7,16 @@ from pathlib import Path
 from cohortgmm.display import format_path
 from cohortgmm.errors import ConfigError
 
-#: Results that `python -m cohortgmm keep DIR` copies, which keep their names there.
+#: Results that `python -m cohortgmm keep DIR` copies under the same names.
 KEPT = ("models/*.npz", "patients.tsv", "selection.tsv", "scores.tsv")
 
-#: Folders of the results that no input is looked for in.
+#: Folders of the results that are not searched for inputs.
 _LOGS = ("logs", "benchmarks")
 
-#: So deep the folders of the results are nested, at most.
+#: Largest depth of the folders of the results.
 _DEEPEST = 10
 
-#: So many links may lead from one to the next; the system follows no more either.
+#: Longest chain of links; the system follows no longer ones either.
 _MOST_LINKS = 40
 
 
@@ -25,13 +25,13 @@ def find_files(
 ) -> dict[str, str]:
     """Paths of the files that a configuration names.
 
-    A relative path is taken from the working directory or, where nothing is there, from the workflow's own folder. ``~``
-    and variables such as ``$HOME`` are replaced where no file has that very name.
+    A relative path starts at the working directory or, if there is no such file, at the workflow's own folder. ``~`` and
+    variables such as ``$HOME`` are replaced unless a file has that very name.
 
     Parameters
     ----------
     named
-        What the configuration says, by key; None is left out.
+        Paths by key of the configuration; None is left out.
     source
         The configuration, for messages.
     workflow_dir
@@ -42,7 +42,7 @@ def find_files(
     Raises
     ------
     ConfigError
-        All files that are not there or that are results of this run, one line each.
+        All files that do not exist or that are results of this run, one line each.
     """
     found, problems = {}, []
     for key, name in named.items():
@@ -73,14 +73,14 @@ def _way_out_of_folder(name: str) -> str:
 
 
 def encoded(name: str) -> str:
-    """A file name of a text that is UTF-8, as the system knows it, whatever the locale."""
+    """A file name from UTF-8 text, in the encoding of the file system."""
     return os.fsdecode(name.encode("utf-8", "surrogateescape"))
 
 
 def _hint(paths: list[str]) -> str:
-    """What else may be wrong with a file that is not there."""
+    """A further reason why a file does not exist."""
     links = [path for path in paths if os.path.islink(path)]
-    return f": a link to {format_path(os.readlink(links[0]))}, which is not there" if links else ""
+    return f": a link to {format_path(os.readlink(links[0]))}, which does not exist" if links else ""
 
 
 def _refusal(result: str) -> str:
@@ -90,11 +90,11 @@ def _refusal(result: str) -> str:
         if kept
         else "move or copy it out of results/ and name that file"
     )
-    return f"is one of this run's own results (results/{result}), which the run removes and makes anew: {way}"
+    return f"is one of this run's own results (results/{result}), which the run removes and makes again: {way}"
 
 
 def result_of_run(path: str | os.PathLike, results: str | os.PathLike = "results") -> str:
-    """Which result of a run a file is: by its name, through links, or as another name of the same file.
+    """Which result of a run a file is: by its path, through links, or as another name of the same file.
 
     Parameters
     ----------
@@ -106,10 +106,10 @@ def result_of_run(path: str | os.PathLike, results: str | os.PathLike = "results
     Returns
     -------
     str
-        Its path within the results; empty if it is none of them.
+        Its path within the results; empty if it is not a result.
     """
     for step in _steps(os.fspath(path)):
-        # The first by the names alone, the others by where they lead.
+        # First by the path as it is written, then with links followed.
         for place, root in (
             (os.path.abspath(step), os.path.abspath(results)),
             (_without_links_above(step), os.path.realpath(results)),
@@ -120,7 +120,7 @@ def result_of_run(path: str | os.PathLike, results: str | os.PathLike = "results
 
 
 def _steps(path: str) -> Iterator[str]:
-    """A path and, while it is a link, where that leads."""
+    """A path and, while it is a link, the target of the link."""
     for _ in range(_MOST_LINKS):
         yield path
         if not os.path.islink(path):
@@ -129,19 +129,19 @@ def _steps(path: str) -> Iterator[str]:
 
 
 def _without_links_above(path: str) -> str:
-    """The path with the links among its folders followed, but not the last one."""
+    """The path with links in its folders followed, but not a link at its end."""
     folder, name = os.path.split(os.path.abspath(path) if os.path.basename(path) in ("", ".", "..") else path)
     return os.path.join(os.path.realpath(folder), name)
 
 
 def _linked_result(path: str | os.PathLike, results: str | os.PathLike) -> str:
-    """The entry of the results that leads to a file: a link to it or to a folder it is in, or a second name of it."""
+    """The result that leads to a file: a link to it or to a folder that holds it, or another name of it."""
     real = os.path.realpath(path)
     try:
         stat = os.stat(real)
     except OSError:
         return ""
-    # Tens of thousands of fits are looked at only where one may be a second name of the file.
+    # All of tens of thousands of files are compared only if the file has a second name.
     for entry in _entries(results, _DEEPEST if stat.st_nlink > 1 else 1):
         within = os.path.relpath(entry.path, results)
         if entry.is_symlink():
@@ -156,7 +156,7 @@ def _linked_result(path: str | os.PathLike, results: str | os.PathLike) -> str:
 
 
 def _entries(folder: str | os.PathLike, depth: int) -> Iterator[os.DirEntry]:
-    """What is in the results and, to this depth, in their folders, but for logs; links are not followed."""
+    """Entries of the results folder, without logs, down to a depth; links are not followed."""
     waiting = [(os.fspath(folder), depth)]
     while waiting:
         path, depth = waiting.pop()

@@ -1,4 +1,4 @@
-"""Copies of a run's models outside of its results, for configurations of later runs to name."""
+"""Copies of a run's models outside of its results, which configurations of later runs can name."""
 
 import os
 import shutil
@@ -27,7 +27,7 @@ def keep(results: str | os.PathLike, target: Path, config: Any, configfile: Path
     results
         The results folder.
     target
-        The new folder, which appears when it is complete.
+        The new folder. It appears when it is complete.
     config
         The checked configuration.
     configfile
@@ -38,13 +38,13 @@ def keep(results: str | os.PathLike, target: Path, config: Any, configfile: Path
     Returns
     -------
     list of str
-        Names of what was copied, within the folder.
+        Names of the copies within the folder.
 
     Raises
     ------
     CohortgmmError
-        If the folder cannot be made, is not empty or is part of the results; if a run is at work; if something is not
-        there, damaged, or of another configuration.
+        If the folder cannot be made, is not empty or is part of the results; if a run is at work; if results are missing,
+        damaged, or of another configuration.
     """
     results, target = Path(results), Path(os.path.abspath(target))
     _check_target(target, results)
@@ -70,7 +70,7 @@ def _is_within(path: Path, folder: Path) -> bool:
 
 
 def _results_of(results: Path, config: Any, configfile: Path, workflow_dir: Path) -> list[str]:
-    """Names of what is to be copied; refused unless all of it is there and is of this configuration."""
+    """Names of the results to copy; refused unless all of them exist and are of this configuration."""
     run = f"run snakemake{run_options([configfile], workflow_dir)} --cores all"
     made = f"{run}, or name the configuration that made them with --configfile"
     found = read_status(results, config.gmm.candidates, config.component_sharing, Expected(config, results))
@@ -80,7 +80,7 @@ def _results_of(results: Path, config: Any, configfile: Path, workflow_dir: Path
         raise CohortgmmError(f"{problem}: {made}")
     for name in _TABLES:
         if not (results / name).is_file():
-            raise CohortgmmError(f"{format_path(results / name)} is not there: {run}")
+            raise CohortgmmError(f"{format_path(results / name)} does not exist: {run}")
     if problem := _check_tables(results, config):
         raise CohortgmmError(f"{problem}: {made}")
     return [*(f"models/{name}.npz" for name in found.fits), *_TABLES]
@@ -90,7 +90,7 @@ def _problem(found: Status) -> str:
     """Why the models of a run cannot be kept; empty if they can."""
     if n_missing := len(found.fits) - len(found.models):
         n_stale = len(set(found.stale) - {MERGED})
-        states = ["not there"] * (n_stale < n_missing) + ["of another configuration"] * (n_stale > 0)
+        states = ["missing"] * (n_stale < n_missing) + ["of another configuration"] * (n_stale > 0)
         return f"{n_missing:,} of {len(found.fits):,} final mixtures are {' or '.join(states)}"
     if found.changed or MERGED in found.stale:
         keys = f" ({', '.join(found.changed)})" if found.changed else ""
@@ -99,7 +99,7 @@ def _problem(found: Status) -> str:
 
 
 def _check_tables(results: Path, config: Any) -> str:
-    """Refuse damaged tables; what is wrong with others, empty for nothing."""
+    """Refuse damaged tables; the reason why readable tables do not fit the configuration, empty if they do."""
     read_rows(results / "scores.tsv", FRAME_COLUMNS["scores"], "scores")
     selection = read_rows(results / "selection.tsv", FRAME_COLUMNS["selection"], "selection")
     metric = config.gmm.k_selection_metric
@@ -108,7 +108,7 @@ def _check_tables(results: Path, config: Any) -> str:
 
 
 def _copy(files: Sequence[tuple[Path, str]], target: Path) -> None:
-    """Copy files to a folder that appears when all of them are in it."""
+    """Copy files to a folder that appears when it is complete."""
     temporary = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

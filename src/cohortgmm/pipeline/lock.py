@@ -1,4 +1,4 @@
-"""Who may work in a results folder: one run, or the shards of one division."""
+"""Locks of a results folder: one run may use it, or the shards of one division."""
 
 import fcntl
 import os
@@ -14,10 +14,10 @@ from cohortgmm.errors import CohortgmmError
 #: Name of the lock in the results folder.
 LOCK = ".lock"
 
-#: Name of the lock that every job holds while it is at work.
+#: Name of the lock that every job holds while it runs.
 JOBS_LOCK = ".jobs"
 
-#: Seconds to wait for the jobs of a run that was killed.
+#: Seconds to wait for the jobs of a killed run.
 _JOBS_PATIENCE = 10
 
 #: How often a lock is tried, and seconds in between.
@@ -58,22 +58,22 @@ class Shard:
 
 
 def lock_results(folder: str | os.PathLike, shard: Shard | None = None) -> list[int]:
-    """Keep other runs out of a results folder for as long as this process lives.
+    """Keep other runs out of a results folder as long as this process lives.
 
-    The lock ends with the process, however it ends, so that a killed run needs no unlocking. Shards of one division work
-    side by side, each of them once.
+    The lock ends with the process, so that nothing has to be unlocked after a killed run. Different shards of the same
+    division may run at the same time.
 
     Parameters
     ----------
     folder
         The results.
     shard
-        The part of the patients that the run is for; None for a run that may touch everything.
+        The shard of the patients that the run is for; None for a run of all patients.
 
     Returns
     -------
     list of int
-        Open file descriptors that hold the lock; empty where the file system knows no locks.
+        Open file descriptors that hold the lock; empty if the file system has no locks.
 
     Raises
     ------
@@ -86,7 +86,7 @@ def lock_results(folder: str | os.PathLike, shard: Shard | None = None) -> list[
     held = _take(path, fcntl.LOCK_SH)
     try:
         held += _take(Path(f"{path}.shard-{shard.index}-of-{shard.count}"), fcntl.LOCK_EX)
-        # Looked for only now that this shard can be seen by those of another division.
+        # Checked after this shard has its lock, so that shards of another division can see it.
         others = [other for other in _shard_locks(path) if not other.name.endswith(f"-of-{shard.count}")]
         if holder := next(filter(None, map(_holder, others)), ""):
             raise CohortgmmError(_in_use(path, holder))
@@ -104,7 +104,7 @@ def lock_holders(folder: str | os.PathLike) -> list[str]:
 
 
 def held_since(folder: str | os.PathLike) -> float:
-    """When the first of the runs that hold the lock of a results folder took it; 0 if nobody holds it."""
+    """Time at which the first run that holds the lock of a results folder took it; 0 if no run holds it."""
     path, times = Path(folder) / LOCK, []
     for lock in [path, *_shard_locks(path)]:
         if _holder(lock):
@@ -115,7 +115,7 @@ def held_since(folder: str | os.PathLike) -> float:
 
 @contextmanager
 def job_at_work(folder: str | os.PathLike) -> Iterator[None]:
-    """Let :func:`wait_for_jobs` know that a job is at work on a results folder, which it need not be able to tell."""
+    """Hold a lock on a results folder while a job runs, for :func:`wait_for_jobs`; without effect if that is impossible."""
     descriptor = None
     with suppress(OSError):
         descriptor = os.open(Path(folder) / JOBS_LOCK, os.O_RDWR | os.O_CREAT, 0o666)
@@ -128,19 +128,19 @@ def job_at_work(folder: str | os.PathLike) -> Iterator[None]:
 
 
 def wait_for_jobs(folder: str | os.PathLike, seconds: float = _JOBS_PATIENCE) -> None:
-    """See that no job of a run that was killed is still at work: Snakemake dies alone, its jobs live on.
+    """Wait until no job of a killed run is at work. When Snakemake is killed, its jobs go on.
 
     Parameters
     ----------
     folder
         The results, which the caller has locked.
     seconds
-        How long to wait for them.
+        Longest time to wait.
 
     Raises
     ------
     CohortgmmError
-        If there still are some then, with the processes that are on this machine.
+        If jobs are still at work after that time, with their processes on this machine.
     """
     deadline = time.monotonic() + seconds
     path = Path(folder) / JOBS_LOCK
@@ -149,13 +149,13 @@ def wait_for_jobs(folder: str | os.PathLike, seconds: float = _JOBS_PATIENCE) ->
             jobs = " ".join(_processes_of_lock(path))
             what = f"end them with: kill {jobs}" if jobs else "they are on other machines"
             raise CohortgmmError(
-                f"{path.parent.resolve()}: jobs of a run that was killed are still at work; wait for them, or {what}"
+                f"{path.parent.resolve()}: jobs of a killed run are still at work; wait for them, or {what}"
             )
         time.sleep(_PAUSE)
 
 
 def _processes_of_lock(path: Path) -> list[str]:
-    """Processes of this machine that hold a lock, as far as the system tells."""
+    """Processes of this machine that hold a lock, if the system lists them."""
     with suppress(OSError):
         inode = path.stat().st_ino
         return re.findall(
@@ -178,7 +178,7 @@ def _take(path: Path, kind: int) -> list[int]:
         try:
             fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
             break
-        except BlockingIOError:  # it may be a look of `lock_holders`, which is over at once
+        except BlockingIOError:  # perhaps `lock_holders`, which holds it for a moment only
             if not tries_left:
                 os.close(descriptor)
                 raise CohortgmmError(_in_use(path, _text(path))) from None
@@ -186,7 +186,7 @@ def _take(path: Path, kind: int) -> list[int]:
         except OSError:
             os.close(descriptor)
             return []
-    with suppress(OSError):  # a full disk: the text only tells others who it is
+    with suppress(OSError):  # a full disk: the text is only for messages
         os.ftruncate(descriptor, 0)
         if kind == fcntl.LOCK_EX:
             os.write(descriptor, f"process {os.getpid()} on {os.uname().nodename}".encode())
@@ -194,9 +194,9 @@ def _take(path: Path, kind: int) -> list[int]:
 
 
 def _holder(path: Path, kind: int = fcntl.LOCK_SH) -> str:
-    """Who keeps everybody else from a lock of a kind; empty if nobody does."""
+    """The process that holds a lock, so that a lock of a kind cannot be taken; empty if it can be taken."""
     try:
-        # Network file systems give an exclusive lock only to those who may write.
+        # Network file systems give an exclusive lock only for files that are open for writing.
         descriptor = os.open(path, os.O_RDWR if kind == fcntl.LOCK_EX else os.O_RDONLY)
     except OSError:
         return ""

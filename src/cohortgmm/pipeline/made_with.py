@@ -1,4 +1,4 @@
-"""What results were made with: every job marks its own, so that those of another configuration are known as such."""
+"""Marks of what results were made with, by which results of another configuration are recognised."""
 
 import hashlib
 import json
@@ -13,15 +13,15 @@ from typing import Any
 from cohortgmm.cohort.fit_options import fit_options
 from cohortgmm.storage.atomic import atomic_path
 
-#: Where the jobs that concern all patients keep what they were made with, within the results.
+#: Folder in the results where the jobs of the whole cohort note what they were made with.
 FOLDER = ".made_with"
 
-#: Options of the split that change the table of patients, but not the cells of a patient.
+#: Options of the division that change the table of patients, but not the cells of a patient.
 _OF_TABLE = ("label_col", "on_mixed_label", "min_cells", "on_small_patient", "smallest_k")
 
 
 def fit_mark(cells: str | os.PathLike, described: Iterable[str], **options: Any) -> str:
-    """Stands for everything that a fit follows from.
+    """Hash of everything that determines a fit.
 
     Parameters
     ----------
@@ -36,28 +36,28 @@ def fit_mark(cells: str | os.PathLike, described: Iterable[str], **options: Any)
 
 
 def preprocess_values(cohort: str, options: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """What the preprocessed cohort follows from."""
+    """Everything that determines the preprocessed cohort."""
     return {"input": _name_and_size(cohort), "preprocess": dict(options), "seed": seed}
 
 
 def split_values(cohort: str, sheet: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
-    """What the division of the cohort into patients follows from."""
+    """Everything that determines the division of the cohort into patients."""
     return {"cohort": _name_and_size(cohort), "patients": sheet and [_place(sheet), _content(sheet)], **options}
 
 
 def merge_values(config: str, models: Iterable[str]) -> dict[str, Any]:
-    """What the merged file follows from: the configuration as JSON, and the marks of all models."""
+    """Everything that determines the merged file: the configuration as JSON, and the marks of all models."""
     return {"config": config, "models": _digest(list(models))}
 
 
 def write_values(results: str | os.PathLike, job: str, values: Mapping[str, Any]) -> None:
-    """Keep what a job of the whole cohort was made with, once it is done."""
+    """Store what a job of the whole cohort was made with, when it has ended."""
     with atomic_path(Path(results) / FOLDER / f"{job}.json") as temporary:
         temporary.write_text(json.dumps(values, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def read_values(results: str | os.PathLike, job: str) -> dict[str, Any] | None:
-    """What :func:`write_values` kept; None if there is nothing, or nothing that can be read."""
+    """What :func:`write_values` stored; None if there is no readable file."""
     try:
         values = json.loads((Path(results) / FOLDER / f"{job}.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -66,13 +66,13 @@ def read_values(results: str | os.PathLike, job: str) -> dict[str, Any] | None:
 
 
 def differing(made: Mapping[str, Any] | None, now: Mapping[str, Any]) -> list[str]:
-    """Names of what has changed since; none if it is not known what it was made with."""
+    """Names of the values that have changed; none if the earlier values are unknown."""
     return [] if made is None else [name for name in now if _plain(made.get(name)) != _plain(now[name])]
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What results of a configuration are made with.
+    """The marks of results of a configuration.
 
     Attributes
     ----------
@@ -99,7 +99,7 @@ class Expected:
 
     @cached_property
     def changed(self) -> dict[str, list[str]]:
-        """Keys that differ from what the cohort's jobs were made with, by job."""
+        """Keys whose values have changed since the jobs of the cohort ran, by job."""
         config, cohort = self.config, self.config.input
         found = {}
         if config.preprocess.enabled:
@@ -112,11 +112,11 @@ class Expected:
 
     @property
     def moves_cells(self) -> bool:
-        """Whether what has changed since the division of the cohort concerns the cells of all patients."""
+        """Whether a key that has changed since the division of the cohort determines the cells of the patients."""
         return bool(self.changed.get("preprocess") or set(self.changed.get("split", ())) - set(_OF_TABLE))
 
     def is_merged(self, models: Iterable[str]) -> bool:
-        """Whether the merged file is that of this configuration and of these models, as far as is known."""
+        """Whether the merged file is of this configuration and these models; true if that is unknown."""
         return not differing(read_values(self.results, "merge"), merge_values(self.config.provenance_json(), models))
 
     def _cells(self, name: str) -> Path:
@@ -133,12 +133,12 @@ def _digest(values: Any) -> str:
 
 
 def _plain(values: Any) -> Any:
-    """As it comes back from a file."""
+    """The values as they are read back from a file."""
     return json.loads(json.dumps(values))
 
 
 def _name_and_size(path: str) -> list[Any]:
-    """Stands for a file that is too large to be read for this."""
+    """Path and size, for a file that is too large to be hashed."""
     try:
         return [_place(path), os.stat(path).st_size]
     except OSError:
@@ -146,12 +146,12 @@ def _name_and_size(path: str) -> list[Any]:
 
 
 def _place(path: str) -> str:
-    """Where a file is, whether it is named itself or by a link that stands for it in a rule."""
+    """Path of a file, the same if it is named by a link (:func:`cohortgmm.pipeline.texts.plain_path`)."""
     return os.path.relpath(os.path.realpath(path))
 
 
 def _content_of_archive(path: str | os.PathLike) -> list[Any]:
-    """Names and checksums of what is in an ``.npz`` file; empty for one that is not there or is damaged."""
+    """Names and checksums of the arrays in an ``.npz`` file; empty if it is missing or damaged."""
     try:
         with zipfile.ZipFile(path) as archive:
             return [[info.filename, info.CRC] for info in archive.infolist()]
@@ -160,7 +160,7 @@ def _content_of_archive(path: str | os.PathLike) -> list[Any]:
 
 
 def _content(path: str | os.PathLike) -> str:
-    """Checksum of a small file; empty for one that is not there."""
+    """Checksum of a small file; empty if it is missing."""
     try:
         stat = os.stat(path)
         return _checksum(os.fspath(path), stat.st_mtime_ns, stat.st_size)

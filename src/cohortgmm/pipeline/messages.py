@@ -1,4 +1,4 @@
-"""What a run says when it begins and when it has succeeded."""
+"""Messages of a run when it begins and when it has succeeded."""
 
 import io
 import logging
@@ -18,21 +18,21 @@ from cohortgmm.pipeline.slurm.shards import PATIENT_RULES
 from cohortgmm.pipeline.usage import COLUMNS
 from cohortgmm.storage.names import COHORT
 
-#: Fits that take less than this many seconds are better run in few SLURM jobs, if there are at least so many of them.
+#: Fits of fewer seconds are better run in few SLURM jobs, if there are at least so many fits.
 _SHORT_FIT, _MANY_FITS = 60, 20
 
 
 def start_message(executor: str, jobs: Sequence[Any], n_patients: int | None, has_results: bool) -> str:
-    """What a run says before its first job: where it runs, how much it asks for, and if every patient is fitted again.
+    """Message before the first job: where the run works, what it requests, and whether every patient is fitted again.
 
     Parameters
     ----------
     executor
         Name of Snakemake's executor.
     jobs
-        Snakemake's jobs that are known so far.
+        The jobs that Snakemake knows so far.
     n_patients
-        Number of patients of the cohort; None while it is not known. Where jobs name their patients, those count.
+        Number of patients of the cohort; None while it is unknown. Patients that jobs name take its place.
     has_results
         Whether an earlier run left scores.
     """
@@ -50,14 +50,14 @@ def start_message(executor: str, jobs: Sequence[Any], n_patients: int | None, ha
     lines += ["  " + ", ".join(f"{count:,} {rule}" for rule, count in sorted(planned.items()))] if planned else []
     if planned.get("preprocess") and has_results:
         lines.append(
-            "The embedding is computed again, from all patients together: it moves every patient, and all are fitted "
+            "The embedding is computed again from all patients, which moves the cells of every patient, so all are fitted "
             "again. To add patients without that, use an embedding of your own with preprocess.enabled: false."
         )
     return "\n".join(lines)
 
 
 class AfterSplit(logging.Handler):
-    """Calls a function when the first job of a patient begins: then Snakemake knows the jobs of all patients.
+    """Calls a function when the first job of a patient begins, as Snakemake then knows the jobs of all patients.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ class AfterSplit(logging.Handler):
 
 
 def show_everything(logger: logging.Logger) -> None:
-    """Let Snakemake's log files, which are in the encoding of the locale, show what that lacks with escapes."""
+    """Let Snakemake's logs escape characters that the encoding of the locale lacks."""
     for handler in logger.handlers:
         stream = getattr(handler, "stream", None)
         if isinstance(stream, io.TextIOWrapper):
@@ -84,7 +84,7 @@ def show_everything(logger: logging.Logger) -> None:
 
 
 def way_message(executor: str, n_fits: int, scores: str | os.PathLike) -> str:
-    """That shards suit a cohort better than one SLURM job for every fit, by the time that its fits took; mostly empty.
+    """Advice to use shards if fits are too short for a SLURM job each; else empty.
 
     Parameters
     ----------
@@ -99,8 +99,8 @@ def way_message(executor: str, n_fits: int, scores: str | os.PathLike) -> str:
         return ""
     try:
         texts = [row["seconds"] for row in read_rows(scores, ["seconds"], "scores")]
-        seconds = [float(text) for text in texts if text not in ("", "nan")]  # what was skipped took none
-    except ValueError:  # of a damaged table the job that reads it will tell
+        seconds = [float(text) for text in texts if text not in ("", "nan")]  # a skipped fit has no time
+    except ValueError:  # the job that reads the damaged table reports it
         return ""
     if not seconds or median(seconds) >= _SHORT_FIT:
         return ""
@@ -113,7 +113,7 @@ def way_message(executor: str, n_fits: int, scores: str | os.PathLike) -> str:
 def report_problem(
     jobs: Sequence[Any], configfiles: Iterable[str | os.PathLike], workflow_dir: str | os.PathLike
 ) -> str:
-    """Why there can be no report yet: results that a run with this configuration would make anew; empty if there is none.
+    """Why no report can be made: a run with this configuration would change results; empty if it can be made.
 
     Parameters
     ----------
@@ -137,7 +137,7 @@ def report_problem(
 
 
 def _check_tables() -> None:
-    """Refuse damaged ones among the tables that the report shows."""
+    """Refuse damaged tables, which the report would show."""
     tables = {"results/qc/efficiency.tsv": ("efficiency", COLUMNS)}
     for content, columns in FRAME_COLUMNS.items():
         folder = "results" if content in ("scores", "selection") else "results/qc"
@@ -148,7 +148,7 @@ def _check_tables() -> None:
 
 
 def finish_message(configfiles: Iterable[str | os.PathLike], workflow_dir: str | os.PathLike) -> str:
-    """What a run says when it has succeeded: how to make the report, with the options that name the same run."""
+    """Message at the end of a run: how to make the report, with the options of this run."""
     return f"Finished. For the report: snakemake{run_options(configfiles, workflow_dir)} --report results/report.html"
 
 

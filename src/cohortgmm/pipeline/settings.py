@@ -54,7 +54,7 @@ def load_config(
 
 
 def check_config_files(files: Iterable[str | os.PathLike]) -> None:
-    """Refuse files of the configuration that give a key twice, of which every reader would take the last.
+    """Refuse files of the configuration that give a key twice, as readers would silently take the last one.
 
     Raises
     ------
@@ -66,7 +66,7 @@ def check_config_files(files: Iterable[str | os.PathLike]) -> None:
             text = Path(file).read_text(encoding="utf-8")
             json.loads(text, object_pairs_hook=functools.partial(_check_pairs, str(file)))
         except (OSError, UnicodeDecodeError):
-            continue  # whoever reads it says what is wrong with it
+            continue  # its reader reports what is wrong
         except json.JSONDecodeError:
             _check_yaml(file, text)
 
@@ -79,7 +79,7 @@ def _check_pairs(file: str, pairs: Sequence[tuple[str, Any]]) -> None:
 
 
 def _check_yaml(file: str | os.PathLike, text: str) -> None:
-    import yaml  # here, as jobs need not look again
+    import yaml  # here, as jobs do not check this again
 
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -91,10 +91,10 @@ def _check_yaml(file: str | os.PathLike, text: str) -> None:
 
 
 def _repeated_keys(node: Any, path: tuple[str, ...], visited: set[int]) -> Iterator[tuple[tuple[str, ...], int, int]]:
-    """Keys that a mapping of YAML, or one within it, has twice: path and the two lines."""
+    """Path and the two lines of every key that a YAML mapping, or one within it, has twice."""
     if node is None or not isinstance(node.value, list) or id(node) in visited:
         return
-    visited.add(id(node))  # what an alias repeats
+    visited.add(id(node))  # an alias refers to the same node again
     if node.id == "sequence":
         for i, item in enumerate(node.value):
             yield from _repeated_keys(item, (*path, str(i)), visited)
@@ -102,7 +102,7 @@ def _repeated_keys(node: Any, path: tuple[str, ...], visited: set[int]) -> Itera
     seen: dict[tuple[str, str], int] = {}
     for key, value in node.value:
         if isinstance(key.value, str):
-            # Tags tell 1 from "1"; a merge key (<<) may come again.
+            # Tags distinguish 1 from "1"; a merge key (<<) may be repeated.
             identity, line = (key.tag, key.value), key.start_mark.line + 1
             if identity in seen and not key.tag.endswith(":merge"):
                 yield (*path, key.value), seen[identity], line
@@ -111,21 +111,21 @@ def _repeated_keys(node: Any, path: tuple[str, ...], visited: set[int]) -> Itera
 
 
 def prepare_jobs(source: str, *, verbose: bool) -> None:
-    """Let the jobs, which inherit this environment, find the package, know how much to log and which attempt they are."""
+    """Set the environment of the jobs: where the package is, how much to log, and the number of the attempt."""
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
     os.environ[LEVEL_VARIABLE] = "INFO" if verbose else "WARNING"
     os.environ[ATTEMPT_VARIABLE] = _attempt(sys.argv)
-    if sys.getfilesystemencoding() in ("utf-8", "ascii"):  # in others the names of files would read differently
+    if sys.getfilesystemencoding() in ("utf-8", "ascii"):  # in other encodings, file names would be decoded differently
         os.environ["PYTHONUTF8"] = "1"
-    # A matplotlibrc or a backend that matplotlib cannot load would end a job at its imports; figures use neither.
+    # A matplotlibrc or a backend that matplotlib cannot load would end a job when it imports matplotlib.
     os.environ |= {"MPLBACKEND": "agg", "MATPLOTLIBRC": os.devnull}
 
 
 def check_surroundings(workflow_dir: str | os.PathLike) -> None:
-    """Refuse what would end a run or its jobs with a traceback.
+    """Refuse surroundings in which a run or its jobs would end with a traceback.
 
-    That is a folder of the workflow whose name Snakemake takes for a pattern, packages that do not go together, or a
-    matplotlibrc that is no text.
+    Refused are a folder of the workflow whose name Snakemake takes for a pattern, packages that do not work together, and a
+    matplotlibrc that is not text.
 
     Raises
     ------
@@ -139,7 +139,7 @@ def check_surroundings(workflow_dir: str | os.PathLike) -> None:
         )
     versions = {}
     for name in ("anndata", "pandas"):
-        with suppress(PackageNotFoundError):  # where jobs have environments of their own
+        with suppress(PackageNotFoundError):  # jobs may have environments of their own
             versions[name] = version(name)
     numbers = {name: tuple(map(int, re.findall(r"\d+", text)[:3])) for name, text in versions.items()}
     if numbers.get("pandas", (0,)) >= (3,) and numbers.get("anndata", (1,)) < (0, 12, 7):
@@ -147,7 +147,7 @@ def check_surroundings(workflow_dir: str | os.PathLike) -> None:
             f"anndata {versions['anndata']} cannot write the texts of pandas {versions['pandas']}: install anndata 0.13 or "
             "newer, or pandas below 3"
         )
-    settings = Path("matplotlibrc")  # of the working directory, which comes before all others
+    settings = Path("matplotlibrc")  # the one in the working directory takes precedence
     try:
         text = settings.read_bytes() if settings.is_file() else b""
     except OSError:
@@ -156,23 +156,23 @@ def check_surroundings(workflow_dir: str | os.PathLike) -> None:
         text.decode()
     except UnicodeDecodeError as error:
         raise ConfigError(
-            f"{settings.absolute()}: matplotlib reads it and it is no UTF-8 ({error}): write it anew or remove it; the "
+            f"{settings.absolute()}: matplotlib reads it, but it is not UTF-8 ({error}): write it again or remove it; the "
             "figures do not depend on it"
         ) from None
 
 
 def _attempt(arguments: Sequence[str]) -> str:
-    """Which attempt the Snakemake of a job on a cluster is for: it does not know yet when it reads the workflow."""
+    """Number of the attempt, from the command line: Snakemake does not know it yet when it reads the Snakefile."""
     return arguments[arguments.index("--attempt") + 1] if "--attempt" in arguments else "1"
 
 
 def check_targets(configfiles: Sequence[str | os.PathLike]) -> None:
-    """Refuse targets that Snakemake has taken for configurations.
+    """Refuse targets that Snakemake has taken for files of the configuration.
 
     Raises
     ------
     ConfigError
-        If what follows ``--configfile FILE`` are results.
+        If results follow ``--configfile FILE``.
     """
     first, *others = configfiles or [""]
     for path in others:
@@ -186,12 +186,12 @@ def check_targets(configfiles: Sequence[str | os.PathLike]) -> None:
 
 
 def check_results_folder(folder: str | os.PathLike) -> None:
-    """Refuse a results folder that is something else.
+    """Refuse a results folder that is not a folder.
 
     Raises
     ------
     CohortgmmError
-        If it is no folder, or a link to one that is not there.
+        If it is a file, or a link to a folder that does not exist.
     """
     path = Path(folder)
     if path.exists() and not path.is_dir():
@@ -199,18 +199,18 @@ def check_results_folder(folder: str | os.PathLike) -> None:
     if path.is_symlink() and not path.exists():
         target = format_path(os.readlink(path))
         raise CohortgmmError(
-            f"results cannot be written: {format_path(path.absolute())} is a link to {target}, which is not there: make "
-            "that folder, or remove the link"
+            f"results cannot be written: {format_path(path.absolute())} is a link to {target}, which does not exist: "
+            "make that folder, or remove the link"
         )
 
 
 def check_writable(folder: str | os.PathLike) -> None:
-    """Refuse a results folder that cannot be written to, or not be made.
+    """Refuse a results folder that cannot be written to or cannot be made.
 
     Raises
     ------
     CohortgmmError
-        If it, or where it is to be, is not writable.
+        If it is not writable, or the folder in which it would be made is not.
     """
     check_results_folder(folder)
     path = Path(folder)

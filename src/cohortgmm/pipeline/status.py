@@ -1,4 +1,4 @@
-"""What has come of every patient and k, from the files alone."""
+"""The state of every patient and k, read from the files of a run."""
 
 import os
 from collections import Counter
@@ -27,25 +27,25 @@ SIGNS = {
     "to do": ".",
 }
 
-#: States that are explained only where they occur.
+#: States that the legend lists only if they occur.
 _RARE = ("of another configuration", "damaged")
 
 #: The file with all mixtures.
 MERGED = "cohort_gmm.h5ad"
 
-#: Up to so many patients are all drawn; of more, those that are not finished.
+#: Most rows of the table. With more patients, only those that are not finished are shown.
 _MOST_ROWS = 50
 
-#: So many errors are shown.
+#: Most errors that are shown.
 _MOST_ERRORS = 20
 
-#: By so many seconds the log of a job may seem to be older than its run: clocks of nodes differ.
+#: Seconds by which the log of a job may seem older than its run, as the clocks of nodes differ.
 _LEEWAY = 10
 
-#: Rules that come before the division of the patients.
+#: Rules that run before the cohort is divided into patients.
 _FIRST_RULES = ("check_input", "preprocess", "split")
 
-#: The output that a job writes last, by rule; of the other rules it is a figure.
+#: The output that a job writes last, by rule; rules that are not listed write a figure.
 _LAST_OUTPUTS = {
     "check_input": "preprocessed/input.checked",
     "preprocess": "preprocessed/cohort.h5ad",
@@ -64,29 +64,28 @@ _LAST_OUTPUTS = {
 
 @dataclass(frozen=True)
 class Status:
-    """How far a run has come.
+    """The progress of a run.
 
     Attributes
     ----------
     candidates
         The k.
     fits
-        By patient: the state of every fit, a key of :data:`SIGNS`.
+        The state of every fit (a key of :data:`SIGNS`), by patient.
     models
-        Patients whose final mixture is there, and is that of the configuration.
+        Patients with a final mixture of this configuration.
     holders
-        Runs at work on it.
+        Runs that hold the lock of the results.
     errors
-        What went wrong with every failed fit, by patient and k.
+        Error of every failed fit, by patient and k.
     merged
         Whether there is a merged file of this configuration.
     stale
-        What is there, but was made with another configuration: patients by the names of their final mixtures, and
-        "cohort_gmm.h5ad".
+        Results of another configuration: patients with such a final mixture, and "cohort_gmm.h5ad".
     changed
         Keys of the configuration that have changed since the cohort was divided.
     other_errors
-        What went wrong with other jobs in the last run that ended, as far as it is not known to be done since.
+        Errors of other jobs in the last run that ended, unless their results have been made since.
     """
 
     candidates: Sequence[int]
@@ -118,11 +117,11 @@ class Status:
         return f" ({n_stale:,} more are of another configuration)" if n_stale else ""
 
     def _advice(self, counts: Mapping[str, int]) -> list[str]:
-        """What has changed since the results were made, and what becomes of them."""
+        """Which keys have changed since the results were made, and what the next run does about it."""
         if not (self.stale or self.changed or counts["of another configuration"]):
             return []
         keys = f" ({', '.join(self.changed)})" if self.changed else ""
-        return [f"the configuration has changed since{keys}: the next run makes anew what it concerns"]
+        return [f"the configuration has changed since{keys}: the next run repeats the jobs that depend on it"]
 
     def _model_sign(self, name: str) -> str:
         state = "done" if name in self.models else "of another configuration" if name in self.stale else "to do"
@@ -161,7 +160,7 @@ class Status:
 
 
 class _Jobs:
-    """What the files say of jobs without a result.
+    """The state of jobs without a result, from logs and the table of failures.
 
     Parameters
     ----------
@@ -173,16 +172,16 @@ class _Jobs:
         self.results = results
         self.holders = lock_holders(results)
         self.began = held_since(results) - _LEEWAY
-        self.told = _time(results / FAILED_TABLE)
+        self.failed_at = _time(results / FAILED_TABLE)
         self.failures = {(job.rule, job.patient, job.k): job for job in read_failures(str(results))}
 
     def fit(self, name: str, k: int, has_log: bool) -> tuple[str, str]:
         """State of a fit, and its error if it failed."""
         log, failure = self.results / "logs" / "fit" / name / f"k{k}.log", self.failures.get(("fit", name, str(k)))
         time = _time(log) if has_log else 0.0
-        error = last_error(str(log), self.told if failure else 0.0) if has_log else ""
+        error = last_error(str(log), self.failed_at if failure else 0.0) if has_log else ""
         is_of_this_run = bool(self.holders) and time > self.began
-        if not error and failure and not (is_of_this_run and time > self.told):
+        if not error and failure and not (is_of_this_run and time > self.failed_at):
             error = str(failure)
         if error:
             return "failed", error
@@ -191,7 +190,7 @@ class _Jobs:
         return "running" if self.holders else "stopped", ""
 
     def others(self, names: Iterable[str]) -> list[str]:
-        """Errors of jobs that are no fits and that belong to the cohort or to some of its patients."""
+        """Errors of jobs other than fits that concern the cohort or one of its patients."""
         known = {"", *names}
         return [
             str(job)
@@ -200,23 +199,23 @@ class _Jobs:
         ]
 
     def before_split(self) -> str:
-        """The error that kept the run from dividing the patients; empty if there is none that is known."""
-        # The table is of the run before the one at work.
+        """The error that kept the run from dividing the cohort; empty if none is known."""
+        # While a run is at work, the table is that of the run before.
         failures = [] if self.holders else self.failures.values()
-        told = next((job for job in failures if job.rule in _FIRST_RULES and self._is_left(job)), None)
+        failure = next((job for job in failures if job.rule in _FIRST_RULES and self._is_left(job)), None)
         newest = max((self.results / "logs" / f"{rule}.log" for rule in _FIRST_RULES), key=_time)
-        return str(told) if told else last_error(str(newest), self.began)
+        return str(failure) if failure else last_error(str(newest), self.began)
 
     def _is_left(self, job: Failure) -> bool:
-        """Whether a job that failed has not left its output since."""
+        """Whether the output of a failed job has not been made since."""
         output = _LAST_OUTPUTS.get(job.rule, f"qc/{job.rule.removeprefix('qc_')}.png")
-        return _time(self.results / output.format(patient=job.patient)) <= self.told
+        return _time(self.results / output.format(patient=job.patient)) <= self.failed_at
 
 
 def read_status(
     results: str | os.PathLike, candidates: Iterable[int], component_sharing: str, expected: Expected | None = None
 ) -> Status:
-    """Look at the files of a run.
+    """The state of a run, from its files.
 
     Parameters
     ----------
@@ -227,12 +226,12 @@ def read_status(
     component_sharing
         Of the configuration, resolved.
     expected
-        What results of the configuration are made with; None takes what is there as made with it.
+        The marks of results of the configuration; None takes all results as made with it.
 
     Raises
     ------
     CohortgmmError
-        If a table is damaged, or the cohort has not been split yet, with the error that kept it from that, where it
+        If a table is damaged, or if the cohort has not been divided yet, with the error that kept the run from it if that
         is known.
     """
     results, candidates = Path(results), list(candidates)
@@ -240,7 +239,7 @@ def read_status(
     if not table.is_file():
         error = jobs.before_split()
         raise CohortgmmError(
-            f"{table} is not there: the run has not come to the division of the patients yet"
+            f"{table} does not exist: the cohort has not been divided into patients yet"
             + (f", because of an error: {error}" if error else "")
         )
     kept = [row["file"] for row in read_patients(table) if row["status"] == "ok"]
@@ -254,8 +253,8 @@ def read_status(
         for k in candidates:
             state, error = made.fit(name, k) if k in scores[name] else ("to do", "")
             if state != "done":
-                now, told = jobs.fit(name, k, k in logs[name])
-                state, error = (now, told) if state == "to do" or now == "running" else (state, error)
+                now, reason = jobs.fit(name, k, k in logs[name])
+                state, error = (now, reason) if state == "to do" or now == "running" else (state, error)
             fits[name].append(state)
             if error:
                 errors[name, k] = error
@@ -286,7 +285,7 @@ class _Made:
     results
         The results folder.
     expected
-        What they are made with then; None for all that are there.
+        The marks of results of the configuration; None takes all results as made with it.
     """
 
     def __init__(self, results: Path, expected: Expected | None) -> None:
@@ -295,7 +294,7 @@ class _Made:
         self._marks: dict[str, str] = {}
 
     def fit(self, name: str, k: int) -> tuple[str, str]:
-        """State of a fit that has scores, and what is wrong with them."""
+        """State of a fit that has scores, and the error if they are damaged."""
         if self._expected is None:
             return "done", ""
         if self._expected.moves_cells:
@@ -324,12 +323,12 @@ class _Made:
         return self.mark(name) == self._expected.model(name, k)
 
     def mark(self, name: str) -> str:
-        """What the final mixture of a patient was made with."""
+        """The mark in the file of a patient's final mixture."""
         return mark_of_archive(self._results / "models" / f"{name}.npz")
 
 
 def _ks(folder: Path, names: Iterable[str], suffix: str) -> dict[str, set[int]]:
-    """The k of files such as ``folder/name/k3.json``; a listing for each patient, not a look at each file."""
+    """The k of files such as ``folder/name/k3.json``, from one listing per patient."""
     found = {}
     for name in names:
         try:
@@ -342,7 +341,7 @@ def _ks(folder: Path, names: Iterable[str], suffix: str) -> dict[str, set[int]]:
 
 
 def _time(path: Path) -> float:
-    """When a file was written; 0 if it is not there."""
+    """Time at which a file was written; 0 if it does not exist."""
     try:
         return path.stat().st_mtime
     except OSError:

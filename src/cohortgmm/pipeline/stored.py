@@ -1,6 +1,6 @@
-"""What an AnnData file holds and how much, from its header, by itself: ``python -m cohortgmm.pipeline.stored cohort.h5ad``.
+"""The contents of an AnnData file and their sizes, from its header: ``python -m cohortgmm.pipeline.stored cohort.h5ad``.
 
-A process of its own: h5py and numpy would stay in the memory of Snakemake, which needs neither.
+The header is read in a process of its own, as h5py and numpy would otherwise stay in the memory of Snakemake.
 """
 
 import functools
@@ -12,14 +12,14 @@ from typing import Any
 
 
 def megabytes(path: str | os.PathLike, parts: tuple[str, ...] = ()) -> float:
-    """MB that the arrays of a file take in memory, where the file may hold them compressed.
+    """MB of the arrays of a file in memory; the file may hold them compressed.
 
     Parameters
     ----------
     path
-        An HDF5 file; of another one, its own size counts.
+        An HDF5 file; for another file the result is its size.
     parts
-        Names in its root, as ``"obsm"``; all of them by default.
+        Names in its root, such as ``"obsm"``; all by default.
     """
     found = contents(path)
     if found is None:
@@ -29,7 +29,7 @@ def megabytes(path: str | os.PathLike, parts: tuple[str, ...] = ()) -> float:
 
 
 def contents(path: str | os.PathLike) -> dict[str, Any] | None:
-    """What a file holds, read once for each version of it; None for a file of another kind.
+    """The contents of a file, read once for each version of it; None if it is not HDF5.
 
     Parameters
     ----------
@@ -40,8 +40,8 @@ def contents(path: str | os.PathLike) -> dict[str, Any] | None:
     -------
     dict
         ``root``: names in the root; ``sizes``: bytes of the arrays by name in the root; ``columns``: those of ``obs`` and
-        ``var``, or None where they cannot be told; ``n_cells``: rows of ``obs``; ``shapes``: shape of every element of
-        ``obsm`` and ``layers`` and of X, by path, None where it cannot be told; ``uns``: names in every
+        ``var``, or None if they are unknown; ``n_cells``: rows of ``obs``; ``shapes``: shape of every element of
+        ``obsm`` and ``layers`` and of X, by path, or None if it is unknown; ``uns``: names in every
         entry, and of those within its ``model``.
     """
     stat = os.stat(path)
@@ -94,13 +94,13 @@ def _shapes(file: Any) -> dict[str, list[int] | None]:
         elements = file.get(group)
         if hasattr(elements, "keys"):
             for name in elements:
-                # A link to another file that is not there: the job that reads it will tell.
+                # A link to a missing file gives None: the job that reads it reports it.
                 found[f"{group}/{name}"] = _shape(elements.get(name))
     return found
 
 
 def _entries(uns: Any) -> dict[str, dict[str, list[str]]]:
-    """Names in every entry of ``uns``, and of those within its model; none of an entry that is no group."""
+    """Names in every entry of ``uns``, and those within its model; none for an entry that is not a group."""
     found = {}
     for key in uns if hasattr(uns, "keys") else ():
         entry = uns.get(key)
@@ -110,7 +110,7 @@ def _entries(uns: Any) -> dict[str, dict[str, list[str]]]:
 
 
 def _shape(element: Any) -> list[int] | None:
-    """Shape of an array, a sparse matrix or a table; None where it cannot be told."""
+    """Shape of an array, a sparse matrix or a table; None if it is unknown."""
     if element is None:
         return None
     attributes = element.attrs

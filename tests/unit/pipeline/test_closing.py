@@ -49,7 +49,7 @@ ALL = [(f"P{i}", "") for i in range(4)]
 def test_a_sound_result_has_no_notes(results):
     assert closing_notes(results(ALL, GOOD), preprocessed=True) == []
     assert left_out_line(results(ALL, GOOD) / "patients.tsv") == ""
-    assert patients_label(results(ALL, GOOD) / "patients.tsv") == "patients; nobody left out"
+    assert patients_label(results(ALL, GOOD) / "patients.tsv") == "patients; none left out"
 
 
 def test_who_was_left_out_is_named_with_the_reason(results):

@@ -64,7 +64,7 @@ def test_the_error_in_the_log_is_told(tmp_path):
         ("TIMEOUT", "give it longer: --set-resources 'fit:runtime=20*attempt'"),
         ("CANCELLED", "somebody cancelled it: run again"),
         ("NODE_FAIL", "run again"),
-        ("FAILED", "see what SLURM says of it"),
+        ("FAILED", "see the output of the SLURM job"),
     ],
 )
 def test_what_slurm_did_is_told_with_a_remedy(tmp_path, state, remedy):
@@ -212,7 +212,7 @@ def failures_of(errors, *jobs, on_cluster=True):
         ("CANCELLED", "somebody cancelled it: run again"),
         ("PREEMPTED", "run again, or on a partition without preemption"),
         ("BOOT_FAIL", "run again"),
-        ("FAILED", "see what SLURM says of it"),
+        ("FAILED", "see the output of the SLURM job"),
         ("FORGOTTEN", "SLURM has lost it: run again"),
         (
             "PartitionTimeLimit",
@@ -345,7 +345,7 @@ def test_what_snakemake_itself_found_wrong_is_told_of_jobs_that_slurm_completed(
     with caplog.at_level(logging.INFO, logger.name):
         logger.info(None, extra={"event": LogEvent.JOB_INFO, "jobid": 5})
     (failure,) = failures_of(errors, job)
-    assert failure.reason == "patient 'P1', k=3: fit ended without a result; see what SLURM says of it"
+    assert failure.reason == "patient 'P1', k=3: fit ended without a result; see the output of the SLURM job"
     print_exception(WorkflowError("Error recording metadata for finished job", "(quota)"), {})
     (failure,) = failures_of(errors, job)
     assert re.search(r"without a result; .*Error recording metadata for finished job.*\(quota\)$", failure.reason)

@@ -141,7 +141,7 @@ def test_a_result_of_the_run_is_refused_whatever_way_it_is_named(places, monkeyp
         find_files({key: path}, "c.yaml", places.other)
     assert str(caught.value) == (
         f"c.yaml: {key}: {path} is one of this run's own results (results/models/P1.npz), which the run removes and "
-        "makes anew: copy it out of results/ with `python -m cohortgmm keep DIR` and name DIR/models/P1.npz"
+        "makes again: copy it out of results/ with `python -m cohortgmm keep DIR` and name DIR/models/P1.npz"
     )
     if name is not not_there_yet:
         assert find_files({key: path}, "c.yaml", places.other, refuse_results=False)[key]
@@ -216,7 +216,7 @@ def test_a_link_that_leads_nowhere_is_told(places):
     with pytest.raises(ConfigError) as caught:
         find_files({"input": "x.h5ad"}, "c.yaml", places.work)
     assert str(caught.value) == (
-        f"c.yaml: input: no such file: x.h5ad (looked in {places.work}): a link to /nowhere/x.h5ad, which is not there"
+        f"c.yaml: input: no such file: x.h5ad (looked in {places.work}): a link to /nowhere/x.h5ad, which does not exist"
     )
 
 

@@ -102,13 +102,13 @@ def test_what_is_not_there_is_told_with_what_to_run(run):
     target = run.parent / "kept"
     command = f"run snakemake --directory {run} --configfile {run}/config.yaml --cores all"
     (run / "results" / "selection.tsv").unlink()
-    assert refusal(run, target) == f"results/selection.tsv is not there: {command}"
+    assert refusal(run, target) == f"results/selection.tsv does not exist: {command}"
     (run / "results" / "models" / "P1.npz").unlink()
     assert refusal(run, target) == (
-        f"1 of 2 final mixtures are not there: {command}, or name the configuration that made them with --configfile"
+        f"1 of 2 final mixtures are missing: {command}, or name the configuration that made them with --configfile"
     )
     (run / "results" / "patients.tsv").unlink()
-    assert "results/patients.tsv is not there" in refusal(run, target)
+    assert "results/patients.tsv does not exist" in refusal(run, target)
     assert not target.exists()
 
 

@@ -208,7 +208,7 @@ def test_one_who_only_looks_holds_nothing(results):
         assert said == "held"
 
 
-# Jobs of a run that was killed
+# Jobs of a killed run
 
 JOB = """
 import sys
@@ -237,7 +237,7 @@ def test_jobs_at_work_are_waited_for_and_named(results):
         with job_at_work(results):  # jobs do not mind each other
             assert str(os.getpid()) in jobs_at_work(results)
         assert jobs_at_work(results) == (
-            f"{results.resolve()}: jobs of a run that was killed are still at work; wait for them, or end them with: "
+            f"{results.resolve()}: jobs of a killed run are still at work; wait for them, or end them with: "
             f"kill {process.pid}"
         )
         process.kill()

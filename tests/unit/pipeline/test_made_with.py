@@ -75,7 +75,7 @@ def test_what_moves_fits_leaves_none_done(run, changes, keys):
         "0 of 2 final mixtures (2 more are of another configuration); cohort_gmm.h5ad is of another configuration"
     )
     told = f" ({', '.join(keys)})" if keys else ""
-    assert f"the configuration has changed since{told}: the next run makes anew what it concerns" in text
+    assert f"the configuration has changed since{told}: the next run repeats the jobs that depend on it" in text
     assert "~ of another configuration" in text.splitlines()[-1]
 
 

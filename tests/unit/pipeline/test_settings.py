@@ -181,7 +181,7 @@ def test_results_that_are_a_link(tmp_path, monkeypatch):
         with pytest.raises(CohortgmmError) as caught:
             check(link)
         assert str(caught.value) == (
-            f"results cannot be written: {link} is a link to /nowhere/disk, which is not there: make that folder, or "
+            f"results cannot be written: {link} is a link to /nowhere/disk, which does not exist: make that folder, or "
             "remove the link"
         )
     link.unlink()
@@ -270,7 +270,7 @@ def test_a_key_that_is_given_twice(tmp_path, text, said):
     ],
 )
 def test_configurations_without_repeated_keys(tmp_path, text):
-    """What is no configuration at all is told by whoever reads it."""
+    """A file that is not a configuration is reported by its reader."""
     (tmp_path / "c.yaml").write_text(text)
     helpers.check_config_files([tmp_path / "c.yaml", tmp_path / "not there"])
 
@@ -310,7 +310,7 @@ def test_settings_of_matplotlib_that_are_no_text_are_refused(monkeypatch, tmp_pa
     (tmp_path / "matplotlibrc").write_text("axes.titlesize: 3  # größer\n", encoding="utf-8")
     helpers.check_surroundings(tmp_path)
     (tmp_path / "matplotlibrc").write_text("axes.titlesize: 3  # größer\n", encoding="latin-1")
-    with pytest.raises(ConfigError, match=r"matplotlibrc: matplotlib reads it and it is no UTF-8"):
+    with pytest.raises(ConfigError, match=r"matplotlibrc: matplotlib reads it, but it is not UTF-8"):
         helpers.check_surroundings(tmp_path)
 
 

@@ -68,7 +68,7 @@ def at_work(tmp_path):
 
 
 def test_a_run_that_has_not_split_the_cohort(tmp_path):
-    with pytest.raises(CohortgmmError, match=r"patients\.tsv is not there"):
+    with pytest.raises(CohortgmmError, match=r"patients\.tsv does not exist"):
         read_status(tmp_path, [1], "sample_specific")
 
 
@@ -148,7 +148,7 @@ def test_the_message_of_a_run_that_has_not_split_the_cohort_says_what_is_missing
     with pytest.raises(CohortgmmError) as caught:
         read_status(str(tmp_path / "results"), [1], "sample_specific")
     assert str(caught.value) == (
-        f"{tmp_path}/results/patients.tsv is not there: the run has not come to the division of the patients yet"
+        f"{tmp_path}/results/patients.tsv does not exist: the cohort has not been divided into patients yet"
     )
     assert not (tmp_path / "results").exists()
 
@@ -372,7 +372,7 @@ def test_of_shards_the_first_at_work_counts(tmp_path, at_work):
 def why(results):
     with pytest.raises(CohortgmmError) as caught:
         read_status(results, [1], "sample_specific")
-    plain = f"{results}/patients.tsv is not there: the run has not come to the division of the patients yet"
+    plain = f"{results}/patients.tsv does not exist: the cohort has not been divided into patients yet"
     assert str(caught.value).startswith(plain)
     return str(caught.value).removeprefix(plain)
 

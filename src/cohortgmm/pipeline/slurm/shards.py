@@ -1,7 +1,7 @@
-"""A run in few SLURM jobs: each an allocation in which Snakemake runs the jobs of some patients by itself.
+"""A run in few SLURM jobs, in each of which Snakemake runs the jobs of some of the patients (a shard) locally.
 
-A SLURM job takes about 6 s, a job of Snakemake's on the same machine 0.2 s. Where fits take less than a minute, a run is
-therefore divided into shards of the patients. The division of the cohort comes first and what concerns all patients last.
+A SLURM job takes about 6 s more than its work, a local job of Snakemake 0.2 s. Shards therefore suit fits of less than a
+minute. One SLURM job divides the cohort before the shards, and a final job does what concerns all patients.
 """
 
 import heapq
@@ -23,16 +23,16 @@ from cohortgmm.pipeline.slurm.commands import SlurmError, never_starts, run_comm
 from cohortgmm.storage.atomic import atomic_path
 from cohortgmm.storage.names import COHORT
 
-#: Environment variable that tells a run which shard it is.
+#: Environment variable with the shard of a run.
 SHARD_VARIABLE = "COHORTGMM_SHARD"
 
-#: Rules that are run for one patient by itself.
+#: Rules whose jobs concern one patient.
 PATIENT_RULES = ("fit", "select", "refit")
 
-#: The number of a shard, for the shell that runs a batch script.
+#: Variable of the shell that holds the number of a shard in a batch script.
 _TASK = "$SLURM_ARRAY_TASK_ID"
 
-#: Where the scripts that are submitted, and what the allocations say, are kept.
+#: Folder of the batch scripts and of their output.
 LOG_FOLDER = "results/logs/slurm"
 
 #: Seconds until a file that one node has written is visible on another.
@@ -41,20 +41,20 @@ _LATENCY = 60
 
 @dataclass(frozen=True)
 class Allocation:
-    """What every SLURM job of a sharded run asks for.
+    """What every SLURM job of a sharded run requests.
 
     Attributes
     ----------
     cpus
         CPUs.
     mem_mb
-        Memory in MB, for as many jobs at a time as it holds.
+        Memory in MB, which limits the jobs that run at the same time.
     minutes
         Time limit.
     options
         Further options of sbatch, such as ``--partition=short``.
     whole_mb
-        Memory in MB of those that read the whole cohort, if that is more.
+        Memory in MB of the SLURM jobs that read the whole cohort, if that is more.
     """
 
     cpus: int = 4
@@ -63,49 +63,49 @@ class Allocation:
     options: Sequence[str] = ()
     whole_mb: int = 0
 
-    def of(self, name: str) -> "Allocation":
-        """That of one batch script."""
+    def of_script(self, name: str) -> "Allocation":
+        """The allocation of one batch script."""
         return self if name == "shards" else replace(self, mem_mb=max(self.mem_mb, self.whole_mb))
 
     def local(self) -> list[str]:
-        """Options of the Snakemake in it."""
+        """Options of Snakemake within the allocation."""
         limits = ["--cores", str(self.cpus), "--resources", f"mem_mb={self.mem_mb}"]
         return ["--executor", "local", *limits, "--latency-wait", str(_LATENCY)]
 
 
 def largest_request(config: Any) -> tuple[str, int]:
-    """Which rule of those that read the whole cohort asks for most memory, and for how many MB.
+    """The rule that requests most memory of those that read the whole cohort, and its MB.
 
-    An allocation must hold it: Snakemake silently lowers what a job asks for to what there is.
+    An allocation must have that much, because Snakemake silently lowers the request of a job to what is available.
 
     Parameters
     ----------
     config
-        The checked configuration. Its input stands for what is made of it.
+        The checked configuration. The size of its input stands for that of the preprocessed cohort.
     """
     embedding = requests.embedding_parts(config.use_rep)
-    parts = {"check_input": ("obs",), "qc_cells": embedding}
+    elements = {"check_input": ("obs",), "qc_cells": embedding}
     if config.preprocess.enabled:
-        parts["preprocess"] = ()
+        elements["preprocess"] = ()
     if config.component_sharing == "global":
-        parts["fit"] = embedding[1:]  # of all cells at once
-    asked = {rule: requests.memory(rule, read)(None, [config.input], 1) for rule, read in parts.items()}
+        elements["fit"] = embedding[1:]  # of all cells at once
+    asked = {rule: requests.memory(rule, read)(None, [config.input], 1) for rule, read in elements.items()}
     asked["split"] = requests.split_memory("split", embedding)(None, [config.input], 1)
-    if os.path.isfile(config.input):  # else its own job will tell
+    if os.path.isfile(config.input):  # else its own job reports it
         asked["merge"] = requests.most_merge_memory(config.input, embedding[1:], config.gmm)
     rule = max(asked, key=asked.__getitem__)
     return rule, asked[rule]
 
 
 def shard_of_patients(sizes: Iterable[tuple[str, int]], shard: Shard) -> list[str]:
-    """The patients of one shard: those of all shards together are all, each once, and as many cells in each as can be.
+    """The patients of one shard. Every patient is in one shard, and shards have similar numbers of cells.
 
     Parameters
     ----------
     sizes
         File name and number of cells of every patient.
     shard
-        Which.
+        The shard.
     """
     loads = [(0, i) for i in range(1, shard.count + 1)]
     mine = []
@@ -118,7 +118,7 @@ def shard_of_patients(sizes: Iterable[tuple[str, int]], shard: Shard) -> list[st
 
 
 def shard_targets(shard: Shard, component_sharing: str, table: str | os.PathLike) -> list[str]:
-    """Final mixtures that one shard makes.
+    """Files of the final mixtures of one shard.
 
     Raises
     ------
@@ -126,7 +126,7 @@ def shard_targets(shard: Shard, component_sharing: str, table: str | os.PathLike
         If the cohort has not been divided into patients yet.
     """
     if not Path(table).is_file():
-        raise CohortgmmError(f"{table} is not there: run snakemake {table} first, as `submit` does")
+        raise CohortgmmError(f"{table} does not exist: run snakemake {table} first, as `submit` does")
     rows = [(row["file"], row["n_cells"]) for row in read_patients(table, {"n_cells": int}) if row["status"] == "ok"]
     if component_sharing == "global":
         rows = [(COHORT, 1)]
@@ -134,14 +134,14 @@ def shard_targets(shard: Shard, component_sharing: str, table: str | os.PathLike
 
 
 def snakemake_command(arguments: Iterable[str], workflow_dir: str | os.PathLike) -> list[str]:
-    """A call of Snakemake as this Python has it."""
+    """A call of the Snakemake that this Python has installed."""
     return [sys.executable, "-m", "snakemake", "--snakefile", str(Path(workflow_dir) / "Snakefile"), *arguments]
 
 
 def run_shard(shard: Shard, targets: Sequence[str], arguments: Sequence[str], workflow_dir: str | os.PathLike) -> int:
     """Make the mixtures of one shard with a Snakemake of its own; its exit status.
 
-    Only rules of single patients are looked at, so that shards never divide the cohort anew beside each other.
+    Only rules of single patients are allowed, so that no two shards divide the cohort again at the same time.
     """
     if not targets:
         print(f"shard {shard} has no patients", file=sys.stderr)
@@ -158,18 +158,18 @@ def scripts(
     workflow_dir: str | os.PathLike,
     configfile: str | os.PathLike,
 ) -> dict[str, str]:
-    """Batch scripts by name, in the order they run in; ``finish`` alone does everything where there are no shards.
+    """Batch scripts by name, in the order in which they run; without shards, ``finish`` does everything.
 
     Parameters
     ----------
     n_shards
         Number of shards; 0 for all in one allocation.
     allocation
-        What each of them asks for.
+        What each of them requests.
     arguments
         Options of Snakemake.
     workflow_dir
-        Where the Snakefile is.
+        Folder of the Snakefile.
     configfile
         The configuration.
 
@@ -179,16 +179,17 @@ def scripts(
         If an option of sbatch is not one line.
     """
     ours = ["--configfile", str(configfile)]
-    whole = [*allocation.of("finish").local(), *arguments, *ours]
+    whole = [*allocation.of_script("finish").local(), *arguments, *ours]
     commands = {"finish": snakemake_command(whole, workflow_dir)}
     if n_shards:
         split = snakemake_command([*whole, "--", "results/patients.tsv"], workflow_dir)
         shard = [sys.executable, "-m", "cohortgmm", "shard", f"{_TASK}/{n_shards}"]
         shard += ["--snakefile", str(Path(workflow_dir) / "Snakefile"), *ours, "--"]
-        shard += [*allocation.of("shards").local(), *arguments]
+        shard += [*allocation.of_script("shards").local(), *arguments]
         commands = {"split": split, "shards": shard} | commands
     return {
-        name: _script(name, command, n_shards, allocation.of(name), workflow_dir) for name, command in commands.items()
+        name: _script(name, command, n_shards, allocation.of_script(name), workflow_dir)
+        for name, command in commands.items()
     }
 
 
@@ -222,29 +223,29 @@ def _script(
 
 
 def _quoted(option: str) -> str:
-    """An option as sbatch reads it in a script: split at spaces, unless its value is quoted."""
+    """An option in a batch script, where sbatch splits at spaces unless the value is quoted."""
     if option.splitlines() != [option]:
         raise CohortgmmError(f"an option of sbatch must be one line, got {option!r}")
     name, equals, value = option.partition("=")
-    # Unlike in a shell, a backslash also counts within quotes.
+    # Unlike in a shell, a backslash is special also within quotes.
     return name + equals + shlex.quote(value).replace("\\", "\\\\") if equals else option
 
 
 def submit(batch: dict[str, str]) -> dict[str, str]:
-    """Submit batch scripts, each after the one before; the numbers of the SLURM jobs by name.
+    """Submit batch scripts, each to run after the one before; the numbers of the SLURM jobs by name.
 
-    ``finish`` also runs where a shard has failed: it tries once more what is missing and names what fails.
+    ``finish`` also runs if a shard has failed. It makes what is missing and reports what fails.
 
     Raises
     ------
     CohortgmmError
-        If a script cannot be written, or SLURM refuses one, does not name its job or would never start it; all are
-        cancelled.
+        If a script cannot be written, or if SLURM refuses one, reports no number or would never start it. Jobs that were
+        submitted before are cancelled.
     """
     paths, numbers = {name: Path(LOG_FOLDER) / f"{name}.sh" for name in batch}, {}
     for name, path in paths.items():
         with atomic_path(path) as temporary:
-            temporary.write_text(batch[name], encoding="utf-8", errors="surrogateescape")  # names of any bytes
+            temporary.write_text(batch[name], encoding="utf-8", errors="surrogateescape")  # paths may hold any bytes
     for name, path in paths.items():
         after = [f"afterok:{numbers['split']}"] if "split" in numbers else []
         after += [f"afterany:{numbers['shards']}"] if "shards" in numbers else []

@@ -148,7 +148,7 @@ def test_a_shard_needs_the_division_of_the_cohort(tmp_path, sharing):
     with pytest.raises(CohortgmmError) as caught:
         shard_targets(Shard(1, 2), sharing, tmp_path / "patients.tsv")
     path = tmp_path / "patients.tsv"
-    assert str(caught.value) == f"{path} is not there: run snakemake {path} first, as `submit` does"
+    assert str(caught.value) == f"{path} does not exist: run snakemake {path} first, as `submit` does"
 
 
 def test_rules_of_single_patients_are_those_that_write_below_their_names():
