@@ -1,16 +1,21 @@
 """What a user of ggml-ot does with a file of ours, and the other way round. Run by ggml-ot's own environment.
 
-python ggml_client.py read FILE.h5ad ARRAYS.npz --patient-col patient --label-col condition    load and train
-python ggml_client.py write FILE.h5ad OUT.h5ad --patient-col patient --label-col condition     let ggml-ot fit
+Commands are read from standard input, one JSON list of arguments per line, as importing the packages takes long:
 
-Both print one JSON object on standard output; everything that the packages print goes to standard error.
+["read", "FILE.h5ad", "ARRAYS.npz", "--patient-col", "patient", "--label-col", "condition"]    load and train
+["write", "FILE.h5ad", "OUT.h5ad", "--patient-col", "patient", "--label-col", "condition"]     let ggml-ot fit
+["run", "PROGRAM.py"]                                                                         run it in its folder
+
+Every command is answered by one line on standard output with a JSON object; what the packages print goes to standard error.
 """
 
 import argparse
 import contextlib
+import io
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import anndata
 import ggml_ot
@@ -71,13 +76,24 @@ def write(args: argparse.Namespace) -> dict:
     return {"n_components": [int(k) for k in adata.uns[args.gmm_key]["distribution_n_components"]]}
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def run(args: argparse.Namespace) -> dict:
+    """Run a program in the folder it is in, with no names but its own; what it prints."""
+    program, printed = Path(args.file), io.StringIO()
+    with contextlib.chdir(program.parent), contextlib.redirect_stdout(printed):
+        exec(compile(program.read_text(encoding="utf-8"), program.name, "exec"), {"__name__": "__main__"})
+    return {"printed": printed.getvalue()}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The arguments of every command."""
+    parser = argparse.ArgumentParser()
     commands = parser.add_subparsers(required=True)
-    for command in (read, write):
+    for command in (read, write, run):
         sub = commands.add_parser(command.__name__, description=command.__doc__)
         sub.set_defaults(command=command)
         sub.add_argument("file")
+        if command is run:
+            continue
         sub.add_argument("target")
         sub.add_argument("--patient-col", required=True)
         sub.add_argument("--label-col", required=True)
@@ -89,11 +105,13 @@ def parse() -> argparse.Namespace:
             sub.add_argument("--k-comps", type=int, nargs="+", default=[2, 3])
             sub.add_argument("--component-sharing", choices=["sample_specific", "global"], default="sample_specific")
             sub.add_argument("--covariance-type", choices=["full", "diag"], default="full")
-    return parser.parse_args()
+    return parser
 
 
 if __name__ == "__main__":
-    arguments = parse()
-    with contextlib.redirect_stdout(sys.stderr):
-        report = arguments.command(arguments)
-    print(json.dumps(report))
+    commands = parser()
+    for line in sys.stdin:
+        arguments = commands.parse_args(json.loads(line))
+        with contextlib.redirect_stdout(sys.stderr):
+            report = arguments.command(arguments)
+        print(json.dumps(report), flush=True)

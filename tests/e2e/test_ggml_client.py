@@ -5,6 +5,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -28,9 +29,10 @@ CLIENT = Path(__file__).with_name("ggml_client.py")
 DEMO = ROOT / "resources" / "demo" / "liu2021_covid_pbmc.h5ad"
 COLUMNS = ("--patient-col", "patient", "--label-col", "condition")
 KEY = "gmm_X_pca"
+FEW_PCS = {"n_pcs": 5}
 FLOAT32 = {"rtol": 1e-6, "atol": 1e-6}  # what the client keeps
 
-pytestmark = pytest.mark.pipeline
+pytestmark = [pytest.mark.pipeline, pytest.mark.xdist_group("ggml")]
 each_layout = pytest.mark.parametrize(
     ("sharing", "covariance_type"),
     [(sharing, kind) for sharing in ("sample_specific", "global") for kind in ("full", "diag")],
@@ -48,24 +50,37 @@ def ggml_python() -> Path:
 
 
 @pytest.fixture(scope="module")
-def client(ggml_python):
-    """Run ggml_client.py in ggml-ot's environment; gives back its report."""
+def client(ggml_python, tmp_path_factory):
+    """Give a command to ggml_client.py, which stays in ggml-ot's environment; gives back its report."""
+    errors = tmp_path_factory.mktemp("client") / "errors.log"
+    with (
+        errors.open("w") as log,
+        subprocess.Popen(
+            [ggml_python, CLIENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+        ) as process,
+    ):
 
-    def run(*arguments) -> dict:
-        return json.loads(checked([ggml_python, CLIENT, *arguments]))
+        def run(*arguments) -> dict:
+            process.stdin.write(json.dumps([str(argument) for argument in arguments]) + "\n")
+            process.stdin.flush()
+            answer = process.stdout.readline()
+            assert answer, f"{arguments}\n{errors.read_text()[-3000:]}"
+            return json.loads(answer)
 
-    return run
+        yield run
+        process.stdin.close()
 
 
 @pytest.fixture(scope="module")
-def four_patients(tmp_path_factory) -> Path:
-    """Raw counts of two patients of each condition of the demo."""
+def preprocessed(tmp_path_factory) -> Path:
+    """A working directory with the preprocessing done, of two patients of each condition of the demo."""
     demo = ad.read_h5ad(DEMO)
     patients = demo.obs.groupby("condition", observed=True)["patient"].unique()
     chosen = [patient for group in patients for patient in list(group)[:2]]
-    path = tmp_path_factory.mktemp("cohort") / "four.h5ad"
-    demo[demo.obs["patient"].isin(chosen)].copy().write_h5ad(path)
-    return path
+    directory = tmp_path_factory.mktemp("cohort")
+    demo[demo.obs["patient"].isin(chosen)].copy().write_h5ad(directory / "four.h5ad")
+    run_pipeline(directory, "four.h5ad", preprocess=FEW_PCS, gmm={}, target="results/preprocessed/cohort.h5ad")
+    return directory
 
 
 def checked(command, **options) -> str:
@@ -75,13 +90,14 @@ def checked(command, **options) -> str:
     return done.stdout
 
 
-def pipeline(directory: Path, cohort: Path, *, preprocess: dict, gmm: dict) -> Path:
-    """The file that the workflow makes of a cohort."""
-    config = {"input": str(cohort), "patient_col": "patient", "label_col": "condition"}
+def run_pipeline(
+    directory: Path, cohort: str, *, preprocess: dict, gmm: dict, target="results/cohort_gmm.h5ad"
+) -> Path:
+    """The file that the workflow makes of a cohort in a working directory."""
+    config = {"input": cohort, "patient_col": "patient", "label_col": "condition"}
     config |= {"preprocess": preprocess, "gmm": gmm}
     file = directory / "config.yaml"
     file.write_text(json.dumps(config))
-    target = "results/cohort_gmm.h5ad"
     call = [sys.executable, "-m", "snakemake", "--directory", directory, "--configfile", file, "--cores", 2, target]
     checked(call, cwd=ROOT)
     return directory / target
@@ -114,9 +130,10 @@ def check_seen(report: dict, arrays_file: Path, models: dict[str, cohortgmm.Gaus
 
 
 @each_layout
-def test_client_trains_on_what_the_pipeline_wrote(client, four_patients, tmp_path, sharing, covariance_type):
+def test_client_trains_on_what_the_pipeline_wrote(client, preprocessed, tmp_path, sharing, covariance_type):
+    shutil.copytree(preprocessed, tmp_path, dirs_exist_ok=True)
     gmm = {"k_comps": [2, 3], "component_sharing": sharing, "covariance_type": covariance_type, "refit": "full"}
-    file = pipeline(tmp_path, four_patients, preprocess={"n_pcs": 5}, gmm=gmm)
+    file = run_pipeline(tmp_path, "four.h5ad", preprocess=FEW_PCS, gmm=gmm)
     report = client("read", file, tmp_path / "seen.npz", *COLUMNS)
     assert report["shared"] == (sharing == "global")
     obs = ad.read_h5ad(file, backed="r").obs
@@ -173,7 +190,7 @@ def test_integer_ids_reach_the_client(client, tmp_path, sharing):
 def test_ids_with_spaces_and_slashes_reach_the_client(client, tmp_path):
     adata = synthetic(TEXTS)
     adata.write_h5ad(tmp_path / "input.h5ad")
-    file = pipeline(tmp_path, tmp_path / "input.h5ad", preprocess={"enabled": False}, gmm={"k_comps": [1, 2]})
+    file = run_pipeline(tmp_path, "input.h5ad", preprocess={"enabled": False}, gmm={"k_comps": [1, 2]})
     report = client("read", file, tmp_path / "seen.npz", *COLUMNS)
     assert set(report["patients"]) == set(TEXTS)
     models = {patient: tmp_path / "results" / "models" / f"{escape_id(patient)}.npz" for patient in TEXTS}
@@ -224,7 +241,7 @@ def test_mixtures_of_the_client_are_read(client, tmp_path, sharing, covariance_t
 
 
 @pytest.mark.parametrize("covariance_type", ["full", "diag"])
-def test_the_lines_that_a_run_ends_with_train_ggml_where_patients_are_left_out(ggml_python, tmp_path, covariance_type):
+def test_the_lines_that_a_run_ends_with_train_ggml_where_patients_are_left_out(client, tmp_path, covariance_type):
     """Unused categories, patients that are too small, names that need quotes."""
     cohort = make_cohort(("P1", "{P2}", "P3", "P4"), n_cells=60, n_features=70)
     tiny = cohort[:5].copy()
@@ -243,7 +260,9 @@ def test_the_lines_that_a_run_ends_with_train_ggml_where_patients_are_left_out(g
     printed = run.stderr.partition("To train ggml_ot on the mixtures:\n")[2].partition("Finished.")[0]
     program = textwrap.dedent(printed) + "print(sorted(set(adata.obs['the \"patient\" {x}'])), dataset.map_A)"
     assert "].copy()  # without patients left out" in program
-    assert checked([ggml_python, "-c", program], cwd=tmp_path).splitlines()[-1].startswith("['P1', 'P3', 'P4', '{P2}']")
+    (tmp_path / "program.py").write_text(program)
+    printed = client("run", tmp_path / "program.py")["printed"]
+    assert printed.splitlines()[-1].startswith("['P1', 'P3', 'P4', '{P2}']")
     models = cohortgmm.read_gmm(project.directory / "results" / "cohort_gmm.h5ad", "my key")
     assert sorted(models) == ["P1", "P3", "P4", "{P2}"]
     assert {model.covariance_type for model in models.values()} == {covariance_type}
