@@ -17,11 +17,9 @@ pytestmark = pytest.mark.pipeline
 AWKWARD = ("a b", "a/b", "b=2F", "Ünïcode 患者", ".", "_cohort", "-x", "NA", "7", "x'y\"z", "$HOME;*?")
 
 
-def test_one_and_two_cores_give_the_same_bytes(tmp_path):
-    runs = [new_project(tmp_path / str(cores), REPOSITORY, make_cohort()) for cores in (1, 2)]
-    for cores, run in zip((1, 2), runs, strict=True):
-        run.run(cores=cores)
-    assert runs[0].results() == runs[1].results()
+def test_one_and_two_cores_give_the_same_bytes(project, finished):
+    project.run(cores=1)
+    assert project.results() == finished.results()
 
 
 def assert_same(ours, theirs):
@@ -135,20 +133,18 @@ def test_a_sample_sheet_shows_every_job_and_names_the_patients(project):
     assert {job for job in project.run() if job.startswith("fit")} == {"fit/P2/k1", "fit/P2/k2"}
 
 
-def test_batches_make_the_same(tmp_path):
-    whole, batched = (new_project(tmp_path / name, REPOSITORY, make_cohort()) for name in ("whole", "batched"))
-    whole.run()
-    early = batched.call("--batch", "merge=1/2", "--", "results/cohort_gmm.h5ad")
+def test_batches_make_the_same(project, finished):
+    early = project.call("--batch", "merge=1/2", "--", "results/cohort_gmm.h5ad")
     assert early.returncode
     assert "split the cohort first, snakemake results/patients.tsv" in early.stderr
-    batched.run("results/patients.tsv")
-    first, last = (batched.run("--batch", f"merge={i}/2", "--", "results/cohort_gmm.h5ad") for i in (1, 2))
+    project.run("results/patients.tsv")
+    first, last = (project.run("--batch", f"merge={i}/2", "--", "results/cohort_gmm.h5ad") for i in (1, 2))
     assert first["refit/P1"] == 1
     assert not {"merge", "select_cohort"} & set(first)
     assert last["merge"] == last["select_cohort"] == 1
     assert not set(first) & set(last)
-    assert not batched.run()
-    assert batched.results() == whole.results()
+    assert not project.run()
+    assert project.results() == finished.results()
 
 
 @pytest.mark.parametrize("sheet", [False, True], ids=["all patients", "sheet"])

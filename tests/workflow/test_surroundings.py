@@ -50,8 +50,7 @@ def snapshot(project):
 # Inputs that are results
 
 
-@pytest.mark.parametrize("arguments", [("-n",), TARGETS, ("-F", "results/models/P1.npz")])
-def test_results_as_input_are_refused_before_anything_is_removed(finished, arguments):
+def test_results_as_input_are_refused_before_anything_is_removed(finished):
     before = snapshot(finished)
     results = finished.directory / "results"
     (finished.directory / "link.npz").symlink_to(results / "models" / "P1.npz")
@@ -59,15 +58,17 @@ def test_results_as_input_are_refused_before_anything_is_removed(finished, argum
     finished.configure(
         input="results/cohort_gmm.h5ad", patients="second.tsv", gmm={"k_comps": None, "reference": "link.npz"}
     )
-    output = refused(finished, *arguments)
-    for key, name, result, way in (
+    expected = (
         ("input", "results/cohort_gmm.h5ad", "cohort_gmm.h5ad", "move or copy it out of results/"),
         ("patients", "second.tsv", "patients.tsv", "`python -m cohortgmm keep DIR` and name DIR/patients.tsv"),
         ("gmm.reference", "link.npz", "models/P1.npz", "`python -m cohortgmm keep DIR` and name DIR/models/P1.npz"),
-    ):
-        (line,) = [line for line in output.splitlines() if f": {key}: {name} is one of this run's own results" in line]
-        assert f"(results/{result})" in line
-        assert way in line
+    )
+    for arguments in (("-n",), TARGETS, ("-F", "results/models/P1.npz")):
+        lines = refused(finished, *arguments).splitlines()
+        for key, name, result, way in expected:
+            (line,) = [line for line in lines if f": {key}: {name} is one of this run's own results" in line]
+            assert f"(results/{result})" in line
+            assert way in line
     for command in (["status"], ["submit", "--print"], ["shard", "1/2"]):
         done = command_of(finished, *command)
         assert done.returncode == 1
@@ -122,14 +123,14 @@ def test_a_report_and_the_status_of_another_configuration(finished):
         ("patients.tsv", "results/patients.tsv holds no patients: "),
     ],
 )
-@pytest.mark.parametrize("damage", [lambda content: b"", lambda content: content[: len(content) // 2]], ids=["", "cut"])
-def test_damaged_results_are_named_and_made_anew_once_removed(finished, name, line, damage):
+def test_damaged_results_are_named_and_made_anew_once_removed(finished, name, line):
     path = finished.directory / "results" / name
     whole = path.read_bytes()
-    path.write_bytes(damage(whole))
-    output = refused(finished, *TARGETS)
-    assert [text for text in output.splitlines() if text.startswith(f"error: {line}") or f": {line}" in text]
-    assert "; remove it and run again" in output
+    for damaged in (b"", whole[: len(whole) // 2]):
+        path.write_bytes(damaged)
+        output = refused(finished, *TARGETS)
+        assert [text for text in output.splitlines() if text.startswith(f"error: {line}") or f": {line}" in text]
+        assert "; remove it and run again" in output
     path.unlink()
     finished.run()
     assert path.is_file()
@@ -213,7 +214,7 @@ def test_results_may_be_a_link_to_another_disk(project, finished):
     )
 
 
-@pytest.mark.parametrize("name", ["with space", "été", "it's", 'a "quoted" one', "a$HOME b", "50% of [it]"])
+@pytest.mark.parametrize("name", ["it's été", 'a "quoted" one', "50% of [it] in a$HOME b"])
 def test_a_working_directory_of_any_name(tmp_path, name):
     """With a configuration that is named by a relative path."""
     project = new_project(tmp_path / name, REPOSITORY, make_cohort(("P1",)))
@@ -226,12 +227,11 @@ def test_a_working_directory_of_any_name(tmp_path, name):
     assert command_of(project, "status").stdout.startswith("1 patients × 2 k: 2 of 2 fits done\n")
 
 
-@pytest.mark.parametrize("locale", ["C", "POSIX"])
-def test_a_locale_that_is_not_utf_8(tmp_path, locale):
+def test_a_locale_that_is_not_utf_8(tmp_path):
     project = new_project(tmp_path / "été", REPOSITORY, make_cohort(("Zoé", "患者 1")))
     (project.directory / "cohort.h5ad").rename(project.directory / "données.h5ad")
     project.configure(input="données.h5ad")
-    surroundings = os.environ | {"LC_ALL": locale, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    surroundings = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     surroundings |= {"PYTHONPATH": str(REPOSITORY / "src")}
     done = subprocess.run(project.command(*TARGETS), capture_output=True, env=surroundings, check=False)
     output = (done.stdout + done.stderr).decode(errors="replace")
