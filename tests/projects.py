@@ -1,12 +1,16 @@
 """A small cohort, and the pipeline run on it as a user would."""
 
+import atexit
 import fcntl
+import functools
+import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +47,29 @@ def make_cohort(patients=("P1", "P2", "P3"), n_cells=60, n_features=3, seed=0) -
     return ad.AnnData(np.zeros((len(x), 1), dtype=np.float32), obs=obs, obsm={"X_pca": x.astype(np.float32)})
 
 
+@functools.cache
+def snakemake_server() -> subprocess.Popen:
+    """The process that imported Snakemake, as this takes longer than most of what the tests call it for."""
+    server = Path(__file__).with_name("snakemake_server.py")
+    process = subprocess.Popen([sys.executable, server], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    atexit.register(process.communicate)
+    return process
+
+
+def call_snakemake(arguments: Sequence[str], seconds: int) -> subprocess.CompletedProcess:
+    """``python -m snakemake`` with these arguments; after so many seconds it is ended."""
+    process = snakemake_server()
+    with tempfile.TemporaryDirectory() as folder:
+        output, errors = Path(folder) / "stdout", Path(folder) / "stderr"
+        request = {"arguments": arguments, "directory": os.getcwd(), "environment": os.environ | {"NO_COLOR": "1"}}
+        request |= {"stdout": str(output), "stderr": str(errors), "seconds": seconds}
+        process.stdin.write(json.dumps(request) + "\n")
+        process.stdin.flush()
+        status = int(process.stdout.readline())
+        return subprocess.CompletedProcess(arguments, status, output.read_text(), errors.read_text())
+
+
 @dataclass
 class Project:
     """A working directory with a configuration, and the workflow that runs in it."""
@@ -66,12 +93,9 @@ class Project:
             *("--cores", str(cores), *arguments),
         ]
 
-    def call(self, *arguments: str, cores: int = 2, timeout: float = 300) -> subprocess.CompletedProcess:
+    def call(self, *arguments: str, cores: int = 2, timeout: int = 300) -> subprocess.CompletedProcess:
         """Run Snakemake to its end, whatever that is."""
-        command = self.command(*arguments, cores=cores)
-        return subprocess.run(
-            command, capture_output=True, text=True, timeout=timeout, env=os.environ | {"NO_COLOR": "1"}, check=False
-        )
+        return call_snakemake(self.command(*arguments, cores=cores)[3:], timeout)
 
     def run(self, *arguments: str, cores: int = 2) -> Counter:
         """Run Snakemake, which must succeed; which jobs ran, as a count per rule or ``rule/patient``."""
