@@ -42,7 +42,7 @@ test-release: env  ## the tests for which CI has no time, before a release; thei
 	status=$$?; cat $(RELEASE); exit $$status
 
 test-fast: env  ## the unit tests
-	$(PYTEST) -m "not pipeline" $(DIVIDED)
+	$(PYTEST) -m "not pipeline and not release" $(DIVIDED)
 
 coverage: env  ## which lines of src the tests run, those in the jobs of the workflow included
 	rm -f .coverage .coverage.*

@@ -20,8 +20,11 @@ pytestmark = [pytest.mark.pipeline, pytest.mark.slurm]
 #: Faults of single runs, which are tried side by side: a run mostly waits.
 SCENARIOS: dict[str, Callable[[SlurmProject], None]] = {}
 
-#: Those that are tried before a release only.
-RELEASE = ("snakemake_interrupted", "refused_by_slurm", "a_fit_that_never_succeeds")
+#: Those that are tried before a release only. Locks and a full disk are tried without SLURM too (tests/workflow).
+RELEASE = (
+    *("snakemake_interrupted", "refused_by_slurm", "a_fit_that_never_succeeds"),
+    *("two_runs_in_one_directory", "a_full_disk"),
+)
 
 
 def n_fits(project):

@@ -246,6 +246,7 @@ def test_only_complete_cells_have_a_place_on_the_umap(tmp_path, stub_scanpy):
     assert np.isnan(annotate(tmp_path / "x.h5ad", umap=True).umap).all()  # three are too few
 
 
+@pytest.mark.release  # Compiling PyNNDescent takes half a minute, and only other versions of it change the result.
 def test_the_umap_of_more_cells_than_are_compared_pair_by_pair(tmp_path):
     # Scanpy searches neighbours approximately from 8,192 cells on: another library, that may not suit this scanpy.
     rng = np.random.default_rng(0)
