@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 from projects import REPOSITORY, Project, copy_workflow, made_once, make_cohort, new_project
 
+# Modules of helpers whose assertions say what was compared.
+pytest.register_assert_rewrite("combinations")
+
 #: Run by another environment; importing it here would fail.
 collect_ignore = ["e2e/ggml_client.py"]
 
