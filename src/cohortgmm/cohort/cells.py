@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cohortgmm.mixture import Noise, is_one_for_all
+from cohortgmm.mixture import Noise
 from cohortgmm.storage.atomic import atomic_path
 from cohortgmm.storage.npz import read_arrays
 
@@ -99,14 +99,22 @@ class PatientCells:
         return int(np.count_nonzero(self.train))
 
     def noise_of(self, rows: np.ndarray | slice = slice(None)) -> Noise | None:
-        """Measurement noise of some of the cells; None if they have none."""
+        """Measurement noise of some of the cells; None if they have none.
+
+        Raises
+        ------
+        DataError
+            If the noise of any cell is no valid covariance.
+        """
+        return None if self._noise is None else self._noise.take(rows)
+
+    @cached_property
+    def _noise(self) -> Noise | None:
+        """The noise of all cells, checked once."""
         if self.noise is None:
             return None
-        if is_one_for_all(self.noise):
-            return Noise.validated(Noise.shared(self.noise[0]), len(self.x), self.x.shape[1])
-        values = self.noise[rows]
-        missing = np.isnan(self.x[rows])
-        return Noise.validated(Noise.per_cell(values), len(values), self.x.shape[1], missing=missing)
+        noise, missing = Noise.per_cell(self.noise), np.isnan(self.x)
+        return Noise.validated(noise, *self.x.shape, name_of=self.cell_name, missing=missing)
 
     @cached_property
     def has_features(self) -> np.ndarray:

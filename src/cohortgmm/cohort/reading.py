@@ -71,7 +71,7 @@ class Embedding:
         cells = PatientCells(patient, x, train, owner, patients, noise, self.feature_names, names)
         if noise is not None and len(x):
             try:
-                Noise.validated(Noise.per_cell(noise), *x.shape, name_of=cells.cell_name, missing=np.isnan(x))
+                cells.noise_of()
             except DataError as error:
                 raise DataError(f"patient {patient!r}: {error}") from None
         return cells
