@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from projects import REPOSITORY, Project, copy_workflow, made_once, make_cohort, new_project
 
+from cohortgmm.errors import ConvergenceWarning
+
 # Modules of helpers whose assertions say what was compared.
 pytest.register_assert_rewrite("combinations")
 
@@ -36,6 +38,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.xdist_group("slurm"))
         elif not item.get_closest_marker("pipeline"):
             item.add_marker(pytest.mark.xdist_group(str(item.path)))
+
+
+@pytest.fixture
+def stops_early():
+    """For a test whose fits end without converging, as its assertions hold after few iterations too."""
+    with pytest.warns(ConvergenceWarning):
+        yield
 
 
 @pytest.fixture(scope="session")

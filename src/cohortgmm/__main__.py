@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import cohortgmm
 from cohortgmm.errors import CohortgmmError
@@ -123,7 +124,7 @@ def _place(options: argparse.Namespace) -> tuple[Path, Path]:
     return workflow_dir, configfile
 
 
-def _config(configfile: Path, workflow_dir: Path):
+def _config(configfile: Path, workflow_dir: Path) -> Any:
     from cohortgmm.config.file import read_config_file
     from cohortgmm.pipeline.settings import check_config_files, load_config
 
@@ -175,7 +176,7 @@ def _submit(options: argparse.Namespace, others: Sequence[str]) -> int:
     return 0
 
 
-def _memory(options: argparse.Namespace, config) -> tuple[int, int]:
+def _memory(options: argparse.Namespace, config: Any) -> tuple[int, int]:
     """MB of each job, and of those that read the whole cohort: as given, with a warning if a rule requests more."""
     from cohortgmm.pipeline.slurm.shards import largest_request
 

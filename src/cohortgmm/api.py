@@ -1,9 +1,10 @@
 """The notebook's entry: a whole cohort in one call, with the same results as the pipeline."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from cohortgmm.cohort.covariances import check_size
 from cohortgmm.cohort.fit_arguments import read_reference
 from cohortgmm.cohort.fitting import fit_units
 from cohortgmm.cohort.in_memory import check_overwritten, plain_columns, read_cells, write_result
+from cohortgmm.cohort.patient_result import PatientResult
 from cohortgmm.cohort.reading import Embedding
 from cohortgmm.cohort.shared_weights import with_weights
 from cohortgmm.cohort.split import Split, check_finite, split_patients
@@ -20,12 +22,19 @@ from cohortgmm.cohort.uns import assign_components, build_uns
 from cohortgmm.config import GmmConfig, read_gmm_options
 from cohortgmm.config.gmm import default_gmm_key
 from cohortgmm.config.notebook import GMM_ARGUMENTS
-from cohortgmm.display import format_repr, format_value
-from cohortgmm.errors import ConfigError
+from cohortgmm.display import format_repr, format_text, format_value
+from cohortgmm.errors import ConfigError, ConvergenceWarning
+from cohortgmm.mixture import Background, GaussianMixture, MixtureFit
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+#: Most patients that a warning names.
+_MOST_NAMED = 3
 
 
 def fit_gmm(
-    data: Any,
+    data: "AnnData | Mapping[str, Any]",
     *,
     patient_col: str | Sequence[str] | None = None,
     use_rep: str | None = None,
@@ -46,17 +55,17 @@ def fit_gmm(
     n_jobs: int = 1,
     noise: Any = None,
     missing: bool = False,
-    completeness: Any = None,
+    completeness: Callable[[np.ndarray], np.ndarray] | Mapping[str, Any] | None = None,
     noise_at: Any = None,
-    background: Any = None,
+    background: Background | Mapping[str, Any] | None = None,
     cutoff: float | None = None,
     init: str = "kmeans",
-    reference: Any = None,
-    frozen: Any = None,
+    reference: GaussianMixture | MixtureFit | str | os.PathLike[str] | None = None,
+    frozen: Mapping[str, Sequence[int] | str] | None = None,
     split_merge: int = 0,
     min_cells: int = 1,
     on_small_patient: str = "error",
-) -> Any:
+) -> "AnnData | dict[str, GaussianMixture]":
     """Fit one Gaussian mixture per patient and choose its number of components.
 
     The arguments are the keys of the configuration of the pipeline, with the same meaning, messages and defaults but for
@@ -132,6 +141,11 @@ def fit_gmm(
         The AnnData with ``uns[gmm_key]``, ``obs["<gmm_key>_comp"]`` and ``obsm["<gmm_key>_resp"]``; for a mapping, a
         dict of patient id to :class:`~cohortgmm.GaussianMixture`.
 
+    Warns
+    -----
+    ConvergenceWarning
+        Once, with the number of patients whose final mixture has not converged.
+
     Raises
     ------
     ConfigError
@@ -162,6 +176,7 @@ def fit_gmm(
         check_overwritten(data, gmm_key, patient_col, use_rep, None if gmm.noise is None else gmm.noise.obsm)
         check_size(1 if sharing == "global" else len(split.patients), max(gmm.candidates), cells.matrix.shape[1])
     results = fit_units(split.units(cells, sharing), gmm, seed, n_workers)
+    _warn_of_unconverged(results, sharing)
     assigned, weights = assign_components(results, split.units(cells, sharing), split.unit_positions(sharing), len(ids))
     if is_mapping:
         if sharing == "global":
@@ -172,6 +187,23 @@ def fit_gmm(
     uns = build_uns(patients, results, weights, gmm, sharing, use_rep=use_rep, provenance=provenance)
     write_result(data, gmm_key, uns, assigned, patient_col, ids)
     return data
+
+
+def _warn_of_unconverged(results: Sequence[PatientResult], sharing: str) -> None:
+    names = [result.name for result in results if not result.fit.converged]
+    if not names:
+        return
+    of_whom = "the mixture of all patients" if sharing == "global" else _named(names, len(results))
+    warnings.warn(
+        f"EM did not converge for {of_whom}: raise max_iter, or tol if less precision is enough",
+        ConvergenceWarning,
+        stacklevel=3,
+    )
+
+
+def _named(names: Sequence[str], n: int) -> str:
+    listed = ", ".join(map(format_text, names[:_MOST_NAMED])) + (", ..." if len(names) > _MOST_NAMED else "")
+    return f"{len(names):,} of {n:,} patients ({listed})"
 
 
 def _gmm_options(arguments: Mapping[str, Any]) -> GmmConfig:

@@ -231,6 +231,7 @@ def test_fitted_cells_are_recorded():
 # What is said
 
 
+@pytest.mark.usefixtures("stops_early")
 def test_verbose_says_a_line_per_patient_on_stderr(capsys):
     fit(make_cohort(("b", "a")), verbose=True, k_selection_metric="bic")
     out, err = capsys.readouterr()

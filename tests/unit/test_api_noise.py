@@ -36,6 +36,7 @@ def as_matrices(variances):
     return variances[:, :, None] * np.eye(variances.shape[1])
 
 
+@pytest.mark.usefixtures("stops_early")
 def test_a_patient_of_as_many_cells_as_features_needs_a_word():
     of_large = np.full((40, D), 0.1)
     with pytest.raises(DataError) as caught:
@@ -56,6 +57,7 @@ def test_a_patient_of_as_many_cells_as_features_needs_a_word():
         assert same(covariances(COHORT, noise=noise), expected)
 
 
+@pytest.mark.usefixtures("stops_early")
 def test_one_array_for_a_mapping_of_as_many_cells_as_features_needs_a_word():
     two = {"a": COHORT["small"][:2], "b": COHORT["small"][2:]}
     for cohort in ({"small": COHORT["small"]}, two):
@@ -92,6 +94,7 @@ def test_an_array_for_anndata_of_as_many_cells_as_features_needs_a_word():
         assert str(caught.value) == f"noise: the array of shape (4, 4) for 4 cells of 4 features {TWO_READINGS}"
 
 
+@pytest.mark.usefixtures("stops_early")
 @pytest.mark.parametrize("use_rep", [None, "X_pca"])
 def test_a_key_is_of_each_cell_whatever_the_number_of_cells(use_rep):
     per_cell = covariance(as_matrices(VARIANCES), use_rep)

@@ -5,6 +5,7 @@ import math
 import os
 import sys
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -20,7 +21,7 @@ from cohortgmm.cohort.selection import select_k
 from cohortgmm.cohort.shared_weights import needs_fitted_weights, patient_weights
 from cohortgmm.cohort.tables import SCORE_COLUMNS, Row
 from cohortgmm.display import format_text
-from cohortgmm.errors import CohortgmmError, DataError
+from cohortgmm.errors import CohortgmmError, ConvergenceWarning, DataError
 from cohortgmm.mixture import (
     Frozen,
     GaussianMixture,
@@ -254,7 +255,10 @@ def fit_units(units: Iterable[PatientCells], gmm: "GmmConfig", seed: int, n_work
     def fit(cells: PatientCells) -> PatientResult:
         return _fit_unit(cells, gmm, options, seed, 1 if cells.owner is None else n_workers)
 
-    with one_blas_thread():  # in the threads of the fits too; the digits do not depend on the machine
+    # Both apply to the threads of the fits too: the digits do not depend on the machine, and whoever gets the results
+    # warns once about all fits that have not converged.
+    with one_blas_thread(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
         if n_workers == 1:
             return list(_reported(map(fit, units), gmm))
         with ThreadPoolExecutor(n_workers) as pool:  # numpy releases the interpreter lock in its products

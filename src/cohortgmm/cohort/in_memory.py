@@ -54,7 +54,7 @@ def read_cells(
 
 
 def check_overwritten(
-    adata: Any, gmm_key: str, patient_col: str | Sequence[str], use_rep: str | None, noise_key: str | None
+    adata: Any, gmm_key: str, patient_col: str | Sequence[str], use_rep: str | None, noise_key: Any
 ) -> None:
     """Refuse a key whose result would overwrite what it is made from, or what is no earlier result.
 

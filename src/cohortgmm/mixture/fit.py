@@ -21,6 +21,7 @@ from cohortgmm.mixture.numerics.tiles import one_blas_thread
 from cohortgmm.mixture.observations.background import Background
 from cohortgmm.mixture.observations.completeness import Completeness, NoiseAt, NoiseOfRandomCells
 from cohortgmm.mixture.observations.measurements import Measurements
+from cohortgmm.mixture.observations.noise import Noise
 from cohortgmm.mixture.result import MixtureFit, as_mixture
 from cohortgmm.mixture.settings import effective_settings
 
@@ -47,7 +48,7 @@ def fit_mixture(
     random_state: int | np.random.SeedSequence | np.random.Generator | None = 0,
     n_threads: int = 1,
     cutoff: float | None = None,
-    noise: np.ndarray | None = None,
+    noise: Noise | np.ndarray | None = None,
     completeness: Callable[[np.ndarray], np.ndarray] | None = None,
     noise_at: NoiseAt | None = None,
     background: Background | None = None,
@@ -227,6 +228,7 @@ def _best_result(
             return split_and_merge(em, cells, em.run(result.model, result), split_merge) if with_trials else result
         except FitError as error:
             failed = error
+    assert failed is not None  # there is at least one start
     raise failed
 
 

@@ -26,7 +26,7 @@ def cross_validate(
     n_components: int,
     *,
     n_folds: int = 10,
-    noise: np.ndarray | None = None,
+    noise: Noise | np.ndarray | None = None,
     random_state: int = 0,
     **options: Any,
 ) -> np.ndarray:

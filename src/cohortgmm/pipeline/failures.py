@@ -88,10 +88,10 @@ class JobErrors(logging.Handler):
     def __init__(self) -> None:
         super().__init__(logging.INFO)
         self._started = time.time()
-        self._last: dict[Any, logging.LogRecord] = {}
+        self._last: dict[Any, Any] = {}  # records with Snakemake's own attributes
         self._error = ""
 
-    def emit(self, record: logging.LogRecord) -> None:
+    def emit(self, record: Any) -> None:
         event = event_of(record)
         if event == "JOB_ERROR":
             self._last[record.jobid] = record
@@ -119,7 +119,7 @@ class JobErrors(logging.Handler):
         return sorted(found, key=lambda failure: (failure.rule, failure.patient, int(failure.k or 0)))
 
 
-def _failure(job: Any, record: logging.LogRecord | None, since: float, unseen: str) -> Failure:
+def _failure(job: Any, record: Any, since: float, unseen: str) -> Failure:
     log = str(job.log[0]) if job.log else ""
     rule, wildcards = job.rule.name, job.wildcards
     text = "" if record is None else f"{record.getMessage()} {getattr(record, 'rule_msg', '')}"

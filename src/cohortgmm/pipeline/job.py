@@ -6,6 +6,7 @@ import re
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import asdict, dataclass, fields, replace
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cohortgmm.cohort.tables import read_rows, write_table
-from cohortgmm.errors import CohortgmmError
+from cohortgmm.errors import CohortgmmError, ConvergenceWarning
 from cohortgmm.pipeline.lock import job_at_work
 from cohortgmm.storage.names import describe
 
@@ -112,7 +113,10 @@ def job_log(job: Any) -> Iterator[None]:
         open(path, "w", encoding="utf-8", errors="backslashreplace") as file,
         redirect_stdout(file),
         redirect_stderr(file),
+        warnings.catch_warnings(),
     ):
+        # The log says it of every fit, and the end of the run of all patients.
+        warnings.simplefilter("ignore", ConvergenceWarning)
         root = logging.getLogger()
         handler = logging.StreamHandler(file)
         handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))

@@ -117,7 +117,7 @@ def _held(path: str, parts: tuple[str, ...]) -> float:
 def _scaled(base: float, per_mb: float, size: Callable[[str], float]) -> Callable[..., int]:
     """Resource function: ``base`` plus ``per_mb`` for every MB of input that exists, doubled by every further attempt."""
 
-    def amount(wildcards, input, attempt) -> int:
+    def amount(wildcards: Any, input: Any, attempt: int) -> int:
         # Not input.size_mb, which Snakemake does not evaluate within an input function (a report, a checkpoint).
         total = sum(size(path) for path in input if os.path.isfile(path)) if per_mb else 0
         return int((base + per_mb * total) * 2 ** (attempt - 1))
@@ -129,7 +129,7 @@ def split_memory(rule: str, parts: tuple[str, ...]) -> Callable[..., int]:
     """Resource function: MB for the division into patients, as :func:`memory`, and for the names of all cells."""
     plain = memory(rule, parts)
 
-    def amount(wildcards, input, attempt) -> int:
+    def amount(wildcards: Any, input: Any, attempt: int) -> int:
         files = [path for path in input if path.endswith(".h5ad") and os.path.isfile(path)]
         names = _NAMES * sum(megabytes(path, ("obs",)) for path in files)
         return plain(wildcards, input, attempt) + int(names * 2 ** (attempt - 1))
@@ -153,7 +153,7 @@ def merge_memory(rule: str, gmm: Any) -> Callable[..., int]:
     base = SNAKEMAKE_MB + REQUESTS[rule].memory
     k = max(gmm.candidates)
 
-    def amount(wildcards, input, attempt) -> int:
+    def amount(wildcards: Any, input: Any, attempt: int) -> int:
         there = [path for path in input if os.path.isfile(path)]
         obs = sum(megabytes(path, ("obs",)) for path in there if path.endswith(".h5ad"))
         sizes = {path: _size(path) for path in there if path.endswith(".npz")}
@@ -199,7 +199,7 @@ def fit_memory(rule: str, gmm: Any) -> Callable[..., int]:
     """
     plain = memory(rule)
 
-    def amount(wildcards, input, attempt) -> int:
+    def amount(wildcards: Any, input: Any, attempt: int) -> int:
         n, d = cells_shape(input.cells)
         extra = 0.0
         if gmm.covariance_type == "full" and (rule == "fit" or gmm.refit == "full"):
@@ -244,7 +244,7 @@ def fit_minutes(rule: str, gmm: Any) -> Callable[..., int]:
     """
     seconds = _fit_seconds(rule, gmm)
 
-    def amount(wildcards, input, threads, attempt) -> int:
+    def amount(wildcards: Any, input: Any, threads: int, attempt: int) -> int:
         minutes = seconds(wildcards, input) / (60 * threads**0.5)
         return int(max(REQUESTS[rule].minutes, minutes) * 2 ** (attempt - 1))
 
@@ -257,7 +257,7 @@ def _fit_seconds(rule: str, gmm: Any) -> Callable[..., float]:
     starts = 0 if gmm.reference is not None else fit_settings(gmm)["n_init"]
     long_run = _LONG_RUN if gmm.converges_slowly else 0
 
-    def seconds(wildcards, input) -> float:
+    def seconds(wildcards: Any, input: Any) -> float:
         k = int(wildcards.k) if hasattr(wildcards, "k") else max(gmm.candidates)
         n, d = cells_shape(input.cells)
         cells = (starts + long_run) * n * share

@@ -72,7 +72,7 @@ def _read(path: str) -> dict[str, Any]:
             "root": list(file),
             "sizes": sizes,
             "columns": {name: _columns(file.get(name)) for name in ("obs", "var")},
-            "n_cells": (_shape(file.get("obs")) or [None])[0],
+            "n_cells": next(iter(_shape(file.get("obs")) or ()), None),
             "shapes": _shapes(file),
             "uns": _entries(file.get("uns")),
         }

@@ -284,6 +284,7 @@ def assert_equal(ours, theirs):
         np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.filterwarnings("ignore::cohortgmm.errors.ConvergenceWarning")
 @pytest.mark.parametrize("sharing", ["sample_specific", "global"])
 @pytest.mark.parametrize("refit", ["none", "full"])
 def test_the_stages_and_fit_gmm_correct_alike_bit_by_bit(tmp_path, sharing, refit):
@@ -305,6 +306,7 @@ def test_the_stages_and_fit_gmm_correct_alike_bit_by_bit(tmp_path, sharing, refi
         np.testing.assert_array_equal(merged.obs[name], direct.obs[name])
 
 
+@pytest.mark.usefixtures("stops_early")
 def test_layers_and_covariances_come_through_the_stages(tmp_path):
     """X itself, with gates that name genes, noise in a sparse layer; and covariances that a file holds flattened."""
     cohort = make_corrected(("a", "b"))

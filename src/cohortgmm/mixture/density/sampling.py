@@ -66,7 +66,8 @@ def sample_observed(
     checked = None if completeness is None else Completeness(completeness)
     noise = _noise_of_sample(noise, n, model.n_features, selected=checked is not None)
     sizes = tuning()
-    parts, n_observed, n_drawn, size = [], 0, 0, max(n, sizes.fewest_draws)
+    parts: list[tuple[Any, ...]] = []
+    n_observed, n_drawn, size = 0, 0, max(n, sizes.fewest_draws)
     if isinstance(noise, Noise) and not noise.is_shared:
         size = n
     while n_observed < n or not parts:

@@ -8,6 +8,7 @@ import numpy as np
 from cohortgmm.errors import SingularCovarianceError
 from cohortgmm.mixture.density.parameters import Parameters
 from cohortgmm.mixture.em.constraints import Constraints
+from cohortgmm.mixture.observations.background import Background
 
 #: The longest step grows by this factor after a good extrapolation, and shrinks after a bad one.
 _GROWTH = 4.0
@@ -116,7 +117,7 @@ class Squarem:
         covariances, factors, _ = self._constraints.project(covariances, model)
         return Parameters.from_factors(weights, means, covariances, factors, background)
 
-    def _weights(self, shares: np.ndarray, model: Parameters):
+    def _weights(self, shares: np.ndarray, model: Parameters) -> tuple[np.ndarray, Background | None]:
         frozen, background, rest = self._constraints.frozen.weights, model.background, 1.0
         if frozen.all():
             return model.weights, background

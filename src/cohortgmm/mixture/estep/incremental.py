@@ -74,6 +74,9 @@ class IncrementalExpectation(Expectation):
         super().__init__(over_all.cells)
         self._over_all = over_all
         self._interval, self._left = 1, 0
+        self._settled: Moments
+        self._means: np.ndarray
+        self._entropy: float
 
     def refresh(self) -> None:
         self._left = 0
@@ -85,9 +88,10 @@ class IncrementalExpectation(Expectation):
             log_density, rounding = expected_log_density(settled, model)
             if rounding <= tuning().incremental_rounding * len(self.cells):
                 settled.log_likelihood, settled.is_bound = self._entropy + log_density, True
+                assert self._unsettled is not None
                 settled += self._unsettled(model)
                 return settled
-        self._unsettled = None  # its memory is needed now
+        self._unsettled: Expectation | None = None  # its memory is needed now
         found: list[Unsettled] = []
         moments = Moments.sum(self._inspected(model, found))
         self._unsettled, self._left = self._estep_of_unsettled(found, model), 0

@@ -72,7 +72,7 @@ class EvaluatedPairs(ABC):
             (n,) log(amplitude × density) of the background; None without one.
         """
         resp, log_likelihood = responsibilities(self.joint, background)
-        moments = Moments.zeros(*self._model.means.shape, self._model.covariance_type)
+        moments = Moments.zeros(self._model.n_components, self._model.n_features, self._model.covariance_type)
         while self._evaluated:  # the memory of each is freed when it has been added
             k, rows, arrays = self._evaluated.pop()
             weights = resp[k, rows]

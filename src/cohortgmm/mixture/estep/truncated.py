@@ -218,7 +218,7 @@ class TruncatedExpectation(Expectation):
 
 def unobserved_moments(model: Parameters, nodes: QuadratureNodes) -> Moments:
     """Moments of the unobserved part of a mixture; their ``nk`` sums to its share of all cells."""
-    total = Moments.zeros(*model.means.shape, model.covariance_type)
+    total = Moments.zeros(model.n_components, model.n_features, model.covariance_type)
     for tile in tile_slices(len(nodes.points), model.means.size):
         deviation = nodes.points[tile] - model.means[:, None, :]
         with np.errstate(over="ignore"):

@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from contextvars import copy_context
 from functools import cache
@@ -42,7 +42,7 @@ def ordered_map(function: Callable[[_Item], _Result], items: Iterable[_Item], n_
         yield from map(function, items)
         return
     with ThreadPoolExecutor(n_threads) as pool:
-        waiting = deque()
+        waiting: deque[Future[_Result]] = deque()
         for item in items:
             waiting.append(
                 pool.submit(copy_context().run, function, item)
@@ -63,7 +63,7 @@ def keep_freed_memory() -> None:
     np.empty(_KEPT_BLOCK, dtype=np.uint8)
 
 
-class _OneBlasThread(AbstractContextManager):
+class _OneBlasThread(AbstractContextManager[None]):
     """Limits BLAS for all who are inside: the first who enters sets the limit, the last who leaves lifts it."""
 
     def __init__(self) -> None:
@@ -75,7 +75,7 @@ class _OneBlasThread(AbstractContextManager):
                 self._limit = _controller().limit(limits=1, user_api="blas")
             self._inside += 1
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         with self._lock:
             self._inside -= 1
             if self._inside == 0:
@@ -90,6 +90,6 @@ def _controller() -> ThreadpoolController:
 _SHARED = _OneBlasThread()
 
 
-def one_blas_thread() -> AbstractContextManager:
+def one_blas_thread() -> AbstractContextManager[None]:
     """Keep BLAS to one thread meanwhile: the threads of a fit share tiles, and more would only wait for each other."""
     return _SHARED

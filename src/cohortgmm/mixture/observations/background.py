@@ -45,7 +45,7 @@ class Background:
     amp_max: float = 1.0
     adjust_amp: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("lower", "upper"):
             corner = dense_array(getattr(self, name), f"the background's {name}")
             object.__setattr__(self, name, np.atleast_1d(np.array(corner, dtype=np.float64)))
@@ -127,8 +127,8 @@ class Background:
         numbers = dense_array(arrays["background_amp"], "background_amp")
         if numbers.shape != (4,):
             raise DataError(f"background_amp must hold amp, amp_min, amp_max and adjust_amp, got shape {numbers.shape}")
-        *amps, adjust_amp = numbers.tolist()
-        return cls(arrays["background_lower"], arrays["background_upper"], *amps, adjust_amp=bool(adjust_amp))
+        amp, amp_min, amp_max, adjust_amp = numbers.tolist()
+        return cls(arrays["background_lower"], arrays["background_upper"], amp, amp_min, amp_max, bool(adjust_amp))
 
 
 def _blurred(x: np.ndarray, lower: np.ndarray, upper: np.ndarray, scale: np.ndarray) -> np.ndarray:

@@ -1,6 +1,8 @@
 """The cells of a fit, read tile by tile in double precision, and their mean, extent and covariance."""
 
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 
@@ -9,6 +11,9 @@ from cohortgmm.arrays import dense_array
 from cohortgmm.errors import DataError
 from cohortgmm.mixture.numerics.tiles import keep_freed_memory, ordered_map, tile_slices
 from cohortgmm.mixture.observations.background import Background
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 #: A thread is started for no fewer tiles than this.
 _TILES_PER_THREAD = 3
@@ -64,7 +69,7 @@ class CellData:
         """Some of the cells as a contiguous float64 array."""
         return np.ascontiguousarray(self.x[rows], dtype=np.float64)
 
-    def map(self, function, items):
+    def map(self, function: Callable[[_Item], _Result], items: Sequence[_Item]) -> Iterator[_Result]:
         """Ordered results of ``function`` on tiles; see :func:`cohortgmm.mixture.numerics.tiles.ordered_map`."""
         # With few tiles the threads wait for the interpreter longer than they work.
         return ordered_map(function, items, self.n_threads if len(items) >= _TILES_PER_THREAD * self.n_threads else 1)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -69,7 +70,7 @@ class Measurements:
         If x or the noise cannot be used.
     """
 
-    def __init__(self, x, noise=None, n_threads: int = 1, background: Background | None = None) -> None:
+    def __init__(self, x: Any, noise: Any = None, n_threads: int = 1, background: Background | None = None) -> None:
         check_labels(noise, x, "noise")
         self.whole = CellData(x, n_threads, missing_allowed=True)
         self.noise = None if noise is None else self._validated_noise(noise)
@@ -97,7 +98,7 @@ class Measurements:
         """Whether nothing is missing and nothing noisy."""
         return self.is_complete and self.noise is None
 
-    def _validated_noise(self, noise) -> Noise:
+    def _validated_noise(self, noise: Any) -> Noise:
         missing = None
         if self.whole.n_missing:
             missing = np.concatenate([np.isnan(self.whole.x[tile]) for tile in self.whole.tiles(self.n_features)])
@@ -176,7 +177,13 @@ class Measurements:
             self._add_background(cells, None, noise)
         return Group(cells, rows, None, noise, observed)
 
-    def _add_background(self, cells: CellData, features, noise: Noise | None, observed=None) -> None:
+    def _add_background(
+        self,
+        cells: CellData,
+        features: np.ndarray | None,
+        noise: Noise | None,
+        observed: np.ndarray | None = None,
+    ) -> None:
         if self.background is None:
             return
         parts = []

@@ -47,7 +47,7 @@ class Noise:
     is_shared: bool
     is_checked: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not isinstance(self.values, np.ndarray):
             object.__setattr__(self, "values", dense_array(self.values, "noise"))
         if self.values.ndim not in ((1, 2) if self.is_shared else (2, 3)):

@@ -242,7 +242,8 @@ def submit(batch: dict[str, str]) -> dict[str, str]:
         If a script cannot be written, or if SLURM refuses one, reports no number or would never start it. Jobs that were
         submitted before are cancelled.
     """
-    paths, numbers = {name: Path(LOG_FOLDER) / f"{name}.sh" for name in batch}, {}
+    paths = {name: Path(LOG_FOLDER) / f"{name}.sh" for name in batch}
+    numbers: dict[str, str] = {}
     for name, path in paths.items():
         with atomic_path(path) as temporary:
             temporary.write_text(batch[name], encoding="utf-8", errors="surrogateescape")  # paths may hold any bytes
