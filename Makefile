@@ -13,7 +13,7 @@ PROGRESS := $(shell [ -t 2 ] && echo --logger rich)
 PYTEST := $(VENV)/bin/python -m pytest
 # Tests are divided among two processes; threads of NumPy would compete with them.
 WORKERS ?= 2
-DIVIDED := -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+DIVIDED := -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 test test-fast coverage: export OPENBLAS_NUM_THREADS = 1
 export PYTHON
 

@@ -15,29 +15,45 @@ pytest.register_assert_rewrite("combinations")
 collect_ignore = ["e2e/ggml_client.py"]
 
 
+#: Folders whose tests share a SLURM cluster, and the site that is built.
+FOLDERS = ("tests/slurm", "tests/docs")
+#: Files of the real pipeline whose tests share a process: a browser, a client; and a run with hostile names.
+FILES = ("tests/e2e/test_report.py", "tests/e2e/test_texts.py", "tests/e2e/test_ggml_client.py")
+
+
+def _group(nodeid: str) -> str:
+    """Tests of one group run one after the other, in one process; so do the unit tests of a file."""
+    path = nodeid.split("::")[0]
+    for folder in FOLDERS:
+        if path.startswith(f"{folder}/"):
+            return folder
+    return nodeid if path.startswith(("tests/workflow/", "tests/e2e/")) and path not in FILES else path
+
+
 def _rank(item: pytest.Item) -> int:
-    """Place of a test in a divided run: what takes longest without a break begins first, and single runs fill the end."""
-    if item.get_closest_marker("slurm"):
-        return 0
-    if item.get_closest_marker("pipeline"):
-        return 1 if item.get_closest_marker("xdist_group") else 3
-    return 2
+    """Place of a test in a divided run: the longest groups begin first, and single runs of the pipeline fill the end."""
+    order = (*FOLDERS, *FILES)
+    group = _group(item.nodeid)
+    return order.index(group) if group in order else len(order) + (group == item.nodeid)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Sort the tests for ``pytest -n 2 --dist loadgroup --no-loadscope-reorder``; a serial run keeps their order.
+    """Sort the tests where they are divided among processes; a serial run keeps their order."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=_rank)
 
-    All tests on the SLURM cluster go to one worker, and so do the unit tests of a file.
-    """
-    if not hasattr(config, "workerinput"):
-        return
-    items.sort(key=_rank)
-    for item in items:
-        if item.get_closest_marker("slurm"):
-            item.add_marker(pytest.mark.xdist_group("slurm"))
-        elif not item.get_closest_marker("pipeline"):
-            item.add_marker(pytest.mark.xdist_group(str(item.path)))
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object):
+    """Divide the tests by :func:`_group` for ``--dist loadscope``; the marks of ``loadgroup`` need an older pytest."""
+    from xdist.scheduler import LoadScopeScheduling  # not installed where only a job's environment is
+
+    class LoadByGroup(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _group(nodeid)
+
+    return LoadByGroup(config, log) if config.getvalue("dist") == "loadscope" else None
 
 
 @pytest.fixture

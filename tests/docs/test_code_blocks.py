@@ -13,7 +13,7 @@ from projects import copy_workflow, make_cohort
 
 from cohortgmm.config import read_config
 
-pytestmark = [pytest.mark.pipeline, pytest.mark.xdist_group("docs")]
+pytestmark = pytest.mark.pipeline
 
 MARKS = ("", "not run", "file", "ggml", "release")
 LANGUAGES = ("python", "sh", "yaml", "r")

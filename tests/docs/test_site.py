@@ -48,7 +48,6 @@ def site(tmp_path_factory) -> dict[Path, Links]:
 
 
 @pytest.mark.pipeline
-@pytest.mark.xdist_group("docs")
 def test_links_within_the_site_lead_somewhere(site):
     assert {"index.html", "tutorial.html", "api.html", "mathematics.html"} <= {path.name for path in site}
     lost = []
@@ -65,7 +64,6 @@ def test_links_within_the_site_lead_somewhere(site):
 
 
 @pytest.mark.pipeline
-@pytest.mark.xdist_group("docs")
 def test_the_site_needs_no_network(site):
     assert [load for found in site.values() for load in found.loads if urlsplit(load).netloc] == []
 

@@ -32,7 +32,7 @@ KEY = "gmm_X_pca"
 FEW_PCS = {"n_pcs": 5}
 FLOAT32 = {"rtol": 1e-6, "atol": 1e-6}  # what the client keeps
 
-pytestmark = [pytest.mark.pipeline, pytest.mark.xdist_group("ggml")]
+pytestmark = pytest.mark.pipeline
 each_layout = pytest.mark.parametrize(
     ("sharing", "covariance_type"),
     [(sharing, kind) for sharing in ("sample_specific", "global") for kind in ("full", "diag")],

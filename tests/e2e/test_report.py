@@ -8,7 +8,7 @@ import anndata as ad
 import pytest
 from projects import REPOSITORY, make_cohort, new_project
 
-pytestmark = [pytest.mark.pipeline, pytest.mark.xdist_group("browser")]
+pytestmark = pytest.mark.pipeline
 
 PATIENTS = ("P1", "a/b c", "{patient} $x$", "</script><b>&amp;", "{{ 1/0 }} %s `x`_ |y|", "<!--")
 FLAGS = ("headless", "no-sandbox", "disable-gpu", "no-first-run", "disable-background-networking", "disable-sync")

@@ -13,7 +13,7 @@ from projects import REPOSITORY, Project, new_project
 import cohortgmm
 from cohortgmm.cohort.tables import read_rows
 
-pytestmark = [pytest.mark.pipeline, pytest.mark.xdist_group("texts")]
+pytestmark = pytest.mark.pipeline
 
 #: Together they hold every character that is special to Snakemake, Python, Jinja, RST, HTML, shells and tables.
 PATIENTS = [
