@@ -27,7 +27,7 @@ from reporting import ROOT, Line, circumstances, lines_table, markdown
 from threadpoolctl import threadpool_limits
 
 from cohortgmm import fit_mixture
-from cohortgmm.mixture.estep.truncated import Selection, unobserved_moments
+from cohortgmm.mixture.estep.truncated import Truncation, unobserved_moments
 from cohortgmm.mixture.observations.completeness import Completeness
 
 #: Seconds after which a fit of pyGMMis is given up.
@@ -53,7 +53,7 @@ def ours(sample: Sample) -> dict:
 def truncated_likelihood(sample: Sample, model) -> float:
     """Mean log-likelihood of seen cells, with the share of unseen ones by 2^17 quasi-random nodes for each component."""
     noise = sample.options.get("noise")
-    selection = Selection(Completeness(sample.options["completeness"]), noise, seed=987)
+    selection = Truncation(Completeness(sample.options["completeness"]), noise, seed=987)
     nodes = selection.nodes(model, model.n_components << 17)
     share = unobserved_moments(model, nodes).nk.sum()
     return float(np.mean(model.log_prob(sample.x, noise)) - np.log1p(-share))

@@ -3,7 +3,7 @@
 import numpy as np
 
 from cohortgmm.mixture.estep.choose import choose_estep
-from cohortgmm.mixture.estep.truncated import Selection, TruncatedExpectation, unobserved_moments
+from cohortgmm.mixture.estep.truncated import TruncatedExpectation, Truncation, unobserved_moments
 from cohortgmm.mixture.observations.completeness import Completeness
 from cohortgmm.mixture.observations.measurements import Measurements
 
@@ -39,7 +39,7 @@ def slope(x):
 
 
 def selection_of(function, noise_at=None, seed=7):
-    return Selection(Completeness(function), noise_at, seed)
+    return Truncation(Completeness(function), noise_at, seed)
 
 
 def unseen_share(model, function, n_nodes=MANY, noise_at=None, seed=7, at=None):

@@ -14,7 +14,7 @@ from cohortgmm.mixture.em.initialize import STARTS
 from cohortgmm.mixture.em.loop import EM, EMResult
 from cohortgmm.mixture.em.split_merge import split_and_merge
 from cohortgmm.mixture.estep.choose import choose_estep
-from cohortgmm.mixture.estep.truncated import Selection, TruncatedExpectation, n_nodes_for
+from cohortgmm.mixture.estep.truncated import TruncatedExpectation, Truncation, n_nodes_for
 from cohortgmm.mixture.model import GaussianMixture
 from cohortgmm.mixture.numerics.gaussian import covariance_floor
 from cohortgmm.mixture.numerics.tiles import one_blas_thread
@@ -279,13 +279,13 @@ def _selection(
     completeness: Callable[[np.ndarray], np.ndarray],
     noise_at: NoiseAt | None,
     rng: np.random.Generator,
-) -> Selection:
+) -> Truncation:
     checked = Completeness(completeness)
     checked.check_cells((tile, cells.measured(tile)) for tile in cells.whole.tiles(cells.n_features))
     seed = int(rng.integers(1 << 31))
     if noise_at is None and cells.noise is not None:
         noise_at = cells.noise if cells.noise.is_shared else NoiseOfRandomCells(cells.noise.values, seed)
-    return Selection(checked, noise_at, seed)
+    return Truncation(checked, noise_at, seed)
 
 
 def _check_together(

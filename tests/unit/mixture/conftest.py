@@ -155,10 +155,10 @@ def screen_everything(tune):
 @pytest.fixture
 def bounded(monkeypatch):
     """Pairs of noisy cells are bounded before they are evaluated, as where few of them matter."""
-    monkeypatch.setattr(NoisyExpectation, "bounds_are_dear", False)
+    monkeypatch.setattr(NoisyExpectation, "bounds_are_expensive", False)
 
 
 @pytest.fixture(params=["bounded", "all evaluated"])
 def both_ways(monkeypatch, request):
     """Pairs of noisy cells are bounded first, or not where many matter."""
-    monkeypatch.setattr(NoisyExpectation, "bounds_are_dear", request.param == "all evaluated")
+    monkeypatch.setattr(NoisyExpectation, "bounds_are_expensive", request.param == "all evaluated")

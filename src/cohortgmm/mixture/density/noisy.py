@@ -1,8 +1,8 @@
 """Densities of cells that each have their own noise or their own missing features.
 
-T = Σ + S is the covariance of what is measured of a component through the noise S. A missing feature has no row and
-column in T: there stand those of the unit matrix, and what they add is left out again, so that the density is the exact
-marginal one.
+T = Σ + S is the covariance of a component's measured cells that have the noise S. The rows and columns of missing features
+in T are replaced by those of the unit matrix, which changes neither the determinant nor the distance over the measured
+features, so that the density is the exact marginal one.
 """
 
 import numpy as np

@@ -14,13 +14,13 @@ from cohortgmm.mixture.em.squarem import Squarem
 from cohortgmm.mixture.estep.base import Expectation
 from cohortgmm.mixture.estep.moments import Moments
 
-#: Length of a trial run: with incomplete data every start runs this long, and only the best is continued.
+#: A trial, by which several starts are compared, ends after this many iterations or at this tolerance.
 _TRIAL_ITER, _TRIAL_TOL = 50, 1e-4
 
-#: Number of times that the quadrature nodes are redrawn without a gain before the run ends.
+#: A run ends after this many redraws of the quadrature nodes in a row without a gain.
 _STALLED = 3
 
-#: Relative fall of the log-likelihood that shows that digits were lost.
+#: A relative fall of the log-likelihood that rounding does not explain; covariances are then too ill-conditioned.
 _LOST = 1e-6
 
 
@@ -39,7 +39,8 @@ class EMResult:
     history
         (n_iter + 1,) mean log-likelihood per cell of the start and after every iteration.
     converged
-        Whether the last iteration gained less than ``tol``.
+        Whether the run ended because the last iteration gained less than ``tol``, or because redrawing the quadrature
+        nodes brought no gain any more. False also where the log-likelihood fell because digits were lost.
     """
 
     model: Parameters
@@ -79,16 +80,25 @@ class _State:
 
 @dataclass(frozen=True, eq=False)
 class _Segment:
-    """A stretch of iterations with one E-step.
+    """The iterations between two calls of :meth:`EM._begin`.
 
-    ``redraw`` is the mixture for which the E-step must begin anew, with its floored components and number of M-steps; None
-    if the run is over.
+    Attributes
+    ----------
+    end
+        The last mixture.
+    values
+        Mean log-likelihood per cell of the first mixture and after every iteration.
+    converged
+        Whether EM has converged.
+    restart_at
+        The mixture for which :meth:`EM._begin` must be called again, its floored components and its number of M-steps;
+        None at the end of the run.
     """
 
     end: _State
     values: list[float]
     converged: bool = False
-    redraw: tuple[Parameters, np.ndarray, int] | None = None
+    restart_at: tuple[Parameters, np.ndarray, int] | None = None
 
 
 def _per_cell(moments: Moments) -> float:
@@ -129,11 +139,13 @@ class EM:
     def run(self, start: Parameters, before: EMResult | None = None) -> EMResult:
         """Run EM from one start.
 
-        The quadrature nodes of an unobserved part are valid near the mixture they were drawn for; they are redrawn when a
-        component has moved too far, and once more at the end. When redrawing has brought no gain three times, the gains
-        of EM in between are the error of the nodes, and the run ends with the best mixture for which nodes were drawn.
+        With a completeness function, the quadrature nodes of the unobserved cells (see
+        :mod:`cohortgmm.mixture.estep.truncated`) are accurate near the mixture that they were drawn for. They are redrawn
+        when a component has moved too far, and at convergence if it has moved a little. After three redraws in a row
+        without a gain, the gains of the iterations between them are only integration error; the run then ends with the
+        best mixture for which nodes were drawn.
 
-        Where covariances are so ill-conditioned that the log-likelihood falls, the best mixture is returned as not
+        If covariances are so ill-conditioned that the log-likelihood falls, the best mixture is returned, as not
         converged.
 
         Parameters
@@ -148,18 +160,18 @@ class EM:
         FitError
             If the log-likelihood is not finite, or a covariance is singular under ``strict`` constraints.
         """
-        n_left = self.max_iter - (0 if before is None else before.n_iter)
+        n_iter_limit = self.max_iter - (0 if before is None else before.n_iter)
         expect, state = self._begin(start, np.zeros(start.n_components, dtype=bool), 0)
-        segment = self._run_segment(expect, state, n_left)
+        segment = self._run_segment(expect, state, n_iter_limit)
         best, n_stalled, history = state, 0, segment.values
-        while segment.redraw is not None:
-            expect, state = self._begin(*segment.redraw)
+        while segment.restart_at is not None:
+            expect, state = self._begin(*segment.restart_at)
             n_stalled = 0 if state.value > best.value + self.tol else n_stalled + 1
             best = best if n_stalled else state
             if n_stalled == _STALLED:
                 segment = _Segment(best, [best.value], converged=True)
             else:
-                segment = self._run_segment(expect, state, n_left)
+                segment = self._run_segment(expect, state, n_iter_limit)
             history = history + segment.values
         if before is not None:
             history = [*before.history[:-1], *history]
@@ -170,21 +182,25 @@ class EM:
         expect = self.expectation.begin(model)
         return expect, _State(model, expect(model), floored, n_iter)
 
-    def _run_segment(self, expect: Expectation, state: _State, n_left: int) -> _Segment:
-        """EM with one E-step, until it converges, the E-step must begin anew, or ``n_left`` iterations are made."""
+    def _run_segment(self, expect: Expectation, state: _State, n_iter_limit: int) -> _Segment:
+        """Iterate until EM converges, the E-step must begin anew, or ``n_iter_limit`` M-steps have been made in all."""
         accelerator = Squarem(state.model, self.constraints) if self.accelerated else None
         values, best = [state.value], state
-        while state.n_iter < n_left:
+        while state.n_iter < n_iter_limit:
             model, floored = m_step(state.moments, state.model, self.constraints, suspected=state.floored)
             n_iter = state.n_iter + 1
             if not expect.covers(model):
-                return _Segment(state, values, redraw=(model, floored, n_iter))
-            state = self._e_step(expect, accelerator, model, floored, n_iter, values[-1], is_last=n_iter == n_left)
+                return _Segment(state, values, restart_at=(model, floored, n_iter))
+            state = self._e_step(
+                expect, accelerator, model, floored, n_iter, values[-1], is_last=n_iter == n_iter_limit
+            )
             values.append(state.value)
             best = state if state.value >= best.value else best
+            # A small gain of plain EM does not show convergence before an extrapolation was tried.
             if values[-1] - values[-2] < self.tol and (accelerator is None or accelerator.has_extrapolated):
                 if not expect.is_settled(state.model):
-                    return _Segment(state, values[:-1], redraw=(state.model, floored, n_iter))
+                    # The next segment begins with this mixture, and with its value on the new nodes.
+                    return _Segment(state, values[:-1], restart_at=(state.model, floored, n_iter))
                 return _without_loss(_Segment(state, values, converged=True), best)
         return _without_loss(_Segment(state, values), best)
 
@@ -195,34 +211,34 @@ class EM:
         model: Parameters,
         floored: np.ndarray,
         n_iter: int,
-        before: float,
+        last_value: float,
         *,
         is_last: bool,
     ) -> _State:
-        """The E-step after an M-step, or that of the extrapolated mixture if its log-likelihood is higher."""
-        if is_last:
+        """The state after an M-step, or the extrapolated one if its log-likelihood is higher."""
+        if is_last:  # what is reported must be exact
             expect.refresh()
         state = _State(model, expect(model), floored, n_iter)
-        if state.moments.is_bound and state.value - before < self.tol:
-            expect.refresh()
+        if state.moments.is_bound and state.value - last_value < self.tol:
+            expect.refresh()  # a lower bound may rise by less than the log-likelihood does
             state = replace(state, moments=expect(model))
-        candidate = None if accelerator is None or is_last else accelerator.extrapolate(model)
-        if candidate is None:
+        proposed = None if accelerator is None or is_last else accelerator.extrapolate(model)
+        if proposed is None:
             return state
         extrapolated = None
-        if expect.covers(candidate):
-            expect.refresh()
+        if expect.covers(proposed):
+            expect.refresh()  # only exact log-likelihoods can be compared
             with suppress(DivergedError):
-                extrapolated = replace(state, model=candidate, moments=expect(candidate))
+                extrapolated = replace(state, model=proposed, moments=expect(proposed))
         if extrapolated is None or not extrapolated.moments.log_likelihood > state.moments.log_likelihood:
             accelerator.judge(None)
             return state
-        accelerator.judge(candidate)
+        accelerator.judge(proposed)
         return extrapolated
 
 
 def _without_loss(segment: _Segment, best: _State) -> _Segment:
-    """The same, or where digits were lost on the way, with the best mixture as its end, not converged."""
+    """The segment as it is; or, if digits were lost on the way, the segment ended at its best mixture, not converged."""
     end = segment.end
     if not end.value < best.value - _LOST * max(1.0, abs(best.value)):
         return segment

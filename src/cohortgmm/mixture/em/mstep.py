@@ -24,7 +24,7 @@ def m_step(
     model
         The mixture that the moments were computed with.
     constraints
-        Floor and frozen parameters; with ``strict`` a dead component is an error too.
+        Floor and frozen parameters; with ``strict``, a component that dies is an error like a singular covariance.
     suspected
         See :func:`cohortgmm.mixture.numerics.gaussian.floor_covariances`.
 

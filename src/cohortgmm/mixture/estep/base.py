@@ -12,7 +12,8 @@ from cohortgmm.mixture.observations.cells import CellData
 class Expectation(ABC):
     """An E-step: called with a mixture, it returns the expected moments of the cells about the mixture's means.
 
-    All E-steps return the same moments, up to rounding; they differ in the data they are for and in their speed.
+    Each is made for some kind of cells; those made for the same cells return the same moments, up to rounding, and differ
+    in speed. Only a cutoff, and responsibilities kept from earlier iterations, change the moments on purpose.
 
     Parameters
     ----------
@@ -34,7 +35,7 @@ class Expectation(ABC):
     def __call__(self, model: Parameters) -> Moments:
         """Moments of all cells.
 
-        Between two calls of :meth:`refresh`, an E-step may leave some responsibilities as they were. The log-likelihood is
+        Until :meth:`refresh` is called, an E-step may keep some responsibilities of the previous call. The log-likelihood is
         then a lower bound, which never falls from one iteration of EM to the next; see :attr:`Moments.is_bound`.
         """
 
@@ -43,7 +44,9 @@ class Expectation(ABC):
         return self
 
     def refresh(self) -> None:
-        """Make the next call compute all responsibilities, so that its log-likelihood is exact."""
+        """Make the next call compute all responsibilities, so that its log-likelihood is exact.
+
+        EM asks for it before it compares log-likelihoods, decides on convergence, or ends."""
         for part in self.inner:
             part.refresh()
 

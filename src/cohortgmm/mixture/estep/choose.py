@@ -1,4 +1,4 @@
-"""The choice of the E-step: the fastest of those that give the same moments.
+"""The choice of the E-step: the fastest that is made for the cells.
 
 ==========================================  ==============================================
 cells                                       E-step
@@ -9,8 +9,10 @@ plain, many features, much work             :class:`~.screened.ScreenedExpectati
 same features and same noise                :class:`~.grouped.ConvolvedExpectation` around one of these
 features or noise of their own              :class:`~.noisy.NoisyExpectation`
 several of these kinds                      :class:`~.grouped.GroupedExpectation`
-selected by a completeness function         :class:`~.truncated.TruncatedExpectation` around one of these
 ==========================================  ==============================================
+
+With a cutoff, plain cells are given to the screened E-step (full covariances) or to the noisy one (diagonal). With a
+completeness function, :func:`cohortgmm.fit_mixture` puts a :class:`~.truncated.TruncatedExpectation` around the chosen one.
 """
 
 import numpy as np

@@ -15,7 +15,7 @@ class ConvolvedExpectation(Expectation):
 
     Measured in some features and through Gaussian noise, a Gaussian mixture is another Gaussian mixture: its marginal,
     convolved with the noise. Any E-step gives the moments of the measured cells under that one, and the moments of the
-    cells without noise and with all features follow from them.
+    cells without noise and with all features follow from them (the deconvolution formula for shared noise).
 
     Parameters
     ----------

@@ -1,6 +1,6 @@
 """The E-step of cells that each have their own noise or their own missing features (Bovy, Hogg & Roweis 2011).
 
-With T = Σ + S, the covariance of what is measured of a component through the noise S, the expected moments of the cell
+With T = Σ + S, the covariance of a component's measured cells that have the noise S, the expected moments of the cells
 without noise follow from the score T⁻¹ (x − μ) and from T⁻¹ alone: see :func:`latent_moments`, the deconvolution formula.
 """
 
@@ -21,7 +21,8 @@ from cohortgmm.mixture.observations.measurements import Group
 
 
 class NoisyExpectation(PrunedExpectation):
-    """Every component for the cells in which it can have a share; every cell has its own noise and features.
+    """Every component for the cells in which its responsibility may exceed rounding; every cell has its own noise and
+    features.
 
     Parameters
     ----------
@@ -33,7 +34,7 @@ class NoisyExpectation(PrunedExpectation):
         See :class:`~cohortgmm.mixture.estep.pruned.PrunedExpectation`.
     """
 
-    bounds_are_dear = True
+    bounds_are_expensive = True
 
     def __init__(self, group: Group, n_components: int, covariance_type: str, cutoff: float | None = None) -> None:
         d, sizes = group.cells.n_features, tuning()

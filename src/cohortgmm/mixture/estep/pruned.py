@@ -1,4 +1,4 @@
-"""The E-step that evaluates a component only for the cells in which it can have a share."""
+"""The E-step that evaluates a component only for cells in which its responsibility may exceed rounding."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
@@ -12,27 +12,28 @@ from cohortgmm.mixture.estep.moments import Moments
 from cohortgmm.mixture.estep.pairs import EvaluatedPairs
 from cohortgmm.mixture.observations.cells import CellData
 
-#: A component is left out of a cell if its density is proven to be less than exp(−37), one rounding error, of another's.
+#: A component is left out of a cell if its density is proven to be less than exp(−37) times another's, which is about one
+#: rounding error.
 _BEYOND_ROUNDING = 37.0
 
 #: Relative slack of the bounds for their own rounding.
 _SLACK = 1e-9
 
-#: Share of the pairs of a tile that mattered in the last E-step above which bounds cost more than they save.
+#: If more than this share of the pairs of a tile mattered in the last E-step, bounds cost more than they save.
 _CROWDED = 0.1
 
 _Result = TypeVar("_Result")
 
-#: Opens a tile: its pairs, an upper bound of their joint log-densities and a lower bound of their squared Mahalanobis
-#: distances, both (K, n); the second may be None where there is no cutoff.
+#: Starts the work on a tile: its pairs, an upper bound of their joint log-densities and a lower bound of their squared
+#: Mahalanobis distances, both (K, n); the second may be None where there is no cutoff.
 TileBounds = Callable[[slice], tuple[EvaluatedPairs, np.ndarray, np.ndarray | None]]
 
 
 class PrunedExpectation(Expectation):
-    """Every component for the cells in which it can have a share.
+    """Every component for the cells in which its responsibility may exceed rounding.
 
-    A component is evaluated for a cell if the bound of its density comes within rounding of the density of the component
-    that had the largest share in the last E-step. Where many components mattered then, all are evaluated.
+    A component is evaluated for a cell unless its density is proven to be less than exp(−37) times that of the component
+    with the largest responsibility in the last E-step.
 
     Parameters
     ----------
@@ -41,12 +42,12 @@ class PrunedExpectation(Expectation):
     tiles
         The rows, in the pieces in which they are processed.
     cutoff
-        Largest squared Mahalanobis distance at which a component has a share in a cell; the best component of a cell
-        always has one. None for no limit, which leaves out nothing that a result could show.
+        Largest squared Mahalanobis distance of a cell from a component that is responsible for it; the best component of
+        a cell is always kept. None for no limit: then only what rounding hides is left out.
     """
 
     #: Whether bounds cost about as much as evaluating all pairs; then they are used only where few pairs matter.
-    bounds_are_dear = False
+    bounds_are_expensive = False
 
     def __init__(self, cells: CellData, tiles: list[slice], cutoff: float | None = None) -> None:
         super().__init__(cells)
@@ -59,7 +60,7 @@ class PrunedExpectation(Expectation):
         """Prepare the bounds of all tiles under a mixture."""
 
     def _open(self, tile: slice, model: Parameters) -> EvaluatedPairs:
-        """The pairs of a tile without bounds; only called where ``bounds_are_dear``."""
+        """The pairs of a tile without bounds; only called where ``bounds_are_expensive``."""
         return self._tile_bounds(model)(tile)[0]
 
     def __call__(self, model: Parameters) -> Moments:
@@ -72,7 +73,7 @@ class PrunedExpectation(Expectation):
         open_tile = self._tile_bounds(model)
 
         def expect_tile(tile: slice) -> tuple[Moments, _Result]:
-            if self.bounds_are_dear and self._crowded.get(tile.start, True):
+            if self.bounds_are_expensive and self._crowded.get(tile.start, True):
                 pairs = self._open(tile, model)
                 pairs.evaluate_all()
             else:
@@ -83,7 +84,7 @@ class PrunedExpectation(Expectation):
                 beyond = pairs.distance > self._cutoff
                 beyond[pairs.joint.argmax(axis=0), np.arange(beyond.shape[1])] = False
                 pairs.joint[beyond] = -np.inf
-            if self.bounds_are_dear:
+            if self.bounds_are_expensive:
                 self._crowded[tile.start] = bool(np.mean(pairs.joint > _needed(pairs.joint.max(axis=0))) > _CROWDED)
             moments, resp = pairs.moments(self.cells.background_at(tile, model.background))
             self._best[tile.start] = resp.argmax(axis=0).astype(np.int32)
@@ -104,7 +105,7 @@ class PrunedExpectation(Expectation):
         found = pairs.joint[best, all_rows]
         needed = _needed(found)
         candidates = bound > needed
-        if self._cutoff is not None:
+        if self._cutoff is not None:  # the best component of a cell is kept even beyond the cutoff
             candidates &= (distance <= self._cutoff) | (bound > found - _SLACK * np.abs(found))
         candidates[best, all_rows] = False
         for k in range(len(bound)):
@@ -113,5 +114,5 @@ class PrunedExpectation(Expectation):
 
 
 def _needed(found: np.ndarray) -> np.ndarray:
-    """Joint log-density below which a component has no share in a cell, given that of one component."""
+    """Joint log-density below which a component is left out of a cell, given the joint log-density of another one."""
     return found - _BEYOND_ROUNDING - _SLACK * np.abs(found)

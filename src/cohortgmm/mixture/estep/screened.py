@@ -25,7 +25,7 @@ _BOUND_ROWS = 2048
 
 
 class ScreenedExpectation(PrunedExpectation):
-    """Every component for the cells in which it can have a share; full covariances only.
+    """Every component for the cells in which its responsibility may exceed rounding; full covariances only.
 
     A few linear combinations of the features bound every density from above, since the squared Mahalanobis distance in a
     subspace is never larger than that in the whole space.

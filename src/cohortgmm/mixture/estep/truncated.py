@@ -27,7 +27,7 @@ from cohortgmm.mixture.observations.completeness import Completeness, NoiseAt, s
 _LARGEST_SHARE = 0.999
 
 #: Largest divergence, in nats, of a component from the one that the nodes were drawn for: while EM runs, and at its end.
-_VALID, _SETTLED = 0.05, 0.005
+_VALID, _REDRAWN_AT_END = 0.05, 0.005
 
 #: This share of the nodes is divided evenly among the components, the rest by their weights.
 _EVEN = 0.5
@@ -79,8 +79,8 @@ class QuadratureNodes:
 
 
 @dataclass(frozen=True, eq=False)
-class Selection:
-    """How cells were selected.
+class Truncation:
+    """How the observed cells came to be a part of all cells.
 
     Attributes
     ----------
@@ -177,7 +177,7 @@ class TruncatedExpectation(Expectation):
     """
 
     def __init__(
-        self, of_observed: Expectation, selection: Selection, n_nodes: int, nodes: QuadratureNodes | None = None
+        self, of_observed: Expectation, selection: Truncation, n_nodes: int, nodes: QuadratureNodes | None = None
     ) -> None:
         super().__init__(of_observed.cells)
         self.inner = (of_observed,)
@@ -191,7 +191,7 @@ class TruncatedExpectation(Expectation):
         return self.nodes.distance(model) <= _VALID
 
     def is_settled(self, model: Parameters) -> bool:
-        return self.nodes.distance(model) <= _SETTLED
+        return self.nodes.distance(model) <= _REDRAWN_AT_END
 
     def coarse(self) -> Self:
         return type(self)(self.inner[0], self._selection, _TRIAL_NODES)

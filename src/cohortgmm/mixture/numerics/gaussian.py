@@ -99,7 +99,7 @@ def floor_covariances(
 
     Clamping the spectrum is the maximum of the likelihood under the constraint Σ ≥ floor·I, so EM stays monotone,
     which adding ``floor`` to the diagonal does not guarantee (a floor relative to the largest eigenvalue, see below,
-    moves with the covariance: only there the likelihood may fall).
+    changes with the covariance; where it acts, the likelihood may fall).
 
     Parameters
     ----------

@@ -15,7 +15,7 @@ from cohortgmm.mixture.em.split_merge import moves, split_and_merge
 from cohortgmm.mixture.estep.base import Expectation
 from cohortgmm.mixture.estep.choose import choose_estep
 from cohortgmm.mixture.estep.dense import DenseExpectation
-from cohortgmm.mixture.estep.truncated import Selection, TruncatedExpectation
+from cohortgmm.mixture.estep.truncated import TruncatedExpectation, Truncation
 from cohortgmm.mixture.fit import fit_mixture
 from cohortgmm.mixture.model import GaussianMixture
 from cohortgmm.mixture.observations.background import Background
@@ -47,7 +47,7 @@ def truncated(make_cells):
     """Cells cut off in the first feature, and their E-step."""
     x = make_cells(300, 2, n_components=2, spread=1.5)
     x = x[x[:, 0] > 0]
-    selection = Selection(Completeness(above(0.0)), None, 3)
+    selection = Truncation(Completeness(above(0.0)), None, 3)
     return x, TruncatedExpectation(choose_estep(Measurements(x), 2, "full"), selection, 1 << 12)
 
 
