@@ -35,8 +35,8 @@ class Expectation(ABC):
     def __call__(self, model: Parameters) -> Moments:
         """Moments of all cells.
 
-        Until :meth:`refresh` is called, an E-step may keep some responsibilities of the previous call. The log-likelihood is
-        then a lower bound, which never falls from one iteration of EM to the next; see :attr:`Moments.is_bound`.
+        Until :meth:`refresh` is called, an E-step may keep some responsibilities of the previous call. The log-likelihood
+        is then a lower bound, which never falls from one iteration of EM to the next; see :attr:`Moments.is_bound`.
         """
 
     def begin(self, model: Parameters) -> "Expectation":
