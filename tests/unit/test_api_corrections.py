@@ -68,6 +68,7 @@ def test_noise_may_be_a_key_or_an_array():
     assert (traces[0].mean(axis=1) < traces[1].mean(axis=1) - 0.2).all()
 
 
+@pytest.mark.filterwarnings("ignore::cohortgmm.errors.ConvergenceWarning")
 @pytest.mark.parametrize(
     "noise", [np.array([0.3, 0.6]), np.array([[0.3, 0.1], [0.1, 0.6]])], ids=["variances", "covariance"]
 )
@@ -92,6 +93,7 @@ def test_noise_may_be_one_for_all(noise, sharing):
     assert not np.allclose(without["P1"].covariances, whole["P1"].covariances, rtol=0.05)
 
 
+@pytest.mark.usefixtures("stops_early")
 def test_noise_for_all_takes_no_memory_for_the_cells():
     d, n = 60, 3000
     x = np.random.default_rng(0).normal(size=(n, d)).astype(np.float32)
@@ -158,6 +160,7 @@ def test_a_mapping_is_corrected_like_anndata(sharing):
     assert len({model.background.amp for model in models.values()}) == 3
 
 
+@pytest.mark.usefixtures("stops_early")
 @pytest.mark.parametrize("sharing", ["sample_specific", "global"])
 def test_the_number_of_jobs_changes_no_bit_of_a_correction(sharing):
     results = [fit(make_corrected(), component_sharing=sharing, n_jobs=n, **ALL | FEW) for n in (1, 2, -1)]
@@ -165,6 +168,7 @@ def test_the_number_of_jobs_changes_no_bit_of_a_correction(sharing):
         assert_same_results(results[0], other)
 
 
+@pytest.mark.usefixtures("stops_early")
 def test_a_corrected_patient_does_not_depend_on_the_others():
     few, more = (fit(make_corrected(names), **ALL | FEW) for names in (("P2",), ("P0", "P2", "P1")))
     few, more = cohortgmm.read_gmm(few), cohortgmm.read_gmm(more)
@@ -254,6 +258,7 @@ def test_a_weight_that_cannot_be_fitted_names_the_patient():
         fit(cells, completeness=picky, component_sharing="global", k_comps=1)
 
 
+@pytest.mark.usefixtures("stops_early")
 def test_gates_and_their_function_are_the_same():
     by_gate = fit(make_corrected(), missing=True, completeness=ALL["completeness"], **FEW)
     by_function = fit(make_corrected(), missing=True, completeness=gate, **FEW)
@@ -261,6 +266,7 @@ def test_gates_and_their_function_are_the_same():
     assert (by_gate.uns[KEY]["diagnostics"]["completeness"] < 0.99).all()
 
 
+@pytest.mark.usefixtures("stops_early")
 def test_names_of_genes_in_gates():
     cohort = make_corrected()
     cohort = type(cohort)(np.nan_to_num(cohort.obsm["X_pca"]), obs=cohort.obs)
@@ -454,6 +460,7 @@ def test_a_key_of_noise_that_means_nothing(key):
         fit(cohort, noise={"obsm": "v", key: "noise.py:noise"}, **FEW)
 
 
+@pytest.mark.usefixtures("stops_early")
 @pytest.mark.parametrize("make", [np.array, tuple], ids=["array", "tuple"])
 def test_corners_of_a_notebook_may_be_arrays(make):
     cohort = fit(make_corrected(), missing=True, background={"lower": make([-4.0, -5.0]), "upper": 10}, **FEW)

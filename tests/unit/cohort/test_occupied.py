@@ -56,7 +56,7 @@ TAKEN = [
 def test_a_notebook_refuses_before_any_fit_and_changes_nothing(change, named, monkeypatch):
     adata = make_cohort()
     change(adata)
-    monkeypatch.setattr("cohortgmm.api._fit_parts", lambda *args: pytest.fail("a fit"))
+    monkeypatch.setattr("cohortgmm.api.fit_units", lambda *args: pytest.fail("a fit"))
     columns, uns, obsm = list(adata.obs), dict(adata.uns), list(adata.obsm)
     with pytest.raises(DataError, match=re.escape(named)) as error:
         cohortgmm.fit_gmm(adata, gmm_key="key", **OPTIONS)

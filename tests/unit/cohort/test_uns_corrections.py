@@ -87,6 +87,7 @@ def test_a_probability_of_being_background_is_never_negative(results_of):
     np.testing.assert_array_equal(cells.background, model.background_probability(x))
 
 
+@pytest.mark.filterwarnings("ignore::cohortgmm.errors.ConvergenceWarning")
 @pytest.mark.parametrize("sharing", ["sample_specific", "global"])
 def test_the_layout_with_all_corrections(sharing):
     cohort = fit(make_corrected(), component_sharing=sharing, **ALL, cutoff=9.0)
@@ -125,6 +126,7 @@ def test_the_layout_with_all_corrections(sharing):
     np.testing.assert_allclose(cohort.obs[f"{KEY}_background"], 1 - resp.sum(axis=1), atol=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore::cohortgmm.errors.ConvergenceWarning")
 @pytest.mark.parametrize(
     ("corrections", "keys"),
     [
