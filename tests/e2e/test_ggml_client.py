@@ -198,6 +198,7 @@ def test_ids_with_spaces_and_slashes_reach_the_client(client, tmp_path):
     check_seen(report, tmp_path / "seen.npz", models)
 
 
+@pytest.mark.filterwarnings("ignore::cohortgmm.errors.ConvergenceWarning")
 @pytest.mark.parametrize(("sharing", "covariance_type"), [("sample_specific", "full"), ("global", "diag")])
 def test_client_reads_the_components_of_corrected_mixtures(client, tmp_path, sharing, covariance_type):
     """It knows neither noise nor background: what it reads are the components, with weights that sum to one."""

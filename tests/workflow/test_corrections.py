@@ -14,7 +14,11 @@ import cohortgmm
 from cohortgmm.mixture.model import GaussianMixture
 from cohortgmm.mixture.result import MixtureFit
 
-pytestmark = pytest.mark.pipeline
+# Short EM runs, as results are compared.
+pytestmark = [
+    pytest.mark.pipeline,
+    pytest.mark.filterwarnings("ignore::cohortgmm.errors.ConvergenceWarning"),
+]
 
 PATIENTS = ("P1", "P2", "P3")
 KEY = "gmm_X_pca"
