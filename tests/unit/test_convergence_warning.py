@@ -21,6 +21,16 @@ HARD = rng.normal(size=(80, 2))
 FEW = {"k_comps": 2, "max_iter": 2, "tol": 1e-6, "verbose": False}
 
 
+def test_a_fit_warns_with_its_limits():
+    message = r"^EM did not converge with max_iter=2: raise it, or tol \(1e-06\) if less precision is enough$"
+    with pytest.warns(ConvergenceWarning, match=message) as caught:
+        fit = cohortgmm.fit_mixture(HARD, 2, max_iter=2, tol=1e-6)
+    assert not fit.converged
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    assert cohortgmm.fit_mixture(EASY, 2).converged  # a warning is an error here
+
+
 def test_a_cohort_warns_once_with_the_number_of_patients():
     data = {"a": HARD, "b": EASY, "c\n": HARD + 1, "d": HARD + 2, "e": HARD + 3}
     with pytest.warns(ConvergenceWarning) as caught:

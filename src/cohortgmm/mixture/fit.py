@@ -1,12 +1,13 @@
 """Fitting a Gaussian mixture by expectation-maximisation: arguments in, :class:`MixtureFit` out."""
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from cohortgmm.arguments import check_choice, check_count, check_number, generator
 from cohortgmm.display import format_value
-from cohortgmm.errors import ConfigError, DataError, FitError
+from cohortgmm.errors import ConfigError, ConvergenceWarning, DataError, FitError
 from cohortgmm.mixture.density.checks import SUM_TO_ONE
 from cohortgmm.mixture.density.parameters import Parameters
 from cohortgmm.mixture.em.constraints import Constraints, Frozen
@@ -128,6 +129,11 @@ def fit_mixture(
     -------
     MixtureFit
 
+    Warns
+    -----
+    ConvergenceWarning
+        If the fit ends at ``max_iter`` without converging.
+
     Raises
     ------
     ConfigError
@@ -174,10 +180,9 @@ def fit_mixture(
     _check_together(cells, n_components, covariance_type, init, split_merge, initial, background, frozen)
     incomplete = not cells.is_plain or any(part is not None for part in (completeness, background, frozen))
     max_iter, tol, n_init = effective_settings(incomplete, max_iter=max_iter, tol=tol, n_init=n_init).values()
-    strict = singularity_handling == "strict"
     variances = cells.variances if singularity_handling == "robust" else None  # takes a pass over all cells
     floor = covariance_floor(variances, eps, singularity_handling)
-    constraints = Constraints(floor, strict, Frozen.from_argument(frozen, n_components))
+    constraints = Constraints(floor, singularity_handling == "strict", Frozen.from_argument(frozen, n_components))
     # Numbers that overflow end a start with one of our errors, see `EM.run`.
     with one_blas_thread(), np.errstate(over="ignore", invalid="ignore"):
         expectation = choose_estep(cells, n_components, covariance_type, cutoff)
@@ -191,7 +196,16 @@ def fit_mixture(
             starts = _starts(cells, n_components, covariance_type, init, floor, background, n_init, incomplete, rng)
         with_trials = incomplete and n_init > 1 and initial is None
         result = _best_result(em, cells, starts, split_merge, with_trials)
+    _warn_unless_converged(result, max_iter, tol)
     return _as_fit(result, cells.n_empty)
+
+
+def _warn_unless_converged(result: EMResult, max_iter: int, tol: float) -> None:
+    if not result.converged:
+        message = (
+            f"EM did not converge with max_iter={max_iter}: raise it, or tol ({tol:g}) if less precision is enough"
+        )
+        warnings.warn(message, ConvergenceWarning, stacklevel=3)
 
 
 def _as_fit(result: EMResult, n_empty: int) -> MixtureFit:

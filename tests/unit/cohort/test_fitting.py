@@ -65,6 +65,7 @@ def test_without_held_out_cells_there_is_no_held_out_score(make_part):
     assert math.isfinite(row["aic"])
 
 
+@pytest.mark.usefixtures("stops_early")
 def test_an_unfinished_fit_is_marked(make_part):
     row, fit = fit_candidate(make_part(), 2, options(max_iter=1, tol=0), seed=0)
     assert (row["n_iter"], row["converged"], fit.converged) == (1, False, False)
@@ -147,6 +148,7 @@ def test_a_fit_of_all_cells_is_not_repeated(make_part):
     assert final_fit(part, 2, selected, "full", options(), seed=0) is selected
 
 
+@pytest.mark.usefixtures("stops_early")
 def test_a_fit_depends_on_seed_patient_and_k_only(make_part):
     def means(patient="P1", seed=0, max_iter=1):
         part = make_part("P1", n=60)

@@ -165,6 +165,7 @@ def test_cells_held_out_with_infinite_noise_have_no_score(make_corrected_part):
     assert row["heldout_nll"] == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.usefixtures("stops_early")
 @pytest.mark.parametrize("kind", ["full", "diag"])
 def test_a_candidate_is_fit_mixture_on_the_training_cells(make_corrected_part, kind):
     part = make_corrected_part(empty=())
@@ -329,6 +330,7 @@ def test_infinite_variances_go_with_completeness(make_corrected_part):
     assert 0.5 < fit.completeness < 1
 
 
+@pytest.mark.usefixtures("stops_early")
 def test_as_many_cells_as_features_keep_their_own_noise():
     """Two training cells in two features; the fit must not tell them from three of the same kind."""
     rng = np.random.default_rng(0)

@@ -27,6 +27,7 @@ def correct(part, chosen, k=1, fit=None, max_cells=1000, seed=0):
     return correction_of(part, fit, chosen, max_cells=max_cells, seed=seed)
 
 
+@pytest.mark.filterwarnings("ignore::cohortgmm.errors.ConvergenceWarning")
 @pytest.mark.parametrize("left_out", CORRECTIONS)
 def test_only_what_is_corrected_is_compared(make_corrected_part, left_out):
     part = make_corrected_part(empty=())
@@ -42,6 +43,7 @@ def test_only_what_is_corrected_is_compared(make_corrected_part, left_out):
     assert found.shown.tolist() == list(range(80))
 
 
+@pytest.mark.filterwarnings("ignore::cohortgmm.errors.ConvergenceWarning")
 @pytest.mark.parametrize("kind", ["full", "diag"])
 def test_the_naive_mixture_is_that_of_complete_cells_as_they_are(make_corrected_part, kind):
     part = make_corrected_part()
@@ -85,6 +87,7 @@ def test_the_background_is_that_of_the_cells_shown(make_corrected_part):
     )
 
 
+@pytest.mark.usefixtures("stops_early")
 def test_draws_are_seen_or_not_as_the_gate_says(make_corrected_part):
     part = make_corrected_part(empty=())
     found = correct(part, options(*CORRECTIONS), k=2)
@@ -162,6 +165,7 @@ def test_a_background_is_among_the_draws():
     assert len(found.seen) / (len(found.seen) + len(found.unseen)) == pytest.approx(0.5 * 5 / 14, abs=0.01)
 
 
+@pytest.mark.usefixtures("stops_early")
 def test_the_same_seed_gives_the_same_comparison(make_corrected_part):
     part, chosen = make_corrected_part(empty=()), options(*CORRECTIONS)
     fit = fit_candidate(part, 2, chosen, seed=0)[1]

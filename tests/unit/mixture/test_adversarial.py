@@ -172,6 +172,7 @@ ADVERSARIAL = {
 }
 
 
+@pytest.mark.filterwarnings("ignore::cohortgmm.errors.ConvergenceWarning")
 @pytest.mark.parametrize("name", list(ADVERSARIAL))
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
 @pytest.mark.parametrize("handling", ["guarded", "robust"])
@@ -183,6 +184,7 @@ def test_adversarial_cells_give_a_sound_fit(name, covariance_type, handling, ini
         assert_sound(fit_mixture(x, n_components, split_merge=rounds, **options), x)
 
 
+@pytest.mark.filterwarnings("ignore::cohortgmm.errors.ConvergenceWarning")
 @pytest.mark.parametrize("name", list(ADVERSARIAL))
 @pytest.mark.parametrize("handling", ["guarded", "robust"])
 @pytest.mark.parametrize("init", list(STARTS))
@@ -196,6 +198,7 @@ def test_adversarial_cells_give_a_sound_fit_where_pairs_are_left_out(name, handl
         assert fit.log_likelihood == pytest.approx(fit.model.log_prob(x.astype(float)).mean(), rel=1e-10, abs=1e-10)
 
 
+@pytest.mark.filterwarnings("ignore::cohortgmm.errors.ConvergenceWarning")
 @pytest.mark.parametrize("name", list(ADVERSARIAL))
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
 def test_adversarial_cells_give_a_sound_fit_or_a_named_component_with_strict(name, covariance_type, assert_sound):

@@ -54,6 +54,7 @@ KINDS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore::cohortgmm.errors.ConvergenceWarning")
 @pytest.mark.parametrize("size", [1e-320, 1e-200, 1e-160, 1e-50, 1e20, 1e99, 1e101, 1e160, 1e200, 1e307])
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("n_features", [1, 3, 20])

@@ -65,6 +65,7 @@ def sklearn_history(x, start, n_iter):
     return np.array([*history, theirs.score(x)]), theirs
 
 
+@pytest.mark.filterwarnings("ignore::cohortgmm.errors.ConvergenceWarning")
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
 @pytest.mark.parametrize("n_features", [1, 2, 10, 20])
 @pytest.mark.parametrize("seed", range(3))
@@ -100,6 +101,7 @@ def test_parameters_of_separate_clusters_are_found(make_mixture, covariance_type
 # ---- what is returned ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore::cohortgmm.errors.ConvergenceWarning")
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
 @pytest.mark.parametrize("max_iter", [1, 3, 500])
 def test_log_likelihood_is_that_of_the_returned_model(make_cells, covariance_type, max_iter, assert_sound):
@@ -110,6 +112,7 @@ def test_log_likelihood_is_that_of_the_returned_model(make_cells, covariance_typ
     assert fit.n_iter <= max_iter
 
 
+@pytest.mark.usefixtures("stops_early")
 def test_max_iter_stops_without_convergence_and_enough_iterations_converge(make_cells):
     x = make_cells(300, 2, spread=1.5)
     short, long = fit_mixture(x, 3, max_iter=2, tol=1e-9), fit_mixture(x, 3, max_iter=5000, tol=1e-9)
@@ -126,6 +129,7 @@ def test_the_fit_stops_at_the_first_gain_below_tol(make_cells, tol):
     assert (gains[:-1] >= tol).all()
 
 
+@pytest.mark.usefixtures("stops_early")
 def test_converging_in_the_last_iteration_allowed_counts(make_cells):
     x = make_cells(300, 2, spread=1.5)
     enough = fit_mixture(x, 3, max_iter=5000).n_iter
@@ -203,6 +207,7 @@ def test_initial_is_where_the_fit_starts(make_cells, make_mixture, covariance_ty
         assert np.array_equal(array, before[name])
 
 
+@pytest.mark.usefixtures("stops_early")
 def test_a_fit_goes_on_where_it_was_stopped(make_cells):
     x = make_cells(300, 2, spread=1.5)
     whole = fit_mixture(x, 3, tol=0, max_iter=9)
@@ -211,6 +216,7 @@ def test_a_fit_goes_on_where_it_was_stopped(make_cells):
     np.testing.assert_array_equal(np.append(first.history[:-1], rest.history), whole.history)
 
 
+@pytest.mark.usefixtures("stops_early")
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
 def test_initial_below_the_floor_is_brought_above_it_and_does_not_pass_for_converged(make_cells, covariance_type):
     x = make_cells(300, 2, spread=1.0) * [1, 0]
@@ -273,6 +279,7 @@ def test_unknown_names_are_config_errors_that_list_the_known(make_cells, name, v
         fit_mixture(make_cells(20, 2), 2, **{name: value})
 
 
+@pytest.mark.usefixtures("stops_early")
 def test_numpy_integers_are_integers(make_cells):
     counts = {"max_iter": np.int32(3), "n_init": np.int8(1), "split_merge": np.uint8(0), "n_threads": np.int16(2)}
     assert fit_mixture(make_cells(50, 2), np.int64(2), **counts).n_iter <= 3

@@ -111,6 +111,7 @@ def test_a_feature_that_only_some_cells_have_is_estimated_by_regression():
     np.testing.assert_allclose(fit.model.covariances[0], expected, atol=1e-5)
 
 
+@pytest.mark.usefixtures("stops_early")
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
 def test_an_infinite_variance_gives_the_fit_of_a_gap(make_mixture, assert_same_fit, covariance_type):
     rng = np.random.default_rng(0)
@@ -137,6 +138,7 @@ def assert_same_fit():
     return check
 
 
+@pytest.mark.usefixtures("stops_early")
 @pytest.mark.parametrize("has_background", [False, True])
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
 @pytest.mark.parametrize("gaps", GAPS)
@@ -172,6 +174,7 @@ def test_the_likelihood_never_falls(tune, make_mixture, kind, gaps, covariance_t
     assert fit.model.weights.sum() + amp == pytest.approx(1, abs=1e-12)
 
 
+@pytest.mark.usefixtures("stops_early")
 @pytest.mark.parametrize(
     ("kind", "gaps", "cutoff"),
     [
@@ -288,6 +291,7 @@ def test_the_amplitude_is_fitted_within_its_bounds_or_stays(adjust_amp):
         assert falls_by(fit) <= 1e-10
 
 
+@pytest.mark.usefixtures("stops_early")
 def test_a_start_with_a_background_keeps_it_and_may_be_given_another():
     rng = np.random.default_rng(0)
     x = np.vstack([TRUTH.sample(300, rng)[0], rng.uniform(-6, 12, size=(60, 2))])
@@ -303,6 +307,7 @@ def test_a_start_with_a_background_keeps_it_and_may_be_given_another():
     assert other.model.weights.sum() == pytest.approx(0.7, abs=1e-12)
 
 
+@pytest.mark.usefixtures("stops_early")
 @pytest.mark.parametrize(("n", "share"), [(100, 0.3), (300, 0.9)])
 def test_cells_without_features_take_no_part_and_are_counted(n, share):
     rng = np.random.default_rng(0)
@@ -317,6 +322,7 @@ def test_cells_without_features_take_no_part_and_are_counted(n, share):
     np.testing.assert_allclose(whole.model.means, part.model.means, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.usefixtures("stops_early")
 def test_a_cutoff_leaves_a_lower_bound_of_the_likelihood():
     rng = np.random.default_rng(0)
     noise = rng.uniform(0.1, 1.0, size=(500, 2))
@@ -363,6 +369,7 @@ def test_a_feature_that_few_of_many_cells_have_can_be_fitted(tune):
     assert np.isfinite(fit.log_likelihood)
 
 
+@pytest.mark.usefixtures("stops_early")
 @pytest.mark.parametrize("is_shared", [True, False])
 def test_noise_of_rank_one_in_float32_can_be_fitted(is_shared):
     """Of a matrix whose largest eigenvalue is 1e6, rounding leaves some of −0.1, beyond the mixture's variances."""
@@ -399,6 +406,7 @@ def test_the_noise_is_checked_before_anything_else_is_done():
         fit_mixture(x, 1, noise=noise)
 
 
+@pytest.mark.usefixtures("stops_early")
 def test_a_fit_with_a_background_and_gaps_is_written_and_read(tmp_path):
     rng = np.random.default_rng(0)
     x = np.vstack([TRUTH.sample(200, rng)[0], rng.uniform(-6, 12, size=(40, 2))])
@@ -413,6 +421,7 @@ def test_a_fit_with_a_background_and_gaps_is_written_and_read(tmp_path):
     assert np.array_equal(GaussianMixture.load(tmp_path / "fit.npz").means, fit.model.means)
 
 
+@pytest.mark.usefixtures("stops_early")
 @pytest.mark.parametrize("kind", ["own", "few"])
 @pytest.mark.parametrize("junk", ["infinite", "nan"])
 @pytest.mark.parametrize("shape", ["variances", "covariances"])

@@ -54,6 +54,7 @@ def test_every_combination_is_fitted_at_a_likelihood_as_high_as_the_truth(combin
     assert fit.log_likelihood >= reference.log_likelihood - 2e-2
 
 
+@pytest.mark.usefixtures("stops_early")
 @pytest.mark.parametrize("combination", EVERYTHING)
 def test_every_combination_takes_no_notice_of_the_units(combination):
     """Cells, noise, box, floor and completeness in other units, and about another origin."""
@@ -77,6 +78,7 @@ def test_every_combination_takes_no_notice_of_the_units(combination):
     np.testing.assert_allclose((other.model.means - shift) / scale, fit.model.means, atol=1e3 * error)
 
 
+@pytest.mark.usefixtures("stops_early")
 @pytest.mark.parametrize("combination", EVERYTHING)
 def test_every_combination_takes_no_notice_of_the_order_of_cells(combination):
     kind, *_, truncated = combination
@@ -91,6 +93,7 @@ def test_every_combination_takes_no_notice_of_the_order_of_cells(combination):
     np.testing.assert_allclose(other.model.means, fit.model.means, atol=1e-5)
 
 
+@pytest.mark.usefixtures("stops_early")
 @pytest.mark.parametrize("combination", EVERYTHING)
 def test_every_combination_is_the_same_for_cells_that_come_twice(combination):
     """Per cell; but for the nodes, which are more for more cells."""
@@ -124,6 +127,7 @@ def test_a_far_outlier_takes_one_component(name, covariance_type, distance):
     assert np.abs(fit.model.means[1 - alone]).max() < 10
 
 
+@pytest.mark.filterwarnings("ignore::cohortgmm.errors.ConvergenceWarning")
 @pytest.mark.parametrize("name", list(SOME))
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
 @pytest.mark.parametrize("distance", [1e4, 1e7, 1e9])
@@ -142,6 +146,7 @@ def test_an_outlier_in_the_only_component_does_not_end_it_below_its_start(name, 
         assert_right(fit, problem)
 
 
+@pytest.mark.filterwarnings("ignore::cohortgmm.errors.ConvergenceWarning")
 @pytest.mark.parametrize("name", list(SOME))
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
 @pytest.mark.parametrize("n_distinct", [1, 5])
@@ -156,6 +161,7 @@ def test_cells_that_are_the_same_many_times_over_are_fitted_at_the_floor(name, c
         np.testing.assert_allclose(fit.model.means, np.tile(x[0], (2, 1)), atol=1e-6 if name != "truncated" else 1e-2)
 
 
+@pytest.mark.filterwarnings("ignore::cohortgmm.errors.ConvergenceWarning")
 @pytest.mark.parametrize("name", list(SOME))
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
 def test_a_constant_feature_has_the_least_variance(name, covariance_type):
@@ -170,6 +176,7 @@ def test_a_constant_feature_has_the_least_variance(name, covariance_type):
     assert fit.model.full_covariances[alive, 1, 1].max() < (0.02 if problem.noise is not None else EPS * 1.01)
 
 
+@pytest.mark.filterwarnings("ignore::cohortgmm.errors.ConvergenceWarning")
 @pytest.mark.parametrize("name", list(SOME))
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
 @pytest.mark.parametrize(("n", "d"), [(2, 1), (2, 3), (3, 3), (4, 1)])
@@ -191,6 +198,7 @@ def test_as_many_components_as_cells_have_one_each(name, covariance_type):
         np.testing.assert_allclose(fit.model.weights, 1 / 6, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore::cohortgmm.errors.ConvergenceWarning")
 @pytest.mark.parametrize("name", list(SOME))
 @pytest.mark.parametrize("n_components", [1, 3])
 def test_one_feature_is_enough(name, n_components):

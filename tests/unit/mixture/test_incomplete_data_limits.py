@@ -102,6 +102,7 @@ def test_an_infinite_variance_is_a_missing_feature_whatever_stands_there(filler,
     assert fit.n_empty == expected.n_empty == gone.all(axis=1).sum()
 
 
+@pytest.mark.filterwarnings("ignore::cohortgmm.errors.ConvergenceWarning")
 @pytest.mark.parametrize("name", list(SOME))
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
 def test_cells_without_any_feature_are_counted_and_change_nothing(name, covariance_type):
@@ -267,6 +268,7 @@ def strided(array, folder):
     return np.repeat(array, 3, axis=0)[::3]
 
 
+@pytest.mark.usefixtures("stops_early")
 @pytest.mark.parametrize("form", [in_fortran_order, mapped, read_only, strided])
 @pytest.mark.parametrize("name", FEW)
 def test_the_form_of_the_arrays_changes_no_bit(tmp_path, form, name):
@@ -282,6 +284,7 @@ def test_the_form_of_the_arrays_changes_no_bit(tmp_path, form, name):
     assert np.array_equal(problem.x, before, equal_nan=True)
 
 
+@pytest.mark.filterwarnings("ignore::cohortgmm.errors.ConvergenceWarning")
 @pytest.mark.parametrize("name", list(SOME))
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
 def test_float32_is_fitted_as_its_float64_values(name, covariance_type):
@@ -297,6 +300,7 @@ def test_float32_is_fitted_as_its_float64_values(name, covariance_type):
     assert fits[0].model.means.dtype == np.float64
 
 
+@pytest.mark.filterwarnings("ignore::cohortgmm.errors.ConvergenceWarning")
 @pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize("name", list(SOME))
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
@@ -309,6 +313,7 @@ def test_the_number_of_threads_changes_no_bit(name, covariance_type):
 # ---- starts, seeds and moves ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore::cohortgmm.errors.ConvergenceWarning")
 @pytest.mark.parametrize("name", FEW)
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
 @pytest.mark.parametrize("init", list(STARTS))
@@ -336,6 +341,7 @@ def test_a_given_start_is_where_the_fit_begins(name, covariance_type):
         problem.fit(init="none")
 
 
+@pytest.mark.usefixtures("stops_early")
 @pytest.mark.parametrize("name", FEW)
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
 def test_moves_never_end_at_a_lower_likelihood(name, covariance_type):
@@ -346,6 +352,7 @@ def test_moves_never_end_at_a_lower_likelihood(name, covariance_type):
     assert moved.log_likelihood >= plain.log_likelihood
 
 
+@pytest.mark.usefixtures("stops_early")
 @pytest.mark.parametrize("name", FEW)
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
 def test_seeds_make_the_fit(name, covariance_type):
@@ -363,6 +370,7 @@ def test_seeds_make_the_fit(name, covariance_type):
 # ---- the floor -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore::cohortgmm.errors.ConvergenceWarning")
 @pytest.mark.parametrize("name", list(SOME))
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
 @pytest.mark.parametrize("handling", ["guarded", "robust", "strict"])

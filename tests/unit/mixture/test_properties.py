@@ -76,6 +76,7 @@ def falls_by(fit):
     return np.max(-np.diff(fit.history) / np.maximum(1.0, np.abs(fit.history[1:])), initial=0.0)
 
 
+@pytest.mark.filterwarnings("ignore::cohortgmm.errors.ConvergenceWarning")
 @PROPERTY
 @given(problems(max_components=5), st.integers(1, 60))
 def test_likelihood_never_falls_with_the_floor_inactive(problem, max_iter):
@@ -84,6 +85,7 @@ def test_likelihood_never_falls_with_the_floor_inactive(problem, max_iter):
 
 
 # Cells within ±10 over a floor of 1e-3 bound condition numbers by 1e5, hence rounding by 1e-11 of the likelihood.
+@pytest.mark.filterwarnings("ignore::cohortgmm.errors.ConvergenceWarning")
 @PROPERTY
 @given(
     x=hnp.arrays(
@@ -115,6 +117,7 @@ def test_likelihood_never_falls_with_the_floor_active(x, n_components, covarianc
     assert fit.log_likelihood == pytest.approx(fit.model.log_prob(x).mean(), rel=1e-10, abs=1e-10)
 
 
+@pytest.mark.filterwarnings("ignore::cohortgmm.errors.ConvergenceWarning")
 @PROPERTY
 @given(problems(), st.floats(-3, 3), st.floats(-100, 100))
 def test_affine_maps_of_the_cells_map_the_fit(problem, log_scale, shift):
@@ -139,6 +142,7 @@ def test_affine_maps_of_the_cells_map_the_fit(problem, log_scale, shift):
     np.testing.assert_allclose(other.model.full_covariances, expected, atol=1e-6 * scale**2)
 
 
+@pytest.mark.filterwarnings("ignore::cohortgmm.errors.ConvergenceWarning")
 @PROPERTY
 @given(problems(max_components=5))
 def test_labels_of_the_start_do_not_matter(problem):
@@ -151,6 +155,7 @@ def test_labels_of_the_start_do_not_matter(problem):
         np.testing.assert_allclose(array, getattr(fit.model, name)[order], rtol=1e-7, atol=1e-8)
 
 
+@pytest.mark.filterwarnings("ignore::cohortgmm.errors.ConvergenceWarning")
 @PROPERTY
 @given(problems())
 def test_order_of_the_cells_does_not_matter(problem):
@@ -160,6 +165,7 @@ def test_order_of_the_cells_does_not_matter(problem):
     np.testing.assert_allclose(other.model.means, fit.model.means, rtol=1e-7, atol=1e-8)
 
 
+@pytest.mark.filterwarnings("ignore::cohortgmm.errors.ConvergenceWarning")
 @PROPERTY
 @given(problems(), st.integers(2, 4))
 def test_repeating_the_cells_multiplies_the_total_likelihood_and_keeps_the_fit(problem, times):
@@ -174,6 +180,7 @@ def test_repeating_the_cells_multiplies_the_total_likelihood_and_keeps_the_fit(p
         np.testing.assert_allclose(array, getattr(fit.model, name), rtol=1e-7, atol=1e-8)
 
 
+@pytest.mark.filterwarnings("ignore::cohortgmm.errors.ConvergenceWarning")
 @PROPERTY
 @given(problems())
 def test_moments_of_the_fit_are_those_of_the_cells(problem):

@@ -182,6 +182,7 @@ def test_the_division_is_that_of_the_seed(fits):
         assert len(inside) == 30
 
 
+@pytest.mark.usefixtures("stops_early")
 def test_options_are_those_of_the_fits(fits):
     x = np.random.default_rng(0).normal(size=(40, 1))
     cross_validate(x, 2, n_folds=2, max_iter=3, tol=0.0, covariance_type="diag")

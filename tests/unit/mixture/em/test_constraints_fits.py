@@ -77,6 +77,7 @@ def complicated(name, covariance_type, n=150):
     return x, options
 
 
+@pytest.mark.filterwarnings("ignore::cohortgmm.errors.ConvergenceWarning")
 @pytest.mark.usefixtures("few_nodes")
 @pytest.mark.parametrize("name", list(COMPLICATIONS))
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)

@@ -118,6 +118,7 @@ def test_the_floor_is_reported_of_the_mixture_that_is_returned(climb_of):
         assert fit.floored.tolist() == [False]
 
 
+@pytest.mark.usefixtures("stops_early")
 @pytest.mark.parametrize("max_iter", [1, 20])
 @pytest.mark.parametrize("options", [{"noise": np.array([0.3, 0.2])}, {"n_init": 1}, {"completeness": above(-50.0)}])
 def test_no_more_iterations_are_made_than_allowed(make_cells, max_iter, options):

@@ -132,6 +132,7 @@ def assert_second_of_three_died(fit):
     assert np.isfinite(fit.history).all()
 
 
+@pytest.mark.usefixtures("stops_early")
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
 @pytest.mark.parametrize("n", [200, 213])  # matrix products of some widths touch more than they return
 def test_a_component_out_of_reach_dies_and_does_not_come_back(make_cells, start_at_cells, n, covariance_type):
@@ -142,6 +143,7 @@ def test_a_component_out_of_reach_dies_and_does_not_come_back(make_cells, start_
     assert_second_of_three_died(fit)
 
 
+@pytest.mark.usefixtures("stops_early")
 @pytest.mark.parametrize("n", [200, 213])
 @pytest.mark.usefixtures("screen_everything")
 def test_a_component_out_of_reach_dies_where_pairs_are_left_out(make_cells, start_at_cells, n):

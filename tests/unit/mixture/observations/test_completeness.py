@@ -368,6 +368,7 @@ def test_the_m_step_climbs_along_the_gradient_of_the_truncated_likelihood(make_m
             assert (up - down) / 2e-4 == pytest.approx(gradient[d], rel=1e-5, abs=1e-4)
 
 
+@pytest.mark.usefixtures("stops_early")
 def test_screened_cells_that_are_left_alone_take_their_unseen_part_with_them(make_mixture):
     """The E-step of many features remembers its moments; what is added for the unseen must not get into them."""
     x = make_mixture(3, 20, spread=0.7).sample(3000, 0)[0]

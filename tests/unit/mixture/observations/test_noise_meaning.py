@@ -53,6 +53,7 @@ def test_a_square_array_for_as_many_cells_as_features_is_refused_with_both_readi
     )
 
 
+@pytest.mark.filterwarnings("ignore::cohortgmm.errors.ConvergenceWarning")
 @pytest.mark.parametrize("entry", [entry for entry in ENTRIES if entry != "sample_observed"])
 def test_each_of_the_two_readings_is_what_it_says(entry):
     """A covariance for every cell, (n, D, D), has one meaning: both are compared with it."""
