@@ -10,7 +10,7 @@ with job_log(snakemake):
     params, table = snakemake.params, snakemake.input.selection
     k = params.k
     if k not in params.candidates:
-        read_scores(table)  # says what is wrong with it
+        read_scores(table)  # raises an error that describes a damaged table
         raise DataError(f"{table} holds no scores that choose one of the candidates; {RUN_AGAIN}")
     selected = MixtureFit.load(snakemake.input.fits[params.candidates.index(k)])
     cells = PatientCells.load(snakemake.input.cells)

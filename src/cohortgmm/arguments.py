@@ -10,10 +10,10 @@ import numpy as np
 from cohortgmm.display import format_value
 from cohortgmm.errors import ConfigError
 
-#: Types besides integers that numpy makes random generators of.
+#: Types, besides integers, from which numpy can make a random generator.
 _SOURCES = (np.random.Generator, np.random.BitGenerator, np.random.SeedSequence, np.random.RandomState)
 
-#: Larger values of features are refused, as products of their squares could overflow.
+#: Largest absolute value of a feature; products of the squares of larger values could overflow.
 LARGEST = 1e100
 
 
@@ -31,7 +31,7 @@ def check_count(name: str, value: Any, least: int) -> int:
 
 
 def check_number(name: str, value: Any, least: float, *, above: bool = False) -> float:
-    """A finite number of at least ``least``, or above it, as float."""
+    """A finite number as float, of at least ``least`` or, with ``above``, larger than ``least``."""
     number = np.nan
     if isinstance(value, Real) and not isinstance(value, bool | np.bool_):
         with suppress(OverflowError):  # an integer beyond the range of floating-point numbers

@@ -19,9 +19,9 @@ _EXACT = 2.0**53
 def real_array(values: Any, name: str) -> Any:
     """An array, or a sparse matrix, of real numbers in single or double precision.
 
-    Single and double precision are kept, without a copy. Half precision becomes single; booleans, integers and extended
-    precision become double, where it can represent them. Masked values, and missing values of nullable tables, become
-    NaN. Arrays in files (h5py) and lazy ones (dask) are loaded completely.
+    Single and double precision are kept, without a copy. Half precision becomes single. Booleans, integers and extended
+    precision become double precision, if it can represent them. Masked values, and missing values of nullable
+    tables, become NaN. Arrays in files (h5py) and lazy arrays (dask) are loaded completely.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ def real_array(values: Any, name: str) -> Any:
         array = np.asarray(values)
     except MemoryError:
         raise
-    except Exception as error:  # whatever the __array__ method of a foreign class raises
+    except Exception as error:  # the __array__ method of another library's class may raise anything
         raise DataError(f"{name} must be a numeric array: {format_error(error)}") from None
     if array.dtype.kind == "O" and array.ndim == 0 and not isinstance(values, Real):
         raise DataError(f"{name} must be a numeric array, got {type(values).__name__}")
@@ -74,7 +74,7 @@ def _in_memory(values: Any, name: str) -> Any:
             return values.compute()
     except MemoryError:
         raise
-    except Exception as error:  # of reading the file, or of the computation
+    except Exception as error:  # reading the file, or the lazy computation, may raise anything
         raise DataError(f"{name} cannot be read: {format_error(error)}") from None
     return values
 
@@ -176,7 +176,7 @@ def check_labels(values: Any, other: Any, name: str, of: str = "the cells") -> N
 
 
 def check_names(names: Any, others: Any, what: str, those: str, *, complete: bool = False) -> None:
-    """Refuse names (a pandas index) that are the others in another order; with ``complete``, also different texts."""
+    """Refuse ``names`` that are ``others`` in another order; with ``complete``, also names that are other texts."""
     names, others = list(names), list(others)
     if names == others or len(names) != len(others):
         return
@@ -186,6 +186,6 @@ def check_names(names: Any, others: Any, what: str, those: str, *, complete: boo
     if (texts and (complete or moved)) or set(names) == set(others):
         first = next(i for i, (one, two) in enumerate(zip(names, others, strict=True)) if one != two)
         raise DataError(
-            f"{what} are not {those}, or in another order: the first that differs is {names[first]!r}, not "
+            f"{what} are not {those} in the same order: the first that differs is {names[first]!r}, not "
             f"{others[first]!r}; put them in the same order"
         )

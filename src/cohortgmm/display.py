@@ -9,7 +9,7 @@ _LONGEST = 60
 
 
 def format_value(value: object) -> str:
-    """A value as Python writes it where that is one short line, else its type.
+    """A value as Python writes it if this is one short line, else the name of its type.
 
     Examples
     --------
@@ -30,7 +30,7 @@ def format_repr(value: object) -> str:
 
 
 def format_text(text: str) -> str:
-    """A text for a line of a terminal: as it is where every character of it is visible, else as Python writes it.
+    """A text for a line of a terminal: unchanged if all its characters are visible, else as Python writes it.
 
     Examples
     --------
@@ -51,5 +51,5 @@ def format_error(error: BaseException) -> str:
 
 
 def _is_numpy_scalar(value: object) -> bool:
-    numpy = sys.modules.get("numpy")  # not imported here: the start of a run does without it
+    numpy = sys.modules.get("numpy")  # not imported here, because the start of a run does not need it
     return numpy is not None and isinstance(value, numpy.generic)

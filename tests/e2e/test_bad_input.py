@@ -119,7 +119,7 @@ def test_cells_that_cannot_be_used_keep_the_results(finished):
     refused(
         finished,
         "1 of 3 patients have too few cells: 'P3' (19 cells, min_cells is 20). "
-        "Ask for a smaller k or fewer min_cells, or set on_small_patient to drop to leave them out",
+        "Use a smaller k or a smaller min_cells, or set on_small_patient to drop to leave them out",
     )
     assert snapshot(finished) == before
     make_cohort().write_h5ad(finished.directory / "cohort.h5ad")
@@ -155,7 +155,7 @@ def test_rows_that_do_not_fit_and_labels_that_vary(project):
         project,
         "label_col 'condition': the cells of 3 patients have several labels: 'P1' (30 sick, 30 well); 'P2' (30 sick, 30 "
         "well); 'P3' (30 sick, 30 well). The obs column 'timepoint' divides them into units of one label: "
-        "patient_col: [patient, timepoint]; on_mixed_label: majority takes the commonest label",
+        "patient_col: [patient, timepoint]; on_mixed_label: majority takes the most frequent label",
     )
     project.configure(patient_col=["patient", "timepoint"])
     project.run()

@@ -72,7 +72,7 @@ def test_noise_in_another_order_is_refused(cohort, tables):
         assert refusal(models["P1"].log_prob, x, values).startswith("noise: its ")
         assert refusal(models["P1"].responsibilities, x, values).startswith("noise: its ")
     whole = pd.DataFrame(np.abs(cohort.obsm["X_pca"]) + 0.1, index=cohort.obs_names, columns=COLUMNS)
-    assert "the cells of obs, or in another order" in refusal(fit, cohort, noise=whole.iloc[::-1])
+    assert "the cells of obs in the same order" in refusal(fit, cohort, noise=whole.iloc[::-1])
     cohort.obsm["noise"] = whole[COLUMNS[::-1]]
     assert "noise: obsm['noise']: its columns are not the features" in refusal(fit, cohort, noise="noise")
     assert "its rows are not the features" in refusal(fit, cohort, noise=pd.Series([1.0, 2, 3], COLUMNS[::-1]))
@@ -102,9 +102,9 @@ def test_what_is_not_ours_is_not_replaced(cohort):
 
 def test_a_result_does_not_overwrite_what_it_is_made_from(cohort):
     fit(cohort, k_comps=2)
-    message = "the result overwrites the column 'gmm_X_pca_comp' of patient_col: give gmm_key"
+    message = "the result overwrites the column 'gmm_X_pca_comp' of patient_col: give another gmm_key"
     assert refusal(fit, cohort, patient_col="gmm_X_pca_comp") == message
-    message = "the result overwrites obsm['gmm_X_pca_resp'] of {}: give gmm_key"
+    message = "the result overwrites obsm['gmm_X_pca_resp'] of {}: give another gmm_key"
     assert refusal(fit, cohort, use_rep="gmm_X_pca_resp", gmm_key="gmm_X_pca") == message.format("use_rep")
     cohort.obsm["two"] = cohort.obsm["X_pca"][:, :2]
     given = {"use_rep": "two", "gmm_key": "gmm_X_pca"}

@@ -226,5 +226,5 @@ def test_files_and_keys_that_are_wrong_run_nothing(corrected):
     result = corrected.call(*TARGETS)
     assert result.returncode != 0
     assert "gmm.noise.att: unknown key; did you mean at?" in result.stderr
-    assert "gmm: frozen is about the mixture in reference, which is not given" in result.stderr
+    assert "gmm: frozen needs a mixture in reference, which is not given" in result.stderr
     assert "Traceback" not in result.stdout + result.stderr

@@ -13,7 +13,8 @@ from cohortgmm.pipeline.control import SCORES, TABLE
 from cohortgmm.pipeline.texts import literal, report_labels
 from cohortgmm.storage.names import patient_name
 
-# The jobs of 1,000 patients all stay in memory: collecting garbage after every 700 objects took a tenth of a dry run.
+# The jobs of 1,000 patients stay in memory during a run. With Python's default of a garbage collection after every 700
+# objects, a tenth of the time of a dry run was spent on it.
 gc.set_threshold(50_000, 20, 100)
 
 RUN = control.Run.read(workflow, config)
@@ -39,12 +40,12 @@ def code_of(script):
 
 
 def chosen_k(wildcards):
-    """The k that the criterion chooses for a patient, as soon as there are scores."""
+    """The k that the criterion chooses for a patient, once the patient's scores exist."""
     return units.chosen_k(f"results/selection/{wildcards.patient}.tsv", CONFIG.gmm.k_selection_metric)
 
 
 def cohort_to_split(wildcards):
-    """The file that is divided into patients."""
+    """The file that is split by patient."""
     RUN.check_input()
     RUN.divide_again()
     return COHORT_FILE
@@ -56,7 +57,7 @@ def fitted_units():
 
 
 def cells_of(wildcards):
-    """The array file of one unit, which exists once the cohort has been divided."""
+    """The array file of one unit of fitting, which exists once the cohort has been split."""
     return RUN.cells_file(wildcards.patient, fitted_units())
 
 
@@ -80,7 +81,7 @@ def qc_outputs(wildcards):
 
 
 def in_report(category):
-    """Category of a file in the report, which is made only if all results are of this configuration."""
+    """Input function: category of a file in the report, which is refused if results are of another configuration."""
 
     def of_file(wildcards):
         RUN.check_report()

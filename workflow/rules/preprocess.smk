@@ -4,8 +4,8 @@
 #   results/patients/{patient}.npz
 
 
-# Reports a wrong column before the preprocessing has run. The preprocessing does not depend on this rule: otherwise
-# Snakemake would not check the reasons to run it again, even if it took the output as `ancient`.
+# Reports a wrong column before the preprocessing runs. The output of this rule is not an input of the preprocessing,
+# not even as `ancient`: Snakemake would then no longer check whether the preprocessing must run again.
 rule check_input:
     input:
         cohort=RUN.input_file,
@@ -63,7 +63,7 @@ checkpoint split:
         checked="results/preprocessed/input.checked" if CONFIG.preprocess.enabled else [],
         summary="results/preprocessed/summary.json" if CONFIG.preprocess.enabled else [],
     output:
-        # The patients' array files beside it are not declared, as every new table would rerun all of them.
+        # The patients' array files are written too, but not declared: otherwise every new table would rerun all fits.
         table=report(
             TABLE,
             category=in_report("Tables"),

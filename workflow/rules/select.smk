@@ -3,7 +3,7 @@
 # OUTPUTS: results/selection/{patient}.tsv, results/scores.tsv, results/selection.tsv
 
 
-# The table of a patient has all criteria, so that this rule does not depend on the chosen one.
+# The table of a patient has all criteria, so that this rule does not run again if another criterion is configured.
 rule select:
     input:
         scores=expand("results/fits/{{patient}}/k{k}.json", k=CONFIG.gmm.candidates),
@@ -19,7 +19,7 @@ rule select:
     params:
         code=code_of("scripts/select.py"),
     message:
-        "Comparing the k of {wildcards.patient}"
+        "Comparing the candidates of {wildcards.patient}"
     script:
         "../../scripts/select.py"
 

@@ -109,15 +109,15 @@ def read_umap(file: h5py.File) -> np.ndarray:
     Raises
     ------
     DataError
-        If they are no numbers, or not two for every cell.
+        If the coordinates are not numbers, or have fewer than two columns.
     """
-    way_out = "remove it from obsm, then it is computed anew, or set qc.umap to false"
+    way_out = "remove it from obsm to have it computed, or set qc.umap to false"
     try:
         values = real_array(read_of_cells(file, "obsm/X_umap", "obsm['X_umap']"), "obsm['X_umap']")
     except DataError as error:
         raise DataError(f"{error}; {way_out}") from None
     if values.ndim != 2 or values.shape[1] < 2:
-        raise DataError(f"obsm['X_umap'] must have two columns, its shape is {values.shape}; {way_out}")
+        raise DataError(f"obsm['X_umap'] must have at least two columns, its shape is {values.shape}; {way_out}")
     pairs = rows_of(values[:, :2], slice(None))
     return np.where(np.isfinite(pairs).all(axis=1, keepdims=True), pairs, np.nan)
 
@@ -127,7 +127,7 @@ def _compute_umap(matrix: Any, max_cells: int, seed: int) -> np.ndarray:
 
     n = matrix.shape[0]
     result = np.full((n, 2), np.nan)
-    # The sum is NaN if one feature is.
+    # The sum of a cell is not finite if one of its features is not.
     complete = np.flatnonzero(np.isfinite(np.asarray(matrix.sum(axis=1, dtype=float)).ravel()))
     if len(complete) < 4:
         logger.warning("%d complete cells are too few for a UMAP", len(complete))
@@ -142,7 +142,7 @@ def _compute_umap(matrix: Any, max_cells: int, seed: int) -> np.ndarray:
 
 
 def draw_cells(n: int, max_cells: int, seed: int) -> np.ndarray:
-    """Sorted positions of at most ``max_cells`` of n cells."""
+    """Sorted positions of at most ``max_cells`` cells, drawn at random from n cells."""
     if n <= max_cells:
         return np.arange(n)
     return np.sort(np.random.default_rng(seed).choice(n, max_cells, replace=False))

@@ -1,4 +1,4 @@
-"""The cells of a patient, or of the whole cohort, as a fit gets them, and seeds that follow from the run's seed."""
+"""Cells of a patient or of the whole cohort as a fit gets them, training cells, and the seeds of the fits."""
 
 import hashlib
 import os
@@ -13,7 +13,7 @@ from cohortgmm.mixture import Noise
 from cohortgmm.storage.atomic import atomic_path
 from cohortgmm.storage.npz import read_arrays
 
-#: A covariance needs two cells.
+#: Smallest number of training cells per component, because a covariance needs two cells.
 MIN_CELLS_PER_COMPONENT = 2
 
 
@@ -27,7 +27,7 @@ def choose_train_cells(names: Sequence[str], train_size: float, *, seed: int, pa
     """Choose the training cells of a patient; the others are held out.
 
     The cells are ranked by a hash of the seed, the patient and the cell's name. The first ``round(train_size · n)`` are
-    training cells; at least one is, and at least one is held out unless ``train_size`` is 1. The choice does not depend
+    training cells, at least one; unless ``train_size`` is 1, at least one cell is held out. The choice does not depend
     on the order of the cells, and adding or removing a cell moves at most one other cell from one set to the other.
 
     Parameters
@@ -78,7 +78,7 @@ class PatientCells:
     patients
         For the cells of a whole cohort: ids of its patients; else None.
     noise
-        (n, D) variances or (n, D, D) covariances of the measurement noise; None without.
+        (n, D) variances or (n, D, D) covariances of the measurement noise; None without noise.
     feature_names
         (D,) names of the features.
     cell_names
@@ -122,7 +122,7 @@ class PatientCells:
         return ~np.isnan(self.measured()).all(axis=1)
 
     def measured(self) -> np.ndarray:
-        """(n, D) cells with NaN for missing features, also for those with an infinite variance."""
+        """(n, D) cells with NaN for every missing feature, also for features whose noise has an infinite variance."""
         if self.noise is None:
             return self.x
         variances = self.noise if self.noise.ndim == 2 else np.diagonal(self.noise, axis1=1, axis2=2)
@@ -171,7 +171,7 @@ class PatientCells:
 def write_positions(path: str | os.PathLike[str], positions: Mapping[str, np.ndarray]) -> None:
     """Write the rows of the cohort that the cells of every array file come from.
 
-    They are not in the array files, so that the file of a patient stays the same when cells of others are added.
+    The array files do not hold these rows, so that a patient's file does not change when other patients get new cells.
 
     Parameters
     ----------

@@ -15,7 +15,7 @@ from cohortgmm.cohort.reading import named_layers
 from cohortgmm.errors import DataError
 from cohortgmm.mixture import range_slices
 
-#: Largest whole number up to which all are exact in single precision.
+#: Every whole number up to this one is exact in single precision.
 _EXACT_IN_SINGLE = 2**24
 
 #: Number of values in a block.
@@ -35,7 +35,7 @@ class RawCounts:
     var
         (G, ...) table of the genes.
     dtype
-        Type in which they are stored: the input's if it is an integer type, else that of ``matrix``.
+        Type in which the counts are written: that of the input if it is an integer type, else that of ``matrix``.
     """
 
     matrix: Any
@@ -51,12 +51,12 @@ def raw_counts(adata: ad.AnnData, place: str) -> RawCounts:
     adata
         The cohort, which is not changed.
     place
-        ``X``, ``raw`` or ``layer:NAME``.
+        Where the raw counts are: ``X``, ``raw`` or ``layer:NAME``.
 
     Raises
     ------
     DataError
-        If the place does not exist or holds no raw counts; the message names a place that does.
+        If the place does not exist or holds no raw counts; the message names a place that holds them, if there is one.
     """
     values, var = _values_at(adata, place)
     name = _name(place)
@@ -117,7 +117,7 @@ def _canonical(matrix: Any) -> Any:
 
 
 def _fault(counts: Any) -> tuple[str, float]:
-    """Description of values that are no raw counts, empty if there are none; and the largest value."""
+    """Reason why the values are not raw counts (empty if they are), and the largest value."""
     values = counts.data if hasattr(counts, "indptr") else counts
     step = max(1, _BLOCK // (1 if values.ndim == 1 else values.shape[1]))
     largest, not_whole = 0.0, None

@@ -9,20 +9,20 @@ from cohortgmm.cohort.patient_result import PatientResult
 from cohortgmm.errors import ConfigError
 from cohortgmm.memory import available_memory
 
-#: Rows and columns of a block of a file in which only blocks on the diagonal are stored.
+#: Number of rows and of columns of a block of a diagonal covariance; a file holds only the blocks on the diagonal.
 _BLOCK = 64
 
-#: What anndata writes beside an array.
+#: Attributes that anndata gives to an array in a file.
 _ATTRIBUTES = {"encoding-type": "array", "encoding-version": "0.2.0"}
 
 
 class StackedCovariances:
-    """(P, K, D, D) covariances of P mixtures, or (K, D, D) of a single one, which are made when they are asked for.
+    """(P, K, D, D) covariances of P mixtures, or (K, D, D) covariances of a single one, computed only when needed.
 
     Parameters
     ----------
     results
-        Of the units of fitting, in order.
+        Results of the units of fitting, in order.
     shape
         (P, K, D, D) with the largest K, or (K, D, D) for a single mixture that all patients share.
     """
@@ -56,17 +56,17 @@ class StackedCovariances:
 
 
 def check_size(n_mixtures: int, k: int, n_features: int) -> None:
-    """Refuse mixtures whose full covariances, which ``uns`` holds in memory, may not fit there.
+    """Refuse mixtures whose covariances may not fit into memory, where ``uns`` holds them as full matrices.
 
     Parameters
     ----------
     n_mixtures, k, n_features
-        Number of mixtures, of components of each at most, and of features.
+        Number of mixtures, largest number of components of a mixture, and number of features.
 
     Raises
     ------
     ConfigError
-        If they may take more than half of the memory that is free.
+        If the covariances may take more than half of the free memory.
     """
     size, free = n_mixtures * k * n_features**2 * 8, available_memory()
     if free is not None and size > free / 2:
@@ -81,7 +81,8 @@ def check_size(n_mixtures: int, k: int, n_features: int) -> None:
 def write_covariances(group: Any, name: str, stacked: StackedCovariances) -> None:
     """Write covariances into a group of an HDF5 file, as the plain array that anndata would write, mixture by mixture.
 
-    Of diagonal ones in many features only the blocks on the diagonal are stored, compressed; the rest reads as zero.
+    For diagonal covariances in many features, only the blocks on the diagonal are stored, compressed; HDF5 returns
+    zeros for all others.
 
     Parameters
     ----------
@@ -115,6 +116,6 @@ def _blocks(n: int) -> Iterator[slice]:
 
 
 def diagonals(covariances: Any, index: tuple[int, ...]) -> np.ndarray:
-    """(D,) variances of a component, of an array or of a dataset that holds full matrices, read block by block."""
+    """(D,) variances of one component, read block by block from an array or a dataset of full matrices."""
     n = covariances.shape[-1]
     return np.concatenate([np.diagonal(np.asarray(covariances[(*index, rows, rows)])) for rows in _blocks(n)])

@@ -1,4 +1,4 @@
-"""Tables of the quality of the mixtures."""
+"""Tables for judging the mixtures: diagnostics, weights, and cell types of the components."""
 
 import csv
 import os
@@ -21,7 +21,9 @@ COMPOSITION_COLUMNS = FRAME_COLUMNS["composition"]
 
 
 def read_frame(path: str | os.PathLike[str], content: str = "table") -> pd.DataFrame:
-    """A table of the pipeline for a figure. Texts stay texts, also a patient called NA; other columns are numbers.
+    """Read a table of the pipeline for a figure.
+
+    Columns of text stay text, even for a patient called NA; all other columns become numbers or booleans.
 
     Parameters
     ----------
@@ -39,7 +41,7 @@ def read_frame(path: str | os.PathLike[str], content: str = "table") -> pd.DataF
     frame = pd.DataFrame(rows, columns=table_heading(path), dtype=str)
     for name in frame.columns.difference(_TEXT_COLUMNS):
         flags = frame[name].isin(["True", "False"]).all() and len(frame) > 0
-        missing = frame[name].isin(["", "nan"])  # texts that pandas takes for no number
+        missing = frame[name].isin(["", "nan"])  # how the pipeline writes a missing number
         try:
             frame[name] = frame[name] == "True" if flags else pd.to_numeric(frame[name].mask(missing))
         except (ValueError, TypeError):
@@ -68,16 +70,17 @@ def diagnostics_table(
     Parameters
     ----------
     results
-        Of the units of fitting.
+        Results of the units of fitting.
     scores, selection
-        The table of scores, and that of the chosen k.
+        The table of scores, and the table of the chosen k.
     labels
         Label of every patient.
 
     Returns
     -------
     DataFrame
-        Likelihoods are nats per cell; those of training and held-out cells belong to the fit of the selection.
+        Log-likelihoods are in nats per cell. ``train_nll``, ``heldout_nll`` and ``nll_gap`` are those of the chosen
+        candidate, also if the final mixture was fitted again to all cells.
 
     Raises
     ------
@@ -131,7 +134,7 @@ def weights_table(results: Sequence[PatientResult]) -> pd.DataFrame:
 
 
 def members_of(cells: PatientCells, model: GaussianMixture) -> np.ndarray:
-    """(n,) most probable component of every cell; −1 if its probability of being background is above 0.5."""
+    """(n,) most probable component of every cell; −1 for cells that are background with a probability above 0.5."""
     resp = model.responsibilities(cells.x, cells.noise_of())
     components = resp.argmax(axis=1)
     if model.background is not None:
@@ -152,14 +155,14 @@ def composition_table(
     results, units
         Results of the units of fitting, and their cells.
     positions
-        Rows of the cohort that the cells of every unit come from, by its name.
+        Rows of the cohort that hold the cells of every unit, by name of the unit.
     cell_types
         Cell type of every row of the cohort; None if there are none.
 
     Returns
     -------
     DataFrame
-        The columns of :data:`COMPOSITION_COLUMNS`; no rows without cell types.
+        The columns of :data:`COMPOSITION_COLUMNS`; empty if there are no cell types.
     """
     tables = [pd.DataFrame(columns=COMPOSITION_COLUMNS)]
     models = {result.name: result for result in results}

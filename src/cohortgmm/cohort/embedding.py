@@ -20,10 +20,10 @@ logger = logging.getLogger(__name__)
 #: A variance below this share of the squared mean, or of the largest variance, is a rounding error.
 _ROUNDING = 1e-10
 
-#: A variance below this share of the cells' mean square length is a rounding error in single precision.
+#: A variance below this share of the mean squared norm of the cells is a rounding error in single precision.
 _ROUNDING_OF_CELLS = 1e-12
 
-#: Smallest number of cells for Harmony, which makes one cluster for 30 cells.
+#: Smallest number of cells for Harmony: it makes one cluster per 30 cells, rounded, and needs at least one.
 _HARMONY_CELLS = 16
 
 #: Remedy if Harmony cannot be used.
@@ -46,9 +46,9 @@ def read_batches(obs: pd.DataFrame, column: str | None, key: str) -> pd.Series |
     obs
         (n, ...) table of cells.
     column
-        Its column; None for no batches.
+        Column of ``obs`` with the batch; None for no batches.
     key
-        The configuration key that names it.
+        Configuration key of the column, for messages.
 
     Raises
     ------
@@ -66,7 +66,7 @@ def read_batches(obs: pd.DataFrame, column: str | None, key: str) -> pd.Series |
     texts = np.array([str(name) for name in names], dtype=object)
     if len(set(texts)) < len(texts):
         raise DataError(
-            f"{key}: two different values of obs column {column!r} read the same as text; make them all text"
+            f"{key}: two different values of obs column {column!r} have the same text; convert the column to text"
         )
     return pd.Series(texts[codes], index=obs.index, name=column)
 
@@ -84,7 +84,7 @@ def embed(
     Parameters
     ----------
     work
-        Raw counts in X, of cells that have any; the results of scanpy are added.
+        The cells that have at least one count, with raw counts in X. The results of scanpy are added.
     options
         The section ``preprocess`` of the configuration.
     seed
@@ -95,7 +95,7 @@ def embed(
     Returns
     -------
     list of str
-        Batches that were not used to choose genes, as they have one cell or only equal cells.
+        Batches that were not used to choose genes, because they have one cell or all their cells are equal.
 
     Raises
     ------
@@ -143,7 +143,7 @@ def _quietly(doing: str) -> Iterator[None]:
 
 
 def _check_variation(work: ad.AnnData, n_pcs: int) -> float:
-    """Refuse cells that vary in too few genes; returns their mean square length."""
+    """Refuse cells that vary in too few genes; return the mean squared norm of the cells."""
     mean, square = np.zeros(work.n_vars), np.zeros(work.n_vars)
     for _, block in row_blocks(work.X):
         block = block.astype(np.float64)
@@ -181,12 +181,10 @@ def _choose_genes(
             left_out = _choose_genes_in_batches(work, n_top_genes, batches)
     n_chosen = int(work.var["highly_variable"].sum())
     if n_chosen != n_top_genes:
-        logger.info(
-            "%d genes are chosen where %d were asked for: some vary equally or not at all", n_chosen, n_top_genes
-        )
+        logger.info("%d genes are chosen instead of %d: some vary equally or not at all", n_chosen, n_top_genes)
     if n_chosen <= options.n_pcs:
         raise DataError(
-            f"preprocess.n_pcs is {options.n_pcs}, but only {n_chosen} of {work.n_vars} genes can be called variable: "
+            f"preprocess.n_pcs is {options.n_pcs}, but only {n_chosen} of {work.n_vars} genes are highly variable: "
             "lower n_pcs"
         )
     return left_out
@@ -227,7 +225,7 @@ def _can_choose(work: ad.AnnData, batches: pd.Series, batch: str) -> bool:
 
 
 def _check_components(work: ad.AnnData, n_pcs: int, square: float) -> None:
-    """Refuse principal components that are rounding errors, given the mean square length of the cells."""
+    """Refuse principal components that are rounding errors; ``square`` is the mean squared norm of the cells."""
     variance = np.asarray(work.uns["pca"]["variance"], dtype=np.float64)
     if not np.isfinite(work.obsm["X_pca"]).all() or not np.isfinite(variance).all():
         raise DataError("the PCA gives NaN or infinite values: look at the counts of the cells and genes")
@@ -238,7 +236,7 @@ def _check_components(work: ad.AnnData, n_pcs: int, square: float) -> None:
         raise DataError(f"preprocess.n_pcs is {n_pcs}, but the cells vary in {only}: {hint}")
     share = 100 * float(np.sum(work.uns["pca"]["variance_ratio"]))
     n_chosen = int(work.var["highly_variable"].sum())
-    logger.info("%d components of %d genes hold %.1f %% of the variance", n_pcs, n_chosen, share)
+    logger.info("%d principal components of %d genes explain %.1f %% of the variance", n_pcs, n_chosen, share)
 
 
 def _check_harmony(batches: pd.Series) -> None:
@@ -250,8 +248,8 @@ def _check_harmony(batches: pd.Series) -> None:
     if single:
         shown = ", ".join(map(repr, single[:_SHOWN])) + (", ..." if len(single) > _SHOWN else "")
         raise DataError(
-            f"{key}: {len(single)} of {len(sizes)} batches have a single cell ({shown}), which Harmony cannot tell from "
-            f"its batch: join them with others in obs, remove them, or {_WITHOUT_HARMONY}"
+            f"{key}: {len(single)} of {len(sizes)} batches have a single cell ({shown}), so that Harmony cannot "
+            f"estimate their effect: merge them with other batches in obs, remove them, or {_WITHOUT_HARMONY}"
         )
     if len(batches) < _HARMONY_CELLS:
         raise DataError(

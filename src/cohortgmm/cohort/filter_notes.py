@@ -1,4 +1,4 @@
-"""What the preprocessing left out or renamed, as lines for the end of a run; needs the standard library only.
+"""Lines for the end of a run about what the preprocessing left out or renamed. Needs the standard library only.
 
 The preprocessing writes ``results/preprocessed/summary.json``, an object with these entries:
 
@@ -8,16 +8,16 @@ The preprocessing writes ``results/preprocessed/summary.json``, an object with t
 ``n_cells``                cells that passed the filters
 ``n_genes_input``          genes of the counts
 ``n_genes``                genes that passed ``min_cells_per_gene``
-``n_top_genes``            highly variable genes in the PCA, as they were chosen
+``n_top_genes``            highly variable genes that were chosen for the PCA
 ``filters``                list of ``{key, limit, n_failed}``: a requested filter of cells, its limit, and
                            the number of cells that failed it (a cell may fail several); ``key`` is ``no counts``
                            for cells without any count, which has no limit
 ``patients_without_cells`` sorted ids of the patients without cells after the filters
-``batches_left_out``       batches of ``hvg_batch_col`` that were not used to choose genes, as they have one cell or
-                           only equal cells
+``batches_left_out``       batches of ``hvg_batch_col`` that were not used to choose genes, because they have one cell
+                           or all their cells are equal
 ``kept``                   list of ``{entry, kept_as}``: entries of the input that were renamed
 ``unread``                 entries of the input that anndata cannot read, which are not in the result
-``renamed_genes``          number of genes that got a number, as another gene has the same name
+``renamed_genes``          number of genes whose name got a suffix, because another gene has the same name
 ========================== ====================================================================================
 """
 
@@ -29,7 +29,7 @@ from typing import Any
 
 from cohortgmm.errors import DataError
 
-#: Smallest share of cells left out that is reported at the end of a run.
+#: The number of cells left out is reported at the end of a run only from this share on.
 _MANY = 0.5
 
 #: Largest number of names in a line.
@@ -104,29 +104,29 @@ def _without_effect(filters: list[Mapping[str, Any]]) -> list[str]:
 def _lost_patients(patients: list[str]) -> list[str]:
     if not patients:
         return []
-    return [f"preprocessing left no cell of {_number(len(patients), 'patient')}: {_shown(patients)}"]
+    return [f"no cell of {_number(len(patients), 'patient')} passed the preprocessing: {_shown(patients)}"]
 
 
 def _left_out_batches(batches: list[str]) -> list[str]:
     if not batches:
         return []
     number = _number(len(batches), "batch", "batches")
-    return [f"{number} of one cell or of equal cells had no part in the choice of genes: {_shown(batches)}"]
+    return [f"the choice of genes left out {number} with one cell or with equal cells only: {_shown(batches)}"]
 
 
 def _kept(kept: list[Mapping[str, str]]) -> list[str]:
     pairs = ", ".join(f"{row['entry']} as {row['kept_as']}" for row in kept)
-    return [f"preprocessing kept entries of the input that were in its way: {pairs}"] if kept else []
+    return [f"preprocessing renamed entries of the input whose names it uses: {pairs}"] if kept else []
 
 
 def _unread(entries: list[str]) -> list[str]:
-    return [f"what anndata cannot read of the input is not in the result: {', '.join(entries)}"] if entries else []
+    return [f"the result lacks entries of the input that anndata cannot read: {', '.join(entries)}"] if entries else []
 
 
 def _renamed(n_genes: int) -> list[str]:
     if not n_genes:
         return []
-    return [f"{_number(n_genes, 'gene')} got a number, as other genes have the same names"]
+    return [f"{_number(n_genes, 'gene')} got a suffix, because other genes have the same names"]
 
 
 def _number(count: int, one: str, several: str = "") -> str:

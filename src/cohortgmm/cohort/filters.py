@@ -13,7 +13,7 @@ from cohortgmm.cohort.h5ad import unknown_name
 from cohortgmm.config import PreprocessConfig
 from cohortgmm.errors import DataError
 
-#: Prefix of gene symbols in files with the genes of a named genome: its assembly or its species.
+#: Prefixes of gene symbols in files that name the genome of every gene, by its assembly or by its species.
 _ASSEMBLY = (
     r"(?:GRC[a-z]|hg|mm|rn|dm|ce|sacCer|danRer|rheMac|panTro|susScr|galGal|bosTau|canFam|BDGP|WBcel|Rnor|mRatBN|Mmul|"
     r"Sscrofa|T2T|CHM)[_.-]?\d[\w.-]*?"
@@ -35,9 +35,10 @@ class CellFilter:
     Attributes
     ----------
     key
-        Its key in the section ``preprocess``; ``no counts`` for cells that cannot be normalised.
+        Key of the filter in the section ``preprocess``; ``no counts`` for the filter of cells without any count, which
+        cannot be normalised.
     limit
-        The value of the key.
+        Value of the key; None for ``no counts``.
     failed
         (n,) bool: the cells that fail it.
     """
@@ -47,7 +48,7 @@ class CellFilter:
     failed: np.ndarray
 
     def record(self) -> dict[str, Any]:
-        """For the summary of the preprocessing; see :mod:`~cohortgmm.cohort.filter_notes`."""
+        """Entry of this filter in the summary of the preprocessing, see :mod:`~cohortgmm.cohort.filter_notes`."""
         return {"key": self.key, "limit": self.limit, "n_failed": int(np.count_nonzero(self.failed))}
 
 
@@ -100,7 +101,7 @@ def detected_in(counts: Any, keep: np.ndarray) -> np.ndarray:
 
 
 def gene_symbols(var: pd.DataFrame, column: str | None) -> np.ndarray:
-    """(G,) names by which mitochondrial genes are recognised; empty for genes without one."""
+    """(G,) names by which mitochondrial genes are recognised; an empty text for genes without a name."""
     if column is None:
         return np.asarray(var.index.astype(str), dtype=object)
     if column not in var.columns:
@@ -119,7 +120,7 @@ def mitochondrial(symbols: Sequence[str] | np.ndarray) -> np.ndarray:
 
 
 def _without_mito(var: pd.DataFrame, symbols: np.ndarray, options: PreprocessConfig) -> str:
-    """Message that the filter finds no mitochondrial gene, with names of genes and a remedy."""
+    """Message for a mitochondrial filter that finds no mitochondrial gene, with examples of gene names and a remedy."""
     where = "no gene's name" if options.symbols is None else f"no symbol in var column {options.symbols!r}"
     examples = ", ".join(map(repr, symbols[:_SHOWN]))
     found = (
@@ -129,7 +130,7 @@ def _without_mito(var: pd.DataFrame, symbols: np.ndarray, options: PreprocessCon
     if columns:
         return f"{found}var column {columns[0]!r} has such names, set preprocess.symbols to it"
     if options.symbols is not None and mitochondrial(gene_symbols(var, None)).any():
-        return f"{found}the genes' own names do, set preprocess.symbols to null"
+        return f"{found}the names of the genes do, set preprocess.symbols to null"
     if any(re.match(_ENSEMBL, symbol) for symbol in symbols[:_SHOWN]):
         found += "these are Ensembl ids; "
     known = ", ".join(map(repr, map(str, var.columns[:12]))) or "none"

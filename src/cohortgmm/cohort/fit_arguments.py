@@ -1,4 +1,4 @@
-"""From the options of a fit to the arguments of :func:`cohortgmm.fit_mixture`: gates, functions, files."""
+"""The arguments of :func:`cohortgmm.fit_mixture` from the options of a fit: makes gates, loads functions and files."""
 
 import importlib
 import os
@@ -25,12 +25,12 @@ def fit_arguments(options: Mapping[str, Any], cells: PatientCells) -> dict[str, 
     options
         See :func:`cohortgmm.cohort.fit_options.fit_options`.
     cells
-        The patient.
+        The cells of the patient.
 
     Returns
     -------
     dict
-        For :func:`cohortgmm.fit_mixture`, without the cells, their noise, the number of components and the seed.
+        Arguments of :func:`cohortgmm.fit_mixture`, except cells, noise, number of components and seed.
 
     Raises
     ------
@@ -49,12 +49,12 @@ def fit_arguments(options: Mapping[str, Any], cells: PatientCells) -> dict[str, 
 
 
 def check_observed(completeness: Callable[[np.ndarray], np.ndarray] | None, cells: PatientCells) -> None:
-    """Refuse cells, fitted or held out, of which the completeness says that they cannot be in the data.
+    """Refuse cells, fitted or held out, whose completeness is zero or cannot be computed.
 
     Raises
     ------
     DataError
-        With the names of such cells, or if the function fails.
+        If there are such cells, which the message names, or if the function fails.
     """
     if completeness is None:
         return
@@ -64,12 +64,12 @@ def check_observed(completeness: Callable[[np.ndarray], np.ndarray] | None, cell
 
 
 def read_reference(reference: GaussianMixture | MixtureFit | str | os.PathLike[str]) -> GaussianMixture:
-    """A mixture that is given itself, as a fit, or as the path of one.
+    """The reference mixture, given as a mixture, as a fit, or as the path of its file.
 
     Raises
     ------
     ConfigError
-        If there is no such file, or for another type.
+        If there is no such file, or the reference is of another type.
     DataError
         If the file holds no mixture.
     """
@@ -98,7 +98,7 @@ def load_function(name: str) -> Callable[..., Any]:
 
 def _module_of_file(path: Path) -> ModuleType:
     """The module in a file. It is read every time, as a cache could hold an older version."""
-    name = f"_cohortgmm_{path.stem}"  # its own name could be that of another module, which it would hide
+    name = f"_cohortgmm_{path.stem}"  # under its own name it could hide another module
     module = ModuleType(name)
     module.__file__ = str(path)
     sys.modules[name] = module  # dataclasses look up their module here

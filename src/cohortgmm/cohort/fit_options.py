@@ -1,4 +1,4 @@
-"""The options of a fit, from the section ``gmm:``. Needs no numpy, as the start of a run asks too."""
+"""The options of a fit, from the section ``gmm:``. Does not import numpy, to keep the start of a run fast."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,15 +9,15 @@ if TYPE_CHECKING:  # a fit job does not load pydantic
 
 
 def fit_settings(gmm: "GmmConfig") -> dict[str, Any]:
-    """``max_iter``, ``tol`` and ``n_init``: as given, else the mixture's defaults for these data."""
+    """``max_iter``, ``tol`` and ``n_init``: the given values, else the defaults, which depend on the kind of data."""
     given = {name: getattr(gmm, name) for name in ("max_iter", "tol", "n_init")}
     return effective_settings(gmm.converges_slowly, **given)
 
 
 def fit_options(gmm: "GmmConfig") -> dict[str, Any]:
-    """What a single fit depends on; :func:`cohortgmm.cohort.fit_arguments.fit_arguments` makes arguments of it.
+    """The options of a single fit; :func:`cohortgmm.cohort.fit_arguments.fit_arguments` turns them into arguments.
 
-    The values are numbers, texts, lists and dicts. Of a notebook, functions and the reference stay objects.
+    The values are numbers, texts, lists and dicts. In a notebook, functions and the reference may be Python objects.
     """
     names = ("covariance_type", "eps", "singularity_handling", "init", "split_merge", "cutoff", "reference")
     options = {name: getattr(gmm, name) for name in names} | fit_settings(gmm)

@@ -46,15 +46,16 @@ def missing_cells(
 ) -> str:
     """Reason why a patient has too few cells for k components; empty if it has enough.
 
-    A candidate of the user needs two training cells per component. A candidate of the default range needs at least ten,
-    and D + 1 with full covariances: with fewer, covariances are singular and the likelihood depends on their floor.
+    A candidate that the user named needs two training cells per component. A candidate of the default range needs at
+    least ten and, with full covariances, at least D + 1: with fewer, covariances are singular and the likelihood
+    depends on their floor.
 
     Parameters
     ----------
     n_train, n_empty
-        Number of training cells, and of those among them without any feature, which do not count.
+        Number of training cells, and number of training cells without any feature, which do not count.
     n_features, k, covariance_type
-        Of the mixture.
+        Number of features, number of components, and type of the covariances.
     default_range
         Whether k comes from the default range.
     """
@@ -77,12 +78,12 @@ def fit_candidate(
     default_range: bool = False,
     n_threads: int = 1,
 ) -> tuple[Row, MixtureFit | None]:
-    """Fit k components to a patient's training cells and score them.
+    """Fit a mixture of k components to a patient's training cells and compute its scores.
 
     Parameters
     ----------
     cells
-        The patient.
+        The cells of the patient.
     k
         Number of components.
     options
@@ -117,7 +118,7 @@ def fit_candidate(
     n_scored = n_train - fit.n_empty
     total = fit.log_likelihood * n_scored
     p = _n_parameters(fit.model, arguments)
-    with one_blas_thread():  # as the fit: the same digits however many threads the job has
+    with one_blas_thread():  # as in the fit, so that the digits do not depend on the threads of the job
         heldout = heldout_nll(fit, cells) if n_train < n else math.nan
     row |= {
         "log_likelihood": total,
@@ -148,19 +149,19 @@ def final_fit(
     seed: int,
     n_threads: int = 1,
 ) -> MixtureFit:
-    """The final mixture of the chosen k: that of the selection or, with ``refit="full"``, one fitted to all cells.
+    """The final mixture: the chosen candidate or, with ``refit="full"``, a new fit with the chosen k to all cells.
 
-    Its numbers of empty and of unobserved cells refer to all cells of the patient. With shared components and incomplete
-    data, it has the weights of every patient.
+    Its numbers of empty and of unobserved cells refer to all cells of the patient. With shared components and
+    incomplete data, it also holds the weights of every patient.
 
     Parameters
     ----------
     cells
-        The patient.
+        The cells of the patient.
     k
         The chosen number of components.
     selected
-        The fit of this candidate.
+        The fit of the candidate with this k.
     refit, options, seed, n_threads
         See :func:`fit_candidate`; ``refit`` as in the configuration.
     """
@@ -176,7 +177,7 @@ def final_fit(
     arguments = fit_arguments(options, cells)
     if not needs_fitted_weights(cells, fit.model, arguments):
         return fit
-    logger.info("weights of %d patients, k=%d", len(cells.patients or ()), k)
+    logger.info("fitting the weights of %d patients, k=%d", len(cells.patients or ()), k)
     weights = patient_weights(cells, fit.model, arguments, seed=seed, n_threads=n_threads)
     return replace(fit, patient_weights=weights)
 
@@ -223,7 +224,7 @@ def _n_parameters(model: GaussianMixture, arguments: Mapping[str, Any]) -> int:
 
 
 def write_fit(path: str | os.PathLike[str], fit: MixtureFit | None, mark: str = "") -> None:
-    """Write a fit and the mark of its inputs and options; None, for a skipped candidate, gives a file without a mixture."""
+    """Write a fit and the mark of its inputs and options. For a skipped candidate (None), the file holds no mixture."""
     with atomic_path(path) as temporary:
         arrays: dict[str, Any] = {"skipped": np.array(True)} if fit is None else dict(fit.arrays())
         np.savez(temporary, **arrays)
@@ -248,15 +249,15 @@ def fit_units(units: Iterable[PatientCells], gmm: "GmmConfig", seed: int, n_work
     Raises
     ------
     CohortgmmError
-        If a fit fails, with patient and k.
+        If a fit fails; the message names the patient and k.
     """
     options = fit_options(gmm)
 
     def fit(cells: PatientCells) -> PatientResult:
         return _fit_unit(cells, gmm, options, seed, 1 if cells.owner is None else n_workers)
 
-    # Both apply to the threads of the fits too: the digits do not depend on the machine, and whoever gets the results
-    # warns once about all fits that have not converged.
+    # Both apply to the threads of the fits too. One BLAS thread makes the digits independent of the machine. The
+    # warning is suppressed, because the caller warns once about all fits that have not converged.
     with one_blas_thread(), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         if n_workers == 1:
@@ -285,14 +286,14 @@ def _fit_unit(
 
 
 def _as_stored(fit: MixtureFit) -> MixtureFit:
-    """The fit as a file of it is read: with factors computed from its covariances, so that all digits are the same."""
+    """The fit as read from a file: with factors computed from the covariances, so that all digits are the same."""
     model = fit.model
     plain = GaussianMixture.from_factors(model.weights, model.means, model.covariances, None, model.background)
     return replace(fit, model=plain)
 
 
 def _reported(results: Iterable[PatientResult], gmm: "GmmConfig") -> Iterator[PatientResult]:
-    """The results; with ``verbose``, a line for each as soon as it is there."""
+    """Yield the results; with ``verbose``, print a line about each of them as soon as it is finished."""
     for result in results:
         if gmm.verbose:
             fit, n_candidates = result.fit, sum(row["status"] == "ok" for row in result.scores)

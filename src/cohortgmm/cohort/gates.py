@@ -18,15 +18,15 @@ class Gates:
     Parameters
     ----------
     gates
-        Each with ``inside``, ``outside`` or ``half_space`` and ``at_least``, as
-        :class:`~cohortgmm.config.gmm.GateConfig` has them.
+        The conditions, each with the keys of :class:`~cohortgmm.config.gmm.GateConfig`: ``inside``, ``outside``,
+        ``half_space`` and ``at_least``.
     function
-        Another completeness function, or None.
+        Completeness function by which the gates are multiplied; None for no function.
     feature_names
         (D,) names of the features.
     dtype
-        Type in which the cells are stored. A cell on the edge of a gate is in the data in whichever direction it was
-        rounded to this type.
+        Type in which the cells are stored. A cell on the edge of a gate fulfils the condition, also if rounding to this
+        type moved it beyond the edge.
 
     Raises
     ------
@@ -79,7 +79,7 @@ class Gates:
         return within if gate["inside"] else 1.0 - within
 
     def _rounded(self, low: float | None, high: float | None, *, hole: bool) -> tuple[float, float]:
-        """Bounds rounded as the cells are. Those of a hole are moved inwards, as cells outside may be rounded onto them."""
+        """Bounds rounded like the cells. The bounds of a hole move inwards, since rounding may move cells onto them."""
         edges = np.array([-np.inf if low is None else low, np.inf if high is None else high])
         with np.errstate(over="ignore"):
             rounded = edges.astype(self._dtype)

@@ -54,15 +54,15 @@ def _why_closed(path: Path, error: OSError) -> str:
     text = str(error).splitlines()[0]
     if isinstance(error, BlockingIOError) or "unable to lock file" in text:
         return (
-            "another program holds a lock on the file: close it there, or set the environment variable "
+            "another program has locked the file: close the file in that program, or set the environment variable "
             "HDF5_USE_FILE_LOCKING=FALSE if it is not being written"
         )
     if isinstance(error, PermissionError):
         return "no permission to read the file"
     with open(path, "rb") as stream:
         packed = stream.read(2) == _GZIP
-    hint = ": it is packed with gzip, unpack it first" if packed else ""
-    hint = ": it is cut off, copy it or write it again" if "truncated file" in text else hint
+    hint = ": it is compressed with gzip, decompress it first" if packed else ""
+    hint = ": it is truncated, copy it or write it again" if "truncated file" in text else hint
     return f"not an .h5ad file ({text}){hint}"
 
 
@@ -97,7 +97,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> DataError:
     shown = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
     hint = f"did you mean {close[0]!r}? " if close else ""
     if same:
-        hint = f"{same[0]!r} has other characters that look the same ({name!a} and {same[0]!a}); "
+        hint = f"{same[0]!r} looks the same, but its characters differ ({name!a} and {same[0]!a}); "
     return DataError(f"{kind} {name!r} is not in the data; {hint}known: {shown or 'none'}")
 
 
@@ -113,7 +113,7 @@ def member_names(file: h5py.File, group: str) -> list[str]:
 
 
 def has_member(file: h5py.File, group: str, key: str) -> bool:
-    """Whether a group has an element of this name; it may contain slashes, but not point out of the group."""
+    """Whether a group has an element of this name; the name may contain slashes, but must not lead out of the group."""
     first, *others = key.split("/")
     if first not in member_names(file, group) or {"", "."} & set(others) or "\0" in key:
         return False
@@ -135,8 +135,8 @@ def find_item(file: h5py.File, path: str) -> h5py.Group | h5py.Dataset:
         if link is not None:
             place = f"{link.path} in {link.filename}" if isinstance(link, h5py.ExternalLink) else link.path
             raise DataError(
-                f"{file.filename}: {path} is a link to {place}, which cannot be opened: put it there, or read the file "
-                "where it is whole and write it again"
+                f"{file.filename}: {path} is a link to {place}, which cannot be opened: restore the linked file, or "
+                "write this file again on a machine where the link works"
             ) from None
         if isinstance(error, KeyError):
             raise DataError(f"{file.filename}: {path} is not in the file") from None
@@ -234,7 +234,7 @@ def _check_filters(file: h5py.File, name: str, dataset: h5py.Dataset) -> None:
         missing = _missing_filters(dataset)
     if missing:
         raise DataError(
-            f"{file.filename}: {name} is packed with the HDF5 filter {missing[0]}, which is not installed: "
+            f"{file.filename}: {name} is compressed with the HDF5 filter {missing[0]}, which is not installed: "
             "pip install hdf5plugin, or write the file again with gzip"
         )
 
@@ -268,7 +268,9 @@ def _check_sources(file: h5py.File, name: str, dataset: h5py.Dataset) -> None:
     sources |= {part[0] for part in dataset.external or ()}
     for source in sorted(sources):
         if not any(os.path.exists(os.path.join(place, source)) for place in (folder, ".")):
-            raise DataError(f"{file.filename}: {name} lies in the file {source}, which is not there: put it beside")
+            raise DataError(
+                f"{file.filename}: {name} is stored in the file {source}, which is missing: put it into the same folder"
+            )
 
 
 def _why_unread(item: h5py.Group | h5py.Dataset, error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""The cells of a notebook's cohort: an AnnData, or a mapping of patients to arrays."""
+"""Reading the cells of a cohort in memory: an AnnData, or a mapping of patients to arrays."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -29,7 +29,7 @@ from cohortgmm.mixture import Noise, check_meaning, is_one_for_all
 
 
 def plain_columns(patient_col: Any) -> Any:
-    """Columns that are given as an array, an index or a column of pandas, as a list; any other value as it is."""
+    """Convert columns given as an array, a pandas index or a pandas series to a list; return other values unchanged."""
     return patient_col.tolist() if hasattr(patient_col, "tolist") and np.ndim(patient_col) == 1 else patient_col
 
 
@@ -56,7 +56,7 @@ def read_cells(
 def check_overwritten(
     adata: Any, gmm_key: str, patient_col: str | Sequence[str], use_rep: str | None, noise_key: Any
 ) -> None:
-    """Refuse a key whose result would overwrite what it is made from, or what is no earlier result.
+    """Refuse a key whose result would overwrite its own input, or an entry that is not an earlier result.
 
     Parameters
     ----------
@@ -70,10 +70,10 @@ def check_overwritten(
     Raises
     ------
     ConfigError, DataError
-        Naming the column or entry.
+        If the key is refused; the message names the column or entry.
     """
     for name, what in overwritten(gmm_key, {"patient_col": patient_col}, {"use_rep": use_rep, "noise": noise_key}):
-        raise ConfigError(f"the result overwrites {what} of {name}: give gmm_key")
+        raise ConfigError(f"the result overwrites {what} of {name}: give another gmm_key")
     check_places(gmm_key, adata.uns, adata.obs.columns, adata.obsm, patient_col=patient_col)
 
 
@@ -85,7 +85,7 @@ def write_result(
     patient_col: str | Sequence[str],
     ids: np.ndarray,
 ) -> None:
-    """Write the mixtures, and component and responsibilities of every cell, as :func:`cohortgmm.fit_gmm` describes."""
+    """Write the mixtures, and the component and responsibilities of every cell; see :func:`cohortgmm.fit_gmm`."""
     adata.uns[gmm_key] = {**uns, "model": {**uns["model"], "var": np.asarray(uns["model"]["var"])}}
     adata.obs[f"{gmm_key}_comp"] = assigned.components
     adata.obsm[f"{gmm_key}_resp"] = assigned.resp
@@ -125,7 +125,7 @@ def cells_of_anndata(
     if not isinstance(adata.obs, pd.DataFrame):
         raise DataError(f"data.obs is a {type(adata.obs).__name__}, not a pandas table: call data.to_memory() first")
     if getattr(adata, "isbacked", False) and adata.is_view:
-        raise DataError("data is part of an AnnData that is backed by its file: call data.to_memory() first")
+        raise DataError("data is a view of an AnnData that is backed by its file: call data.to_memory() first")
     if patient_col is None:
         raise ConfigError("patient_col is required with AnnData")
     if not (use_rep is None or isinstance(use_rep, str)):
@@ -165,7 +165,7 @@ def _noise_of(adata: Any, noise: Any, cells: Embedding) -> Any:
     for key in noise:
         if key not in ("obsm", "layer"):
             raise ConfigError(
-                f"noise has the keys obsm and layer, not {key!r}; a function for noise anywhere is noise_at"
+                f"noise may have the keys obsm and layer, not {key!r}; a function that computes the noise is noise_at"
             )
     for kind, place in (("obsm", adata.obsm), ("layer", named_layers(adata))):
         key = noise.get(kind)
@@ -231,7 +231,7 @@ def _keys_as_text(mapping: Mapping[Any, Any], what: str) -> list[str]:
     texts = [key.decode(errors="replace") if isinstance(key, bytes) else str(key) for key in mapping]
     if len(set(texts)) < len(texts):
         twice = next(text for i, text in enumerate(texts) if text in texts[:i])
-        raise DataError(f"two patients of {what} read the same as text: {twice!r}; make them all text")
+        raise DataError(f"two patients of {what} have the same text: {twice!r}; make them all text")
     for key in mapping:
         if key is None or key is pd.NA or key != key:  # NaN, NaT
             raise DataError(f"{what} has the key {key!r}, which names no patient: give every patient a name")
@@ -246,7 +246,7 @@ def _feature_names(arrays: Mapping[str, Any], n_features: int) -> tuple[str, ...
         first = next(iter(named))
         if names != named[first]:
             raise DataError(
-                f"the tables of patients {first!r} and {patient!r} have other columns, or the same in another order: "
+                f"the tables of patients {first!r} and {patient!r} differ in their columns or in the order of these: "
                 "give all patients the same columns in the same order"
             )
     if named:
@@ -255,7 +255,7 @@ def _feature_names(arrays: Mapping[str, Any], n_features: int) -> tuple[str, ...
 
 
 def _noise_of_mapping(matrices: Mapping[str, np.ndarray], noise: Any, given: Mapping[str, Any]) -> Any:
-    """The measurement noise of a mapping of arrays: a mapping with the same patients, or one array for all."""
+    """The measurement noise of a mapping of arrays: a mapping with the same patients, or one array for all cells."""
     if noise is None:
         return None
     n, d = sum(x.shape[0] for x in matrices.values()), next(iter(matrices.values())).shape[1]
@@ -287,7 +287,7 @@ def _noise_of_mapping(matrices: Mapping[str, np.ndarray], noise: Any, given: Map
 
 
 def _one_for_all(noise: Any, n_features: int) -> np.ndarray | None:
-    """Variances (D,) or a covariance (D, D) of all cells; None for any other noise."""
+    """Variances (D,) or a covariance (D, D) that all cells share; None for any other noise."""
     if isinstance(noise, Noise):
         values = noise.values if noise.is_shared else np.empty(0)
     else:

@@ -14,10 +14,10 @@ from cohortgmm.errors import CohortgmmError, DataError
 
 logger = logging.getLogger(__name__)
 
-#: Smallest mean number of cells in the units of a column that is proposed to divide patients.
+#: A column is proposed for dividing patients only if the resulting units have at least this many cells on average.
 _CELLS_PER_UNIT = 5
 
-#: Names of columns that divide cells, not patients.
+#: Names of columns with cell types or clusters, which describe cells and not patients.
 _CELL_TYPES = re.compile(r"cell.?type|cluster|leiden|louvain|annotation|subset|_comp$", re.IGNORECASE)
 
 
@@ -33,7 +33,7 @@ class Labels:
         Number of cells by label of every patient, in decreasing order, ties in alphabetical order; cells without a label
         do not count.
     unlabelled
-        Number of cells without a label, by patient with such cells.
+        Number of cells without a label, for every patient that has such cells.
     """
 
     column: str
@@ -61,13 +61,13 @@ class Labels:
         return Labels(self.column, counts, {name: n for name, n in self.unlabelled.items() if name in counts})
 
     def notes(self) -> dict[str, str]:
-        """Which label was taken, in words, for every patient with several labels or with cells without one."""
+        """A note about every patient with several labels, or with cells without a label: which label was taken."""
         result = {}
         for patient, n in self.unlabelled.items():
             result[patient] = f"{n} cells have no label" if self.counts[patient] else "no label"
         for patient in self.mixed:
             first, second = list(self.counts[patient].values())[:2]
-            how = "tie, the first by name is taken" if first == second else "the commonest is taken"
+            how = "tie, the first by name is taken" if first == second else "the most frequent is taken"
             without = f"; {result[patient]}" if patient in result else ""
             result[patient] = f"several labels: {self.describe(patient)}; {how}{without}"
         return result
@@ -124,12 +124,12 @@ def check_labels(
     patient_col, on_mixed_label
         As in the configuration.
     columns
-        Columns of ``obs``, among them that of the labels; one of them may divide the patients.
+        Columns of ``obs``, including the column of the labels; one of them may divide the patients.
 
     Raises
     ------
     DataError
-        With ``on_mixed_label: error``, for such patients, with a column of ``obs`` that divides them.
+        With ``on_mixed_label: error``, if there are such patients; the message proposes a column that divides them.
     """
     mixed = labels.mixed
     if not mixed:
@@ -151,9 +151,9 @@ def _way_out(labels: Labels, ids: np.ndarray, patient_columns: Sequence[str], co
     own = others.pop(labels.column)
     found = _dividing_column(labels, ids, own, others)
     setting = f"patient_col: [{', '.join([*patient_columns, found or labels.column])}]"
-    last = "on_mixed_label: majority takes the commonest label"
+    last = "on_mixed_label: majority takes the most frequent label"
     if found is None:
-        return f"No other column of obs divides them into units of one label, but the label's would: {setting}; {last}"
+        return f"Only the column of the labels itself divides them into units of one label: {setting}; {last}"
     return f"The obs column {found!r} divides them into units of one label: {setting}; {last}"
 
 

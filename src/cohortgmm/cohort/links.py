@@ -1,4 +1,4 @@
-"""Parts of an ``.h5ad`` that are stored in other files, which a copy in another folder would not find."""
+"""Elements of an ``.h5ad`` that are stored in other files, which a copy of it in another folder would not find."""
 
 import logging
 from collections.abc import Iterator
@@ -15,12 +15,12 @@ _BLOCK = 1 << 22
 def copy_linked(source: h5py.File, copy: h5py.File) -> None:
     """Copy what a file stores in other files: external links, virtual datasets, raw storage.
 
-    Broken links are left out with a warning in the log, as no program could read the copy otherwise.
+    Broken links are left out with a warning in the log, because no program could read a copy that contains them.
 
     Parameters
     ----------
     source
-        The file, in its folder.
+        The original file, in its own folder, where its links work.
     copy
         A copy of it in another folder, open for writing.
     """
@@ -30,7 +30,7 @@ def copy_linked(source: h5py.File, copy: h5py.File) -> None:
         try:
             item = source[path]
         except (KeyError, OSError, RuntimeError):
-            logger.warning("%s: %s is a link to something that is not there, left out", source.filename, path)
+            logger.warning("%s: %s is a broken link and is left out", source.filename, path)
             _remove(group, name)
             continue
         del group[name]

@@ -61,13 +61,13 @@ def merge_models(
     cells, models
         Array file and final mixture of every unit of fitting, in the same order.
     positions
-        File of the rows of the cohort that their cells come from.
+        File with the rows of the cohort that hold the cells of every unit.
     table, scores
         The tables of patients and of all scores.
     source
         The input that the cohort was made from.
     patient_col, gmm, component_sharing, use_rep, gmm_key, seed, config
-        As in the configuration; ``config`` is all of it as JSON.
+        As in the configuration; ``config`` is the whole configuration as JSON.
     """
     options = GmmConfig(**gmm)
     rows = read_patients(table, {"n_cells": int})
@@ -121,14 +121,14 @@ def write_gmm(
     Parameters
     ----------
     source, target
-        The files; the target appears only when it is complete.
+        The original file and its copy; the copy gets its name only when it is complete.
     gmm_key
-        Key in ``uns``. An entry under it is replaced, see :func:`~cohortgmm.cohort.occupied.check_file`.
+        Key in ``uns``. An earlier result under it is replaced, see :func:`~cohortgmm.cohort.occupied.check_file`.
     uns
-        The value.
+        The content of ``uns[gmm_key]``, see :func:`~cohortgmm.cohort.uns.build_uns`.
     assigned
-        Becomes ``obs["<gmm_key>_comp"]``, ``obsm["<gmm_key>_resp"]`` and, with a background,
-        ``obs["<gmm_key>_background"]``.
+        The assignment of the cells. It is written to ``obs["<gmm_key>_comp"]``, ``obsm["<gmm_key>_resp"]`` and, with a
+        background, ``obs["<gmm_key>_background"]``.
     columns
         Further columns of ``obs`` by name.
     """

@@ -1,4 +1,4 @@
-"""A patient's mixture compared with one that ignores noise, missing features, selection and background."""
+"""A patient's mixture compared with a naive one, which ignores noise, missing features, selection and background."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from cohortgmm.cohort.fit_arguments import fit_arguments
 from cohortgmm.errors import CohortgmmError
 from cohortgmm.mixture import GaussianMixture, MixtureFit, NoiseOfRandomCells, fit_mixture
 
-#: Number of cells drawn from the mixture for the figure, observed or not.
+#: Number of cells drawn from the mixture for the figure, observed and unobserved ones together.
 _DRAWN = 20_000
 
 
 @dataclass(frozen=True, eq=False)
 class Correction:
-    """A mixture fitted to incomplete data, and what it is compared with.
+    """A mixture fitted to incomplete data, and the naive mixture that it is compared with.
 
     Attributes
     ----------
@@ -27,12 +27,12 @@ class Correction:
     shown
         (m,) positions of the cells in the figure.
     naive
-        Mixture with the same number of components, fitted to the complete cells only and without any correction; None if
-        there are too few.
+        Mixture with the same number of components, fitted without any correction to the cells that have all features;
+        None if there are too few of them or the fit fails.
     background
-        (m,) probability that these cells are background; None without background.
+        (m,) probability that a cell in the figure is background; None without background.
     seen, unseen
-        Cells drawn from the fitted mixture, with noise: observed and unobserved ones, in their proportion; None without
+        Observed and unobserved cells, drawn with noise from the fitted mixture in their fitted proportion; None without
         completeness.
     """
 
@@ -47,18 +47,18 @@ class Correction:
 def correction_of(
     cells: PatientCells, fit: MixtureFit, options: Mapping[str, Any], *, max_cells: int, seed: int
 ) -> Correction:
-    """Compare a mixture fitted to incomplete data with one that ignores this.
+    """Compare a mixture fitted to incomplete data with a naive one, which ignores that the data are incomplete.
 
     Parameters
     ----------
     cells
-        The patient.
+        The cells of the patient.
     fit
-        Its final mixture.
+        The final fit of the patient.
     options
         See :func:`cohortgmm.cohort.fit_options.fit_options`.
     max_cells
-        Largest number of cells in the figure, and of those that the mixture for comparison is fitted to.
+        Largest number of cells in the figure; the naive mixture is fitted to the same cells.
     seed
         Seed of the run.
     """

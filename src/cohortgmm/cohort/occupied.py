@@ -35,7 +35,7 @@ def check_places(
     gmm_key
         Key in ``uns``.
     uns
-        Entries of ``uns`` by key; also a group of an HDF5 file.
+        Entries of ``uns`` by key, or the group ``uns`` of an HDF5 file.
     columns, obsm
         Columns of ``obs``, and keys of ``obsm``.
     where
@@ -46,8 +46,8 @@ def check_places(
     Raises
     ------
     DataError
-        If ``uns[gmm_key]`` does not hold mixtures in the layout of cohortgmm and ggml_ot; or if it does not exist, but
-        columns of ``obs`` or an entry of ``obsm`` have the names of those in a result.
+        If ``uns[gmm_key]`` exists and does not hold mixtures in the layout of cohortgmm and ggml_ot; or if it does not
+        exist, but columns of ``obs`` or an entry of ``obsm`` have the names that the result would use.
     """
     way_out = "set another gmm_key (in the configuration gmm.gmm_key), or rename it"
     if gmm_key in uns:

@@ -14,7 +14,7 @@ from cohortgmm.storage.npz import read_arrays
 
 @dataclass(frozen=True, eq=False)
 class PatientResult:
-    """What came of a unit of fitting.
+    """The result of one unit of fitting.
 
     Attributes
     ----------
@@ -38,7 +38,7 @@ class PatientResult:
 
     @property
     def fit(self) -> MixtureFit:
-        """The final mixture. A file is read at every access, so that the mixtures of a large cohort need no memory."""
+        """The final mixture; its file is read at every access, so that the memory need not hold all mixtures."""
         return self.source if isinstance(self.source, MixtureFit) else MixtureFit.load(self.source)
 
 

@@ -45,7 +45,7 @@ def patient_ids(obs: pd.DataFrame, patient_col: str | Sequence[str]) -> np.ndarr
     obs
         (n,) table of cells.
     patient_col
-        Its column, or several.
+        The column of ``obs`` that names the patient, or several columns.
 
     Returns
     -------
@@ -91,7 +91,7 @@ def _joined(combinations: Sequence[Sequence[str]], columns: Sequence[str]) -> li
         text = "_".join(combination)
         if text in seen:
             raise DataError(
-                f"patient_col {list(columns)!r}: {seen[text]!r} and {combination!r} both read {text!r} when joined by _: "
+                f"patient_col {list(columns)!r}: {seen[text]!r} and {combination!r} are both {text!r} if joined by _: "
                 "rename one of these values"
             )
         seen[text] = combination
@@ -99,7 +99,7 @@ def _joined(combinations: Sequence[Sequence[str]], columns: Sequence[str]) -> li
 
 
 def check_columns(file: h5py.File, columns: Iterable[tuple[str, str | None]]) -> None:
-    """Refuse columns that ``obs`` lacks or has twice; they are pairs of configuration key and column, which may be None."""
+    """Refuse columns that ``obs`` lacks or has twice, given as pairs of configuration key and column (or None)."""
     known = pd.DataFrame(columns=table_columns(file, "obs"))
     for key, column in columns:
         if column is not None:
@@ -161,7 +161,7 @@ def read_patients(
 
 
 def _columns_of(file: h5py.File, names: pd.Index, without: set[str]) -> Iterator[pd.Series]:
-    """The columns of ``obs`` that can be read."""
+    """The columns of ``obs`` that can be read, except those in ``without``."""
     for column in dict.fromkeys(table_columns(file, "obs")):
         if column not in without:
             try:

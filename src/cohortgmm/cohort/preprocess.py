@@ -50,7 +50,7 @@ def preprocess_file(
     summary
         JSON file for the summary, see :mod:`~cohortgmm.cohort.filter_notes`; None for none.
     patient_col
-        Column or columns of ``obs`` that name the patient, to list patients without cells; None for no list.
+        Column or columns of ``obs`` that name the patient, for the list of patients without cells; None for no list.
     """
     cohort = read_cohort(source, needed=element_of(options.counts))
     adata, account = _preprocess(cohort.release(), options, seed, patient_col)
@@ -65,9 +65,9 @@ def preprocess_file(
 
 
 def preprocess(adata: ad.AnnData, options: PreprocessConfig, seed: int) -> ad.AnnData:
-    """Filter, normalise, log-transform, choose genes, reduce to principal components.
+    """Compute an embedding: filter, normalise, log-transform, choose genes, reduce to principal components.
 
-    The cells are sorted by name, so that the result does not depend on their order in the file.
+    The cells are sorted by name for the computation, so that the result does not depend on their order in the file.
 
     Parameters
     ----------
@@ -96,7 +96,7 @@ def preprocess(adata: ad.AnnData, options: PreprocessConfig, seed: int) -> ad.An
 def _preprocess(
     adata: ad.AnnData, options: PreprocessConfig, seed: int, patient_col: str | Sequence[str] | None
 ) -> tuple[ad.AnnData, dict[str, Any]]:
-    """Like :func:`preprocess`, with the content of the summary."""
+    """Like :func:`preprocess`, but also return the content of the summary."""
     check_cell_names(adata.obs)
     adata = adata.copy() if adata.is_view else adata
     hvg_batches = read_batches(adata.obs, options.hvg_batch_col, "preprocess.hvg_batch_col")
@@ -183,7 +183,7 @@ class InputContent:
     entries
         Writes the results into ``adata``.
     n_renamed
-        Number of genes that got a number, as another gene has the same name.
+        Number of genes whose name got a suffix, because another gene has the same name.
     """
 
     adata: ad.AnnData
@@ -198,7 +198,7 @@ class InputContent:
         source = adata.raw if by_raw else adata
         raw = None if adata.raw is None else {"X": adata.raw.X, "var": adata.raw.var, "varm": dict(adata.raw.varm)}
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # names that are not unique become so here
+            warnings.simplefilter("ignore")  # about names that are not unique, which are made unique here
             shell = ad.AnnData(
                 obs=adata.obs.copy(),
                 var=source.var.copy(),
@@ -220,16 +220,16 @@ class InputContent:
         return cls(content, _taken(adata.X, rows, genes) if is_elsewhere else None, entries, n_renamed)
 
     def add(self, work: ad.AnnData, counts: Any, back: np.ndarray) -> list[dict[str, str]]:
-        """Add the results.
+        """Add the results of the preprocessing to ``adata``.
 
         Parameters
         ----------
         work
             The results, with the cells sorted by name; its X is removed.
         counts
-            Raw counts in that order.
+            Raw counts, with the cells sorted by name.
         back
-            Position in that order of every cell here.
+            (n,) position in the sorted order of every cell of ``adata``.
 
         Returns
         -------
@@ -253,7 +253,7 @@ class InputContent:
 
 
 def _keep_other_genes(entries: Entries, adata: ad.AnnData, rows: np.ndarray) -> None:
-    """Keep the entries of the genes of X if ``raw`` has other genes: matrices in ``obsm``, tables in ``uns``."""
+    """If the genes of the result are those of ``raw``, keep entries about the genes of X in ``obsm`` and ``uns``."""
     if adata.X is not None:
         entries.keep("X", "obsm", "X", _taken(adata.X, rows))
     for key, layer in named_layers(adata).items():
@@ -265,7 +265,7 @@ def _keep_other_genes(entries: Entries, adata: ad.AnnData, rows: np.ndarray) -> 
 
 
 def without_none(mapping: Mapping[str, Any]) -> dict[str, Any]:
-    """The same without entries that are None, which anndata < 0.12 cannot read."""
+    """A copy of a nested mapping without entries that are None, which anndata < 0.12 cannot read."""
     return {
         key: without_none(value) if isinstance(value, Mapping) else value
         for key, value in mapping.items()

@@ -88,7 +88,7 @@ class Embedding:
 
 
 def read_embedding(file: h5py.File, use_rep: str | None) -> Embedding:
-    """The modelled matrix, ``obsm[use_rep]`` or with None X, and the names of its features.
+    """The modelled matrix, ``obsm[use_rep]`` or, if ``use_rep`` is None, X, and the names of its features.
 
     Raises
     ------
@@ -106,7 +106,7 @@ def read_embedding(file: h5py.File, use_rep: str | None) -> Embedding:
 
 
 def read_of_cells(file: h5py.File, path: str, name: str) -> Any:
-    """An element with a row for every cell; X and layers also have a column for every gene.
+    """Read an element that must have a row for every cell and, for X and layers, a column for every gene.
 
     Raises
     ------
@@ -125,10 +125,10 @@ def read_of_cells(file: h5py.File, path: str, name: str) -> Any:
 
 def _check_table(table: pd.DataFrame, names: pd.Index, where: str) -> None:
     if not np.array_equal(table.index.astype(str), names):
-        raise DataError(f"{where} is a table of other cells than obs, or of the same in another order: write it again")
+        raise DataError(f"{where} is a table whose rows are not the cells of obs in the same order: write it again")
     twice = table.columns[table.columns.duplicated()]
     if len(twice):  # a file can hold only one of them
-        raise DataError(f"{where} names its column {twice[0]!r} twice: write it again with names of their own")
+        raise DataError(f"{where} has two columns of the name {twice[0]!r}: write it again with unique column names")
 
 
 def check_genes(values: Any, n: int, name: str) -> None:
@@ -234,7 +234,7 @@ def as_matrix(matrix: Any, name: str) -> Any:
 
 
 def rows_of(matrix: Any, rows: np.ndarray | slice) -> np.ndarray:
-    """Rows of what :func:`as_matrix` or :func:`as_noise` returned, as a dense array."""
+    """Some rows of a matrix from :func:`as_matrix`, or of noise from :func:`as_noise`, as a dense array."""
     if not isinstance(rows, slice) and not hasattr(matrix, "tocsr") and is_one_for_all(matrix):
         return matrix[: len(rows)]
     part = matrix[rows]

@@ -10,7 +10,7 @@ METRICS = ("aic", "bic", "heldout_nll")
 
 
 def select_k(rows: Sequence[Row], metric: str) -> Row:
-    """Choose the k of the lowest score; the smaller k on a tie.
+    """Choose the k with the lowest score; if scores are equal, the smaller k.
 
     Parameters
     ----------

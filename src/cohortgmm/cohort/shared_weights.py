@@ -1,4 +1,4 @@
-"""Weights of the patients in a shared mixture, if the data are incomplete; unobserved cells count too."""
+"""Weights of the patients in a shared mixture for incomplete data; they describe all cells, observed or not."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,7 +14,8 @@ from cohortgmm.mixture import GaussianMixture, NoiseOfRandomCells, fit_mixture
 def needs_fitted_weights(cells: PatientCells, model: GaussianMixture, arguments: Mapping[str, Any]) -> bool:
     """Whether mean responsibilities are biased estimates of the weights.
 
-    Noise and missing features draw them towards the weights of the cohort, and gates select cells.
+    Noise and missing features bias mean responsibilities towards the weights of the cohort; with gates, they describe
+    the observed cells only.
     """
     return (
         cells.noise is not None
@@ -35,7 +36,7 @@ def with_weights(model: GaussianMixture, weights: np.ndarray) -> GaussianMixture
 def patient_weights(
     cells: PatientCells, model: GaussianMixture, arguments: Mapping[str, Any], *, seed: int, n_threads: int = 1
 ) -> np.ndarray:
-    """Weights of every patient in the shared mixture, fitted to all of its cells.
+    """Weights of every patient in the shared mixture, fitted to all cells of the patient.
 
     Parameters
     ----------
@@ -58,13 +59,13 @@ def patient_weights(
     Raises
     ------
     CohortgmmError
-        If a fit fails, with the patient.
+        If a fit fails; the message names the patient.
     """
     kept = (arguments["frozen"] or {}).get("amp", [])
     arguments = {
         **arguments,
         "initial": model,
-        "background": None,  # that of `initial`
+        "background": None,  # to use the background of `initial`
         "frozen": {"amp": kept, "mean": "all", "covar": "all"},
         "split_merge": 0,
         "n_threads": n_threads,
@@ -88,7 +89,10 @@ def patient_weights(
 
 
 def _noise_at(cells: PatientCells, rows: np.ndarray, arguments: Mapping[str, Any], seed: int) -> Any:
-    """Noise of a patient's unobserved cells: None for that of its own cells; the cohort's if none of these is finite."""
+    """Noise of a patient's unobserved cells; None for the noise of randomly drawn cells of the patient.
+
+    If no cell of the patient has finite noise, it is the noise of randomly drawn cells of the cohort.
+    """
     if arguments["noise_at"] is not None or arguments["completeness"] is None or cells.noise is None:
         return arguments["noise_at"]
     finite = np.isfinite(cells.noise[rows]).all(axis=tuple(range(1, cells.noise.ndim)))

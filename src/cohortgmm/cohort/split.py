@@ -1,4 +1,4 @@
-"""From one matrix of cells to one small array file per patient."""
+"""Splitting a cohort by patient: from one matrix of cells to one small array file per patient."""
 
 import logging
 import os
@@ -30,9 +30,9 @@ class Split:
     rows
         One row per patient in order of their ids (:data:`PATIENT_COLUMNS`); ``status`` is "ok" or "dropped".
     positions
-        Rows of the matrix of every patient that is kept, in the order of the cells' names.
+        For every patient that is kept: rows of the matrix with the patient's cells, in the order of their names.
     train
-        Their train masks.
+        For every patient that is kept: (n,) bool, which of these cells are training cells.
     """
 
     rows: list[Row]
@@ -46,7 +46,7 @@ class Split:
 
     @property
     def rows_used(self) -> np.ndarray:
-        """Rows of the matrix of all patients that are kept, patient by patient."""
+        """Rows of the matrix with the cells of all patients that are kept, patient by patient."""
         return np.concatenate(list(self.positions.values()))
 
     def cells_of(self, patient: str, source: Embedding) -> PatientCells:
@@ -55,13 +55,13 @@ class Split:
         return source.cells(patient, positions, self.train[patient])
 
     def cohort_cells(self, source: Embedding) -> PatientCells:
-        """The cells of all patients together, each held out or not as in its patient."""
+        """The cells of all patients that are kept, together; the training cells are those of every patient."""
         train = np.concatenate(list(self.train.values()))
         owner = np.repeat(np.arange(len(self.positions)), [len(rows) for rows in self.positions.values()])
         return source.cells(ALL_PATIENTS, self.rows_used, train, owner, tuple(self.positions))
 
     def unit_positions(self, component_sharing: str) -> dict[str, np.ndarray]:
-        """Rows of the matrix that the cells of every unit of fitting come from, in their order, by its name."""
+        """Rows of the matrix with the cells of every unit of fitting, in their order, by name of the unit."""
         return {ALL_PATIENTS: self.rows_used} if component_sharing == "global" else self.positions
 
     def units(self, source: Embedding, component_sharing: str) -> Iterator[PatientCells]:
@@ -97,14 +97,14 @@ def split_patients(
     ids
         (n,) patient of every cell.
     names
-        (n,) unique names of the cells. None, for all cells or for those of a patient, if they have no names: they keep
-        their order, and their position within the patient replaces the name.
+        (n,) unique names of the cells. None if the cells have no names, or an array that holds None for the cells of a
+        patient without names. Such cells keep their order, and their position within the patient replaces the name.
     train_size
         Share of every patient's cells that are training cells.
     seed
         Seed of the run.
     smallest_k
-        Smallest number of components; a patient needs two training cells for each.
+        Smallest number of components; a patient needs two training cells for each component.
     min_cells, on_small_patient
         Patients with fewer cells stop the run (``"error"``) or are recorded and left out (``"drop"``).
     labels
@@ -114,7 +114,7 @@ def split_patients(
     empty
         (n,) bool: cells without any feature, which do not count towards the size of a patient; None if there are none.
     without_cells
-        Patients without cells after the preprocessing; they are too small.
+        Patients without cells after the preprocessing; they are treated as too small.
 
     Returns
     -------
@@ -159,7 +159,7 @@ def split_patients(
         shown = "; ".join(f"{row['patient']!r} ({row['reason']})" for row in small[:5])
         raise DataError(
             f"{len(small)} of {len(rows)} patients have too few cells: {shown}{'; ...' if len(small) > 5 else ''}. "
-            "Ask for a smaller k or fewer min_cells, or set on_small_patient to drop to leave them out"
+            "Use a smaller k or a smaller min_cells, or set on_small_patient to drop to leave them out"
         )
     if not positions:
         raise DataError(f"none of {len(rows)} patients has enough cells ({rows[0]['reason']})")
@@ -242,9 +242,9 @@ def split_file(
     summary: str | None = None,
     **options: Any,
 ) -> None:
-    """Divide an ``.h5ad``: write the array file of every patient, the rows of its cells, and the table of patients.
+    """Split an ``.h5ad``: write the array file of every patient, the rows of the cells, and the table of patients.
 
-    Files with the same content as before are not touched, and files of patients that are no longer there are removed.
+    Files with the same content as before are not touched, and files of patients that no longer exist are removed.
 
     Parameters
     ----------
@@ -259,11 +259,11 @@ def split_file(
     patient_col, label_col, use_rep, component_sharing, noise, missing, on_mixed_label
         As in the configuration.
     sheet
-        Sample sheet. Every patient in it gets a file; that of a patient who is left out has no cells.
+        Sample sheet. Every patient in it gets a file; the file of a patient that is left out has no cells.
     summary
         Summary of the preprocessing, which names patients without cells; None without preprocessing.
     **options
-        Of :func:`split_patients`.
+        Further arguments of :func:`split_patients`.
     """
     wanted = read_sheet(sheet) if sheet else None
     with open_h5ad(source) as file:

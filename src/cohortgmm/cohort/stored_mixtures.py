@@ -10,7 +10,7 @@ from cohortgmm.cohort.covariances import diagonals
 from cohortgmm.errors import ConfigError, DataError
 from cohortgmm.mixture import SUM_TO_ONE, Background, GaussianMixture
 
-#: Weights whose sum differs from one by this much at most are normalised: others compute them in single precision.
+#: Weights whose sum differs from one by at most this are normalised: other programs use single precision.
 _SINGLE_PRECISION = 1e-3
 
 
@@ -20,9 +20,9 @@ def stored_mixtures(stored: Mapping[str, Any], name: str) -> dict[str, GaussianM
     Parameters
     ----------
     stored
-        Output of :func:`cohortgmm.cohort.uns.build_uns`, or of ggml_ot.
+        The entry of ``uns``, as :func:`cohortgmm.cohort.uns.build_uns` or ggml_ot makes it.
     name
-        Its name in messages.
+        Name of the entry in messages.
 
     Raises
     ------
@@ -78,7 +78,7 @@ def _ids(values: Any, name: str) -> list[str]:
 
 
 def _covariances(var: Any, index: tuple[int, ...], k: int, *, as_diagonals: bool) -> np.ndarray:
-    """Covariances of the k components of one mixture, of an array or of a dataset in a file."""
+    """Covariances of the k components of one mixture, from an array or from a dataset in a file."""
     if as_diagonals:
         return _numbers([diagonals(var, (*index, j)) for j in range(k)], "covariances")
     return _numbers(var[(*index, slice(k))], "covariances")
@@ -101,7 +101,7 @@ def _numbers(values: Any, name: str) -> np.ndarray:
 def _counts(
     stored: Mapping[str, Any], name: str, ids: Sequence[str], weights: np.ndarray, var: Any, n_mixtures: int
 ) -> list[int]:
-    """Number of components of every patient; if it is not stored, up to the last one that is not padding."""
+    """Number of components of every patient. If it is not stored, zeros after the last component count as padding."""
     n_most = weights.shape[1]
     counts = stored.get("distribution_n_components")
     if counts is None:
@@ -111,7 +111,7 @@ def _counts(
     counts = _numbers(counts, f"{name}: distribution_n_components")
     if counts.shape != (len(ids),) or not np.all((counts >= 1) & (counts <= n_most) & (counts == np.round(counts))):
         raise DataError(
-            f"{name}: distribution_n_components must be {len(ids)} whole numbers from 1 to {n_most}, one a patient, got "
+            f"{name}: distribution_n_components must be {len(ids)} integers from 1 to {n_most}, one per patient, got "
             f"{counts.tolist()}"
         )
     return counts.astype(int).tolist()

@@ -68,7 +68,7 @@ FRAME_COLUMNS: dict[str, list[str]] = {
     "composition": ["patient", "component", "cell_type", "n_cells"],
 }
 
-#: Key of the mark of a fit's data and options, in the file of its scores.
+#: Key of the mark in the file of a fit's scores; the mark is a text that stands for the data and options of the fit.
 MADE_WITH = "made_with"
 
 #: Largest number of columns of a sheet in a message.
@@ -103,8 +103,8 @@ def read_rows(
     path
         The file.
     columns
-        Columns that a table of the pipeline must have, and the types of those that are not texts. A table that lacks any
-        of it or is damaged is refused. With None, it is a table of the user, which is not checked.
+        Columns that a table of the pipeline must have, and the types of those that are not texts. A table that lacks a
+        column or is damaged is refused. None for a table of the user, which is not checked.
     content
         What a table of the pipeline holds, for messages.
     remedy
@@ -116,7 +116,7 @@ def read_rows(
         If a table of the pipeline is damaged or of another kind.
     """
     if columns is None:
-        with Path(path).open(newline="", encoding="utf-8-sig") as file:  # spreadsheets put a mark before the text
+        with Path(path).open(newline="", encoding="utf-8-sig") as file:  # spreadsheets write a byte order mark
             return list(csv.DictReader(file, delimiter="\t"))
     kinds = columns if isinstance(columns, Mapping) else dict.fromkeys(columns, str)
     try:
@@ -154,7 +154,7 @@ def _checked_rows(text: str, kinds: Mapping[str, type]) -> list[Row]:
                 row[name] = _value(row[name], name, kind, reader.line_num)
         rows.append(row)
     if not text.endswith("\n"):
-        raise ValueError("its last line is cut")
+        raise ValueError("its last line is incomplete")
     return rows
 
 
@@ -244,7 +244,7 @@ def scores_of(path: str | os.PathLike[str], patients: Iterable[str]) -> dict[str
     Raises
     ------
     DataError
-        If one of these patients has none.
+        If the table has no scores of one of these patients.
     """
     rows = by_patient(read_scores(path))
     if lost := [patient for patient in patients if patient not in rows]:

@@ -101,7 +101,7 @@ def column_texts(column: pd.Series, key: str, *, as_ids: bool = False) -> Texts:
 
 
 def _distinct(values: np.ndarray, missing: np.ndarray, key: str) -> tuple[np.ndarray, list[Any]]:
-    """Like :func:`pandas.factorize`, which takes 1, 1.0 and True for equal, and texts that differ only in a NUL."""
+    """Like :func:`pandas.factorize`, but 1, 1.0 and True are different, and so are texts that differ only in a NUL."""
     codes = np.full(len(values), -1, dtype=np.int64)
     found: dict[tuple[str, str], tuple[int, Any]] = {}
     for i in np.flatnonzero(~missing):
@@ -126,16 +126,16 @@ def _check_distinct(values: Sequence[Any], key: str) -> None:
         text = _as_text(value, key)
         if text in seen:
             raise DataError(
-                f"{key}: two different values read the same as text, {text!r} ({type(seen[text]).__name__} and "
-                f"{type(value).__name__}); make them all text"
+                f"{key}: two different values have the same text, {text!r} ({type(seen[text]).__name__} and "
+                f"{type(value).__name__}); convert the column to text"
             )
         seen[text] = value
     numbers: dict[Any, Any] = {}
     for value in values:
         if isinstance(value, Real | np.bool_) and numbers.setdefault(value, value) is not value:
             raise DataError(
-                f"{key}: {numbers[value]!r} and {value!r} are the same number, but read differently as text; "
-                "make them all text"
+                f"{key}: {numbers[value]!r} and {value!r} are the same number, but have different texts; "
+                "convert the column to text"
             )
 
 
@@ -148,4 +148,4 @@ def check_id(patient: str, key: str, *, in_file: bool = True) -> None:
     try:
         patient.encode()
     except UnicodeEncodeError:
-        raise DataError(f"{key}: {patient!r} is no valid Unicode text (a lone surrogate): write it anew") from None
+        raise DataError(f"{key}: {patient!r} is not valid Unicode (a lone surrogate): rename the patient") from None

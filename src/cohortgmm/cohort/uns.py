@@ -34,9 +34,9 @@ _SCORE_NAMES = {
 
 
 def uns_key(patient: str) -> str:
-    """Key of a patient in a dict of ``uns``: its id, with a reversible escape for what HDF5 does not allow.
+    """Key of a patient in a dict of ``uns``: the id, with a reversible escape for characters that HDF5 does not allow.
 
-    A ``/`` would nest groups and a lone ``.`` names the group itself.
+    In an HDF5 name, a ``/`` separates groups, and a ``.`` alone stands for the group itself.
     """
     return "=2E" if patient == "." else patient.replace("=", "=3D").replace("/", "=2F")
 
@@ -67,16 +67,16 @@ def assign_components(
     positions: Mapping[str, np.ndarray],
     n_cells: int,
 ) -> tuple[CellAssignment, dict[str, np.ndarray]]:
-    """Responsibilities of all cells.
+    """The component and the responsibilities of every cell and, with shared components, the weights of every patient.
 
     Parameters
     ----------
     results
-        Of the units of fitting.
+        Results of the units of fitting.
     units
-        Their cells.
+        Cells of the units of fitting.
     positions
-        Rows of the cohort that the cells of every unit come from, by its name.
+        Rows of the cohort that hold the cells of every unit, by name of the unit.
     n_cells
         Number of cells of the cohort.
 
@@ -128,7 +128,8 @@ def build_uns(
     patients
         Number of cells of every patient, by id, in order.
     results
-        Of the units of fitting: of these patients in this order or, with ``component_sharing="global"``, of the cohort.
+        Results of the units of fitting: one for every patient, in the same order, or, with
+        ``component_sharing="global"``, one for the whole cohort.
     weights
         With shared components, the weights by patient, see :func:`assign_components`.
     gmm
@@ -143,9 +144,9 @@ def build_uns(
     Returns
     -------
     dict
-        Arrays, scalars, texts and dicts only, so that ``.h5ad`` returns it unchanged. The covariances are
-        :class:`~cohortgmm.cohort.covariances.StackedCovariances`, which :func:`write_covariances` or ``numpy.asarray``
-        makes an array of.
+        Arrays, scalars, texts and dicts only, so that it stays the same in an ``.h5ad``. The covariances are a
+        :class:`~cohortgmm.cohort.covariances.StackedCovariances`: ``numpy.asarray`` converts it to an array, and
+        :func:`~cohortgmm.cohort.covariances.write_covariances` writes it to a file.
     """
     shared = component_sharing == "global"
     chosen = [_Chosen.of(result) for result in results]  # every access to a fit may read a file
@@ -205,7 +206,7 @@ def _fit_params(gmm: GmmConfig) -> dict[str, Any]:
 
 
 def _normalized(weights: np.ndarray) -> np.ndarray:
-    """Weights (K,) of the components that sum to one; equal ones if all cells are background."""
+    """Weights (K,) of the components, divided by their sum; equal weights if all cells are background."""
     total = weights.sum()
     return weights / total if total > 0 else np.full(len(weights), 1.0 / len(weights))
 
@@ -216,7 +217,7 @@ def _pad(array: np.ndarray, k_max: int) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class _Chosen:
-    """What is stored of a final fit besides its covariances."""
+    """The values of a final fit that are stored, except its covariances."""
 
     weights: np.ndarray
     means: np.ndarray
@@ -243,7 +244,10 @@ class _Chosen:
 
 
 def _background(chosen: Sequence[_Chosen], weights: Iterable[np.ndarray], shared: bool) -> dict[str, np.ndarray]:
-    """The boxes, and the share of every patient: with shared components, one minus the sum of its weights."""
+    """The boxes of the backgrounds, and the share of background in every patient.
+
+    With shared components, the share is one minus the sum of the patient's weights.
+    """
     backgrounds = [own.background for own in chosen if own.background is not None]
     amplitudes = [background.amp for background in backgrounds]
     if shared:
@@ -316,7 +320,7 @@ def read_gmm(data: Any, gmm_key: str | None = None) -> dict[str, GaussianMixture
     Returns
     -------
     dict
-        Patient id to mixture, in the stored order; shared components come with each patient's own weights.
+        Mixture by patient id, in the stored order; with shared components, each mixture has the patient's own weights.
 
     Raises
     ------
@@ -344,7 +348,7 @@ def read_gmm(data: Any, gmm_key: str | None = None) -> dict[str, GaussianMixture
 
 @contextmanager
 def _stored_uns(data: Any) -> Iterator[Mapping[str, Any]]:
-    """``uns`` of an AnnData; of a file only the entries with mixtures, whose covariances are read when they are needed."""
+    """``uns`` of an AnnData, or the entries of a file that hold mixtures; their covariances are read when needed."""
     if not isinstance(data, str | os.PathLike):
         if not isinstance(getattr(data, "uns", None), Mapping):
             raise DataError(f"data must be AnnData or the path of an .h5ad, got {type(data).__name__}")

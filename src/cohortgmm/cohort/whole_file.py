@@ -1,4 +1,4 @@
-"""Reading a cohort's file whole and writing it again, with entries that anndata cannot write, or cannot even read."""
+"""Reading a whole ``.h5ad`` and writing it again, even if anndata cannot write, or cannot read, some of its entries."""
 
 import os
 import warnings
@@ -30,11 +30,11 @@ class Cohort:
     Attributes
     ----------
     adata
-        All that can be read; None after :meth:`release`.
+        All entries that can be read; None after :meth:`release`.
     renamed
-        Entries with another name here, because anndata could not write them: ``{"entry": ..., "kept_as": ...}``.
+        Entries that got another name, because anndata cannot write their own: ``{"entry": ..., "kept_as": ...}``.
     unread
-        Reason by path in the file, for entries that cannot be read.
+        Entries that cannot be read: the reason, by path in the file.
     """
 
     adata: ad.AnnData | None
@@ -42,7 +42,7 @@ class Cohort:
     unread: dict[str, str] = field(default_factory=dict)
 
     def release(self) -> ad.AnnData:
-        """The AnnData, which this object no longer holds, so that the caller can free its memory."""
+        """Return the AnnData and remove it from this object, so that the caller can free its memory."""
         adata, self.adata = self.adata, None
         return adata
 
@@ -60,7 +60,7 @@ def read_cohort(source: str | os.PathLike[str], needed: str) -> Cohort:
     source
         An ``.h5ad``.
     needed
-        Path in it of an entry that must be read, besides ``obs`` and ``var``.
+        Path in the file of an entry that must be readable, in addition to ``obs`` and ``var``.
 
     Raises
     ------
@@ -100,7 +100,7 @@ def write_cohort(
     target
         The new file.
     source, unread
-        The file that it was read from, and what could not be read of it, see :class:`Cohort`.
+        The file that the cohort was read from, and its entries that could not be read, see :class:`Cohort`.
 
     Returns
     -------
@@ -120,8 +120,8 @@ def write_cohort(
         raise
     except Exception as error:
         raise DataError(
-            f"{source}: anndata {ad.__version__} cannot write what it read of it ({format_error(error)}): remove or rename "
-            "this entry"
+            f"{source}: anndata {ad.__version__} cannot write an entry that it has read ({format_error(error)}): "
+            "remove or rename this entry"
         ) from error
     paths = [path for path in unread if path.startswith("uns/")]
     lost = []

@@ -25,7 +25,7 @@ def _object_or(value: Any, validate: Callable[[Any], Any]) -> Any:
 #: A number, which YAML may have read as text.
 Number = Annotated[float, BeforeValidator(_number)]
 
-#: Number of a component, from 0.
+#: Index of a component, from 0.
 Component = Annotated[int, Field(ge=0)]
 
 #: Name of a function, ``file.py:function`` or ``module:function``; a notebook may give the function itself.
@@ -44,12 +44,12 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
     def conflicts(self) -> list[Conflict]:
-        """Keys whose values are valid one by one and exclude each other."""
+        """Keys whose values are each valid, but exclude each other."""
         return []
 
 
 def section_of(annotation: Any) -> type[BaseModel] | None:
-    """The section that a type is, or may be, or holds a list of; None if there is none."""
+    """The section in a type annotation: the type itself, a member of a union, or the elements of a list; else None."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next(filter(None, map(section_of, get_args(annotation))), None)

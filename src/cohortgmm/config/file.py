@@ -33,7 +33,7 @@ def read_config_file(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold keys with values, got a {type(values).__name__}")
     if _holds_itself(values, ()):
-        raise ConfigError(f"{path} has an alias (*) within what it stands for: write out the keys that are meant")
+        raise ConfigError(f"{path} has an alias (*) that refers to a value around it: write out the keys instead")
     return values
 
 

@@ -20,7 +20,7 @@ def default_gmm_key(use_rep: str | None) -> str:
 
 
 def function_name(function: Any) -> str:
-    """Name of a function for the record of a result: ``module:function``, also where it is given by this name."""
+    """Name of a function for the record of a result, ``module:function``; a function given by name keeps this name."""
     if isinstance(function, str):
         return function
     name = getattr(function, "__name__", "")
@@ -40,8 +40,9 @@ class NoiseConfig(Section):
     layer: str | None = Field(None, description="Key of `layers`: variances of X, for `use_rep: null`.")
     at: Function = Field(
         None,
-        description="With `completeness`: the noise of a cell at any place, `file.py:function` or `module:function`. The "
-        "function returns variances or covariances for places (m, features). null: the noise of randomly drawn cells.",
+        description="With `completeness`: function for the noise of unobserved cells, `file.py:function` or "
+        "`module:function`. It gets cells without noise (m, features) and returns variances or covariances. null: the "
+        "noise of randomly drawn cells.",
     )
 
     def conflicts(self) -> list[Conflict]:
@@ -103,11 +104,11 @@ class GateConfig(Section):
 class CompletenessConfig(Section):
     """Selection of the cells in the data: the fitted mixture is that of all cells, observed or not."""
 
-    gates: list[GateConfig] = Field([], description="Conditions that every cell in the data fulfils, all of them.")
+    gates: list[GateConfig] = Field([], description="Conditions. Every cell in the data fulfils all of them.")
     function: Function = Field(
         None,
-        description="`file.py:function` or `module:function`: probability that a cell is in the data, in [0, 1], for "
-        "places (m, features).",
+        description="`file.py:function` or `module:function`. It gets measured cells (m, features) and returns "
+        "the probability, in [0, 1], that such a cell is in the data.",
     )
 
     def conflicts(self) -> list[Conflict]:
@@ -128,7 +129,7 @@ class BackgroundConfig(Section):
     )
     upper: Number | list[Number] | None = Field(None, description="Upper corner; null: the patient's largest values.")
     amp: Number = Field(
-        0.1, ge=0, le=1, description="Share of all cells that is background: initial value, or fixed value."
+        0.1, ge=0, le=1, description="Share of all cells that is background: the initial value or the fixed value."
     )
     amp_min: Number = Field(0.0, ge=0, le=1, description="Smallest share.")
     amp_max: Number = Field(1.0, ge=0, le=1, description="Largest share.")
@@ -151,7 +152,7 @@ class BackgroundConfig(Section):
 
 
 class FrozenConfig(Section):
-    """Parameters of the reference that are not fitted, by number of the component (from 0) or `all`."""
+    """Parameters of the reference that are not fitted, by index of the component (from 0) or `all`."""
 
     amp: list[Component] | Literal["all"] = Field([], description="Components that keep their weights.")
     mean: list[Component] | Literal["all"] = Field([], description="Components that keep their means.")
@@ -171,14 +172,13 @@ class GmmConfig(Section):
     k_comps: int | list[int] | None = Field(
         None,
         description="Number of components. An integer, or a list of one, fixes it: all cells are fitted and nothing is "
-        "selected. A longer list gives the candidates. null: 1 to 10; a patient goes "
-        "without those for which it has fewer than ten training cells per component (or features + 1, if that is more and "
-        "the covariances are full). Candidates of a list are left "
-        "out for a patient with fewer than two training cells per component. A patient with too few cells for a fixed k, "
-        "or for the smallest of a list, is too small, see `on_small_patient`.",
+        "selected. A longer list gives the candidates; a patient skips those for which it has fewer than two training "
+        "cells per component. null: candidates 1 to 10; a patient skips those for which it has fewer than ten training "
+        "cells per component (or features + 1, if that is more and the covariances are full). If a patient has too few "
+        "cells for a fixed k, or for the smallest k of a list, `on_small_patient` applies.",
     )
     k_selection_metric: Literal["aic", "bic", "heldout_nll"] = Field(
-        "aic", description="Criterion that chooses k. All three are in the tables of scores in any case."
+        "aic", description="Criterion that chooses k. The tables of scores always contain all three."
     )
     refit: Literal["none", "full"] = Field(
         "none",
@@ -214,7 +214,7 @@ class GmmConfig(Section):
         description="Starts per fit; the one with the highest final likelihood is kept. null: 1; with `noise`, "
         "`missing`, `completeness` or `background` 10.",
     )
-    eps: Number = Field(1e-4, gt=0, description="Floor under the eigenvalues of the covariances.")
+    eps: Number = Field(1e-4, gt=0, description="Floor: smallest allowed eigenvalue of a covariance.")
     singularity_handling: Literal["guarded", "robust", "strict"] = Field(
         "guarded",
         description="What happens to an eigenvalue below the floor. `guarded`: it is raised to `eps`. `robust`: it is "
@@ -241,7 +241,7 @@ class GmmConfig(Section):
     )
     completeness: CompletenessConfig | None = Field(None, description="Selection of the cells in the data; keys below.")
     background: BackgroundConfig | None = Field(
-        None, description="A uniform background; keys below (`{}`: with their defaults)."
+        None, description="A uniform background; keys below (`{}`: all keys at their defaults)."
     )
     cutoff: Number | None = Field(
         None,
@@ -250,10 +250,10 @@ class GmmConfig(Section):
     )
     reference: Mixture = Field(
         None,
-        description="A mixture (`.npz`) that all fits start from and whose number of components they have. Without "
-        "`frozen`, its means and covariances are kept: patients are mapped onto it, and only their weights (and "
-        "background) are fitted. It must not be a result of this run; `python -m cohortgmm keep DIR` copies the mixtures "
-        "of a run to `DIR/models`.",
+        description="A mixture (`.npz`) from which all fits start; they have the same number of components. Without "
+        "`frozen`, its means and covariances are kept: patients are mapped onto it, and only their weights (and the "
+        "background) are fitted. It must not be a result of this run; `python -m cohortgmm keep DIR` copies the "
+        "mixtures of a run to `DIR/models`.",
     )
     frozen: FrozenConfig | None = Field(None, description="Parameters of `reference` that are not fitted; keys below.")
     gmm_key: str | None = Field(
@@ -308,11 +308,11 @@ class GmmConfig(Section):
             found.append((("train_size", "k_selection_metric", "k_comps"), message))
         if self.reference is None and (self.frozen is not None or self.init == "none"):
             key = "frozen" if self.frozen is not None else "init"
-            found.append((("reference", key), f"{key} is about the mixture in reference, which is not given"))
+            found.append((("reference", key), f"{key} needs a mixture in reference, which is not given"))
         if self.reference is not None and self.split_merge:
-            found.append((("reference", "split_merge"), "split_merge moves components, which reference is to keep"))
+            found.append((("reference", "split_merge"), "split_merge must be 0: it moves components of reference"))
         if self.noise is not None and self.noise.at is not None and self.completeness is None:
-            found.append((("noise.at", "completeness"), "noise.at is for completeness, which is not given"))
+            found.append((("noise.at", "completeness"), "noise.at needs completeness, which is not given"))
         return found
 
     @property
@@ -339,16 +339,16 @@ class GmmConfig(Section):
 
     @property
     def converges_slowly(self) -> bool:
-        """Whether EM needs many iterations: with incomplete data, or with parameters that are kept."""
+        """Whether EM needs many iterations: with incomplete data, or with a reference."""
         return self.has_incomplete_data or self.reference is not None
 
     def for_reference(self, n_components: int, covariance_type: str, source: str) -> "GmmConfig":
-        """The same with the number of components of the reference.
+        """A copy with the number of components of the reference.
 
         Raises
         ------
         ConfigError
-            If another number of components or another type of covariance is asked for.
+            If this section demands another number of components or another type of covariance.
         """
         if self.k_comps is not None and self.candidates != (n_components,):
             raise ConfigError(f"{source}: gmm.k_comps: the reference has {n_components} components: leave k_comps out")
@@ -371,7 +371,7 @@ class GmmConfig(Section):
         return {key: path for key, path in named.items() if path}
 
     def with_files(self, found: Mapping[str, str]) -> "GmmConfig":
-        """The same with other paths for :attr:`files`, by the same keys."""
+        """A copy with other paths for the files, given by the keys of :attr:`files`."""
         update: dict[str, Any] = {}
         for key, path in found.items():
             _, *names = key.split(".")

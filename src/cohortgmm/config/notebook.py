@@ -18,7 +18,7 @@ def read_gmm_options(arguments: Mapping[str, Any]) -> GmmConfig:
     ----------
     arguments
         The keys of :class:`~cohortgmm.config.gmm.GmmConfig`, and ``noise_at``. Functions, mixtures and arrays of noise
-        stay the objects that they are. Numbers and arrays of numpy are taken for numbers and lists.
+        are kept as objects. Numbers and arrays of numpy are converted to numbers and lists of Python.
 
     Returns
     -------
@@ -48,7 +48,7 @@ def _noise(noise: Any, noise_at: Any) -> Any:
     """The section ``noise``: keys of AnnData, or the arrays themselves."""
     if noise is None:
         if noise_at is not None:
-            raise ConfigError("noise_at is about cells with noise, which is not given")
+            raise ConfigError("noise_at needs noise, which is not given")
         return None
     if isinstance(noise, str):
         noise = {"obsm": noise}
@@ -70,6 +70,6 @@ def _as_list(value: Any) -> Any:
 
 
 def _as_numbers(value: Any) -> Any:
-    """Numbers of components as a list, also a single one."""
+    """Indices of components as a list, also if a single index is given."""
     value = _as_list(value)
     return value if value is None or isinstance(value, str | bytes | list) else [value]

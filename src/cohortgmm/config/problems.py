@@ -17,7 +17,7 @@ _Path = tuple[str, ...]
 
 
 def validated(model: type[_Model], values: Mapping[str, Any], source: str) -> _Model:
-    """Values as a section of the configuration.
+    """Check values and return them as a section of the configuration.
 
     Parameters
     ----------
@@ -56,8 +56,8 @@ def validated(model: type[_Model], values: Mapping[str, Any], source: str) -> _M
 def _conflicts(section: Section, faulty: Collection[str], misspelt: Collection[str]) -> Iterable[str]:
     """Conflicts among valid keys.
 
-    A conflict is not reported if one of its keys, a part of the key (an element of a list) or the section around it is
-    faulty, or if the section has a misspelt key, which may be the missing one.
+    A conflict is not reported if one of its keys, an element of such a key, or the section around it is faulty.
+    It is not reported either if the section has a misspelt key, because this may be the key that is missing.
     """
     for keys, message in section.conflicts():
         if any("." in key and key.rpartition(".")[0] in misspelt for key in keys):
@@ -68,7 +68,7 @@ def _conflicts(section: Section, faulty: Collection[str], misspelt: Collection[s
 
 
 def _one_for_each_key(values: Mapping[str, Any], errors: Sequence[Any]) -> list[dict[str, Any]]:
-    """Pydantic's errors, joined for each key, without its names for the members of a union in the paths."""
+    """Pydantic's errors, one per key; the paths are without the names that Pydantic gives to the members of a union."""
     found: dict[tuple[Any, ...], dict[str, Any]] = {}
     for error in errors:
         value, path = values, []

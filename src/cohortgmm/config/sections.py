@@ -82,9 +82,9 @@ class Config(Section):
         "run. (The same holds for all files of the configuration.)",
     )
     patient_col: str | list[str] = Field(
-        description="Column of `obs` that names the patient (sample, donor) of every cell. Or several columns, whose "
-        "texts are joined by `_`: `[patient, timepoint]` gives a mixture for every patient and time point, and the result "
-        "has the joined texts in `obs[<gmm_key>_patient]`."
+        description="Column of `obs` that names the patient (sample, donor) of every cell. With a list of columns, "
+        "their texts are joined by `_`: `[patient, timepoint]` gives a mixture for every patient and time point. The "
+        "joined texts are in `obs[<gmm_key>_patient]` of the result."
     )
     label_col: str | None = Field(None, description="Column of `obs` with the patient's group, for tables and figures.")
     on_mixed_label: Literal["error", "majority"] = Field(
@@ -97,7 +97,7 @@ class Config(Section):
         None, description="Column of `obs` with cell types, for the composition of the components."
     )
     use_rep: str | None = Field(
-        "X_pca", description="Key of `obsm` that is modelled; null is X itself (without preprocessing)."
+        "X_pca", description="Key of `obsm` of the matrix that is modelled; null: X itself (without preprocessing)."
     )
     patients: str | None = Field(
         None,
@@ -186,14 +186,14 @@ class Config(Section):
         return {"celltype_col": self.celltype_col, **(batches if self.preprocess.enabled else {})}
 
     def provenance_json(self) -> str:
-        """What the merged file depends on, as JSON: all keys but those for figures and logs."""
+        """The keys that the merged file depends on, as JSON: all keys except those for figures and logs."""
         files = {key: format_path(path) for key, path in self.gmm.files.items()}
         named = {key: path and format_path(path) for key, path in (("input", self.input), ("patients", self.patients))}
         plain = self.model_copy(update=named | {"gmm": self.gmm.with_files(files)})
         return plain.model_dump_json(exclude={"qc": True, "gmm": {"verbose"}})
 
     def split_options(self) -> dict[str, Any]:
-        """What the division of the cohort into patients depends on."""
+        """The options on which splitting the cohort by patient depends."""
         return {
             "patient_col": self.patient_col,
             "label_col": self.label_col,

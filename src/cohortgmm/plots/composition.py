@@ -121,7 +121,7 @@ def _mean_purity(purity: pd.Series, sizes: pd.Series) -> pd.Series:
 
 
 def _row_labels(shares: pd.DataFrame, sizes: pd.Series, *, several: bool) -> tuple[list[str], np.ndarray]:
-    """Labels left of the rows and the row at which each ends: one label per group of rows, or per row for one patient."""
+    """Labels of groups of rows, and the row at which each group ends. For a single patient, every row is a group."""
     if not several:
         numbers = shares.index.get_level_values("component")
         labels = [f"{number}  ({size:,} cells)" for number, size in zip(numbers, sizes, strict=True)]
@@ -230,7 +230,7 @@ class _Strips:
         return self.per_strip * self.row
 
     def draw(self, figure: Figure, left: float, purity: pd.Series, sizes: pd.Series) -> None:
-        """Draw a dot per component at its purity, with an area by its cells, and a line at the mean over the cells."""
+        """Draw a dot per component at its purity (area: number of cells), and a line at the mean over the cells."""
         for s in range(self.n):
             span = slice(s * self.per_strip, (s + 1) * self.per_strip)
             rows = self.ranked.iloc[span]

@@ -35,7 +35,7 @@ from cohortgmm.plots.style import (
 )
 
 _PANEL = (4.6, 4.0)  # inches
-_LETTERS_PER_INCH = 11.5  # of the title
+_LETTERS_PER_INCH = 11.5  # in the font size of the title
 _LEGEND_BELOW = 26  # points between axes and legend, for the tick labels and the label of the x axis
 _MOST_BINS = 80
 
@@ -61,9 +61,9 @@ def plot_correction(*, patient: str, x: np.ndarray, correction: Correction, feat
     Returns
     -------
     Figure
-        Naive and corrected components. With a background, also the probability of every cell to belong to it. With
-        completeness, also the observed cells with draws of the unobserved ones, and the density with and without the
-        unobserved cells in the feature that the selection changes most.
+        Naive and corrected components. With a background, also the probability that a cell is background. With
+        completeness, also the observed cells with unobserved cells sampled from the mixture, and the density with and
+        without the unobserved cells in the feature that the selection changes most.
     """
     x = np.asarray(x, dtype=float)[correction.shown]
     plane = x.shape[1] > 1
@@ -187,7 +187,7 @@ def _draw_background(ax: Axes, x: np.ndarray, correction: Correction, names: lis
 
 
 def _draw_unobserved(ax: Axes, x: np.ndarray, correction: Correction, names: list[str]) -> None:
-    """Draw the observed cells, and draws from the mixture in place of the unobserved ones."""
+    """Draw the observed cells, and cells sampled from the mixture in place of the unobserved ones."""
     style_axes(ax, title="observed cells, and expected unobserved ones", xlabel=names[0], ylabel=names[1])
     _scatter(ax, x, UNASSIGNED)
     observed, unobserved = _draws(correction)
@@ -206,7 +206,7 @@ def _draw_completed(ax: Axes, x: np.ndarray, correction: Correction, names: list
     observed, unobserved = _draws(correction)
     all_draws = np.concatenate([observed, unobserved])
     feature = max(range(x.shape[1]), key=lambda j: _gap(observed[:, j], all_draws[:, j]))
-    style_axes(ax, title="observed and completed density", xlabel=names[feature], ylabel="cells per unit")
+    style_axes(ax, title="density of observed and of all cells", xlabel=names[feature], ylabel="cells per unit")
     values = x[np.isfinite(x[:, feature]), feature]
     edges = np.linspace(*_range(np.concatenate([values, all_draws[:, feature]])), _n_bins(len(values)) + 1)
     width, scale = edges[1] - edges[0], len(values) / max(len(observed), 1)
@@ -218,7 +218,7 @@ def _draw_completed(ax: Axes, x: np.ndarray, correction: Correction, names: list
 
 
 def _draws(correction: Correction) -> tuple[np.ndarray, np.ndarray]:
-    """Observed and unobserved cells drawn from the mixture."""
+    """Observed and unobserved cells, sampled from the mixture."""
     assert correction.seen is not None
     assert correction.unseen is not None
     return correction.seen, correction.unseen

@@ -52,7 +52,7 @@ CRITERIA = {
     "heldout_nll": Criterion("held-out NLL", "NLL (nats per cell)", "Δ held-out NLL (nats per cell)"),
 }
 NOTHING_HELD_OUT = "nothing held out"
-FLOOR_NOTE = "covariance at the floor: likelihood not to be trusted"
+FLOOR_NOTE = "covariance at the floor: likelihood not reliable"
 
 _ROWS_PER_STRIP = 70
 _MAX_STRIPS = 4
@@ -60,7 +60,7 @@ _MAX_LABELLED = 600
 
 
 def criterion_name(metric: str) -> str:
-    """Name of a metric in figures; that of :data:`CRITERIA`, else the metric itself."""
+    """Name of a criterion in figures, from :data:`CRITERIA`; for an unknown criterion, its key."""
     return CRITERIA[metric].name if metric in CRITERIA else short_label(metric)
 
 

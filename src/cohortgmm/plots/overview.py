@@ -152,7 +152,7 @@ def _draw_condition(ax: Axes, diagnostics: pd.DataFrame) -> pd.DataFrame:
 
 def _scatter_floored(ax: Axes, x: pd.Series, y: pd.Series, floored: pd.Series) -> None:
     shared: dict[str, Any] = {"linewidths": 1, "rasterized": len(x) > MAX_VECTOR_POINTS}
-    ax.scatter(x[~floored], y[~floored], s=12, color=PLAIN, label="all covariances free", **shared)
+    ax.scatter(x[~floored], y[~floored], s=12, color=PLAIN, label="no covariance at the floor", **shared)
     hollow: dict[str, Any] = {"facecolors": "white", "edgecolors": ALARM}
     ax.scatter(x[floored], y[floored], s=16, label="a covariance at the floor", **hollow, **shared)
 
@@ -210,7 +210,7 @@ def _count_axes(*axes: Axis) -> None:
 
 
 def _plain_log(ax: Axes) -> None:
-    """Label a logarithmic y axis with numbers such as 0.05, also between powers of ten where the range is short."""
+    """Label a logarithmic y axis with numbers such as 0.05; if the range is short, also between powers of ten."""
     low, high = ax.get_ylim()
     few = np.log10(high / low) < 1.5
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,)))

@@ -52,7 +52,7 @@ def plot_patient(
     patient
         The patient's id.
     x
-        (n, D) cells in the fitted features. The first two features are drawn; of a single feature, the histogram.
+        (n, D) cells in the fitted features. The first two features are drawn; if there is only one, its histogram.
     components
         (n,) component of every cell; a negative number means none.
     model
@@ -180,7 +180,7 @@ def _scatter_cells(ax: Axes, x: np.ndarray, components: np.ndarray) -> None:
 
 
 def _label_components(ax: Axes, model: GaussianMixture) -> None:
-    """Write number and weight at the means within the limits, large weights first; weights below 0.5 % have no label."""
+    """Label the components whose mean is within the limits with number and weight, except weights below 0.5 %."""
     order = np.argsort(-model.weights, kind="stable")
     one_feature = model.n_features == 1
     means = model.means[:, :2]

@@ -54,7 +54,8 @@ UNASSIGNED = "#c4c4c4"
 #: Settings that differ from matplotlib's defaults. With a fixed salt, the ids in SVG files are not random.
 _SETTINGS = {"svg.hashsalt": "cohortgmm", "svg.fonttype": "path"}
 
-#: Settings of interactive windows, on which no figure file depends. They are left alone, as reading ``backend`` loads one.
+#: Settings of interactive windows, on which no figure file depends. They are not read, because reading ``backend``
+#: would load a backend.
 _OF_WINDOWS = ("backend", "date.", "interactive", "timezone", "tk.", "toolbar", "webagg.")
 
 
@@ -308,7 +309,7 @@ def _free_place(note: Annotation, taken: list[Bbox], places: list[tuple[float, f
 
 
 def freeze_layout(figure: Figure) -> None:
-    """Compute the layout once: repeated at every save, it would change by rounding errors."""
+    """Compute the layout once and keep it: computed again at every save, it would differ by rounding errors."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
 

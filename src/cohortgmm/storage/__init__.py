@@ -1,1 +1,1 @@
-"""Files: patients as file names, writing without half-written files, ``.npz`` archives and their marks."""
+"""Files: patient ids as file names, writing files completely or not at all, ``.npz`` archives and their marks."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cohortgmm.errors import CohortgmmError, OutputError
 
-#: This machine in temporary names, as the number of a process is unique on one machine only.
+#: Name of this machine in temporary file names, because process ids are unique on one machine only.
 _NODE = f"{zlib.crc32(os.uname().nodename.encode()):08x}"
 
 _HOUR = 3600
@@ -59,7 +59,7 @@ def _remove_leftovers(path: Path) -> None:
         node, _, process = writer.partition("-")
         if not process.isdigit():
             continue
-        with suppress(FileNotFoundError):  # another process may be here for the same reason
+        with suppress(FileNotFoundError):  # another process may have removed the same file
             is_old = time.time() - leftover.stat().st_mtime > _HOUR
             if is_old if node != _NODE else not _is_alive(int(process)):
                 leftover.unlink()
@@ -81,7 +81,7 @@ def _output_errors(path: Path, temporary: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        # A copy that fails names both files, a write that fails names none.
+        # The error of a failed copy names both files, the error of a failed write names none.
         names = (error.filename, error.filename2)
         about = {os.path.abspath(name) for name in names if isinstance(name, (str, os.PathLike))}
         ours = {os.path.abspath(name) for name in (path, temporary, *path.absolute().parents)}
@@ -89,7 +89,7 @@ def _output_errors(path: Path, temporary: Path) -> Iterator[None]:
             raise
         reason = os.strerror(error.errno) if error.errno else str(error).splitlines()[0]
         remedy = "free space"
-        if "unable to lock file" in str(error):  # HDF5 says so where a file system knows no locks
+        if "unable to lock file" in str(error):  # the error of HDF5 on a file system without locks
             reason, remedy = "it cannot be locked here", "set the environment variable HDF5_USE_FILE_LOCKING=FALSE"
         raise OutputError(
             f"cannot write {path}: {reason}; {remedy}, or choose another folder with --directory"

@@ -39,7 +39,7 @@ def read_arrays(
     MissingFileError
         If there is no such file.
     DataError
-        If the file is of another kind, damaged, or without one of them.
+        If the file is of another kind, damaged, or lacks one of the required arrays.
     ConfigError
         If ``file`` is neither a path nor a file.
     """
@@ -50,7 +50,7 @@ def read_arrays(
                 arrays = {name: archive[name] for name in (*names, *optional) if name in archive.files}
         except MemoryError:
             raise DataError(f"{name_of(file)}: larger than the memory, or damaged") from None
-        except Exception:  # whatever numpy, zipfile and zlib make of a damaged file
+        except Exception:  # numpy, zipfile and zlib raise many kinds of errors for a damaged file
             raise DataError(
                 f"{name_of(file)} holds no {content}: not a readable .npz file; if a run made it, remove it "
                 "and run again"

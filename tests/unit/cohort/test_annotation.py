@@ -63,8 +63,8 @@ def test_cells_without_coordinates(annotation, tmp_path):
     [
         (UMAP[:100], "obsm['X_umap'] has 100 rows for 180 cells"),
         (UMAP.T, "obsm['X_umap'] has 2 rows for 180 cells, it looks transposed"),
-        (UMAP[:, :1], "obsm['X_umap'] must have two columns, its shape is (180, 1)"),
-        (UMAP[:, 0], "obsm['X_umap'] must have two columns, its shape is (180,)"),
+        (UMAP[:, :1], "obsm['X_umap'] must have at least two columns, its shape is (180, 1)"),
+        (UMAP[:, 0], "obsm['X_umap'] must have at least two columns, its shape is (180,)"),
         (UMAP.astype("S8"), "obsm['X_umap'] must hold real numbers, got |S8"),
         (UMAP + 1j, "obsm['X_umap'] must hold real numbers, got complex128"),
     ],
@@ -74,7 +74,7 @@ def test_coordinates_that_cannot_be_drawn(annotation, rows, said):
     with pytest.raises(DataError) as caught:
         annotation(rows=rows)
     assert said in str(caught.value)
-    assert str(caught.value).endswith("remove it from obsm, then it is computed anew, or set qc.umap to false")
+    assert str(caught.value).endswith("remove it from obsm, X set qc.umap to false")
     assert annotation(rows=rows, umap=False).umap is None
 
 

@@ -119,9 +119,9 @@ def test_batches_that_cannot_choose_at_all():
         (
             N,
             replaced("{s}", 1),
-            "1 of 4 batches have a single cell ('{s}'), which Harmony cannot tell from its batch: ",
+            "1 of 4 batches have a single cell ('{s}'), so that Harmony cannot estimate their effect: ",
         ),
-        (N, [str(i) for i in range(N)], "60 of 60 batches have a single cell ('0', '1', '10', ...), which "),
+        (N, [str(i) for i in range(N)], "60 of 60 batches have a single cell ('0', '1', '10', ...), so that "),
         (12, ["x", "y"] * 6, "12 cells are too few for Harmony, which needs 16: set preprocess.harmony_col to null"),
     ],
     ids=["one batch", "single cell", "all single", "few cells"],
@@ -166,7 +166,7 @@ def test_columns_of_batches():
     assert read_batches(obs, None, "key") is None
     for column, text in (
         ("missing", "key: 1 cells have no value in obs column 'missing': fill them"),
-        ("mixed", "key: two different values of obs column 'mixed' read the same as text; make them all text"),
+        ("mixed", "key: two different values of obs column 'mixed' have the same text; convert the column to text"),
         ("categor", "key: obs column 'categor' is not in the data; did you mean 'category'?"),
     ):
         with pytest.raises(DataError) as caught:

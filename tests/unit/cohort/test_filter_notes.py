@@ -56,14 +56,14 @@ def test_patients_entries_and_genes():
     kept = [{"entry": "layers['counts']", "kept_as": "layers['counts_input']"}]
     notes = filter_notes(QUIET | {"patients_without_cells": ["P{1}"], "kept": kept, "renamed_genes": 1})
     assert notes == [
-        "preprocessing left no cell of 1 patient: 'P{1}'",
-        "preprocessing kept entries of the input that were in its way: layers['counts'] as layers['counts_input']",
-        "1 gene got a number, as other genes have the same names",
+        "no cell of 1 patient passed the preprocessing: 'P{1}'",
+        "preprocessing renamed entries of the input whose names it uses: layers['counts'] as layers['counts_input']",
+        "1 gene got a suffix, because other genes have the same names",
     ]
     (note,) = filter_notes(QUIET | {"patients_without_cells": [f"P{i}" for i in range(7)]})
-    assert note == "preprocessing left no cell of 7 patients: 'P0', 'P1', 'P2', 'P3', 'P4', ..."
+    assert note == "no cell of 7 patients passed the preprocessing: 'P0', 'P1', 'P2', 'P3', 'P4', ..."
     (note,) = filter_notes(QUIET | {"renamed_genes": 1200})
-    assert note == "1,200 genes got a number, as other genes have the same names"
+    assert note == "1,200 genes got a suffix, because other genes have the same names"
 
 
 def test_the_summary_is_read_and_a_damaged_one_is_refused(tmp_path):

@@ -129,7 +129,7 @@ def test_a_filter_that_finds_no_gene_is_an_error_that_says_what_to_do():
     )
     assert refused(table(["MT-A", "B", "C"], name=["a", "b", "c"]), symbols="name") == (
         "preprocess.max_mito_percent is 15, but no symbol in var column 'name' begins with MT- ('a', 'b', 'c', ...): the "
-        "genes' own names do, set preprocess.symbols to null"
+        "names of the genes do, set preprocess.symbols to null"
     )
 
 

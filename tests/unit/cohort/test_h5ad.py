@@ -113,14 +113,14 @@ def test_a_table_of_other_cells_is_refused(cohort_file):
 
     file = cohort_file(in_memory=table)
     assert split(file) == ["P1", "P2", "P3"]
-    assert "obsm['X_pca'] is a table of other cells than obs, or of the same in another order" in refusal(
+    assert "obsm['X_pca'] is a table whose rows are not the cells of obs in the same order" in refusal(
         split, cohort_file(swap, table)
     )
 
     def twice(file):
         file["obsm/X_pca"].attrs["column-order"] = np.array(["a", "a", "c"], dtype=TEXT)
 
-    assert "obsm['X_pca'] names its column 'a' twice" in refusal(split, cohort_file(twice, table))
+    assert "obsm['X_pca'] has two columns of the name 'a'" in refusal(split, cohort_file(twice, table))
 
 
 @pytest.mark.parametrize("kind", ["index", "negative", "pointer", "rows", "data"])
@@ -356,7 +356,7 @@ def test_packed_with_zstd(cohort_file):
     python(ZSTD, path)
     assert float(python(READ, path, "with")) == pytest.approx(X.sum(dtype=float))
     assert python(READ, path, "without") == (
-        f"{path}: obsm/X_pca is packed with the HDF5 filter 32015 (HDF5 zstd filter), which is not installed: "
+        f"{path}: obsm/X_pca is compressed with the HDF5 filter 32015 (HDF5 zstd filter), which is not installed: "
         "pip install hdf5plugin, or write the file again with gzip"
     )
 
@@ -402,7 +402,10 @@ def test_values_in_another_file_that_is_gone(cohort_file, tmp_path):
     file = cohort_file(virtual)
     assert split(file) == ["P1", "P2", "P3"]
     (tmp_path / "v.h5").unlink()
-    assert refusal(split, file) == f"{file}: obsm/X_pca lies in the file v.h5, which is not there: put it beside"
+    assert (
+        refusal(split, file)
+        == f"{file}: obsm/X_pca is stored in the file v.h5, which is missing: put it into the same folder"
+    )
 
 
 # Files of another kind
@@ -464,13 +467,13 @@ def test_a_file_that_another_program_writes(cohort_file):
             "try:\n    open_h5ad(sys.argv[1]).__enter__()\nexcept ValueError as error:\n    print(error)",
             path,
         )
-    assert said.startswith(f"{path}: another program holds a lock on the file")
+    assert said.startswith(f"{path}: another program has locked the file")
     assert "HDF5_USE_FILE_LOCKING=FALSE" in said
 
 
 def test_names_that_look_the_same():
     said = str(h5ad.unknown_name("patient", "Jose\u0301", ["Jos\u00e9", "Ann"]))
     assert said == (
-        "patient 'Jose\u0301' is not in the data; 'Jos\u00e9' has other characters that look the same "
+        "patient 'Jose\u0301' is not in the data; 'Jos\u00e9' looks the same, but its characters differ "
         "('Jose\\u0301' and 'Jos\\xe9'); known: Ann, Jos\u00e9"
     )

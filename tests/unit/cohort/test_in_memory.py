@@ -110,7 +110,7 @@ def test_an_anndata_that_is_backed_by_its_file(tmp_path):
         key = f"gmm_{use_rep or 'X'}"
         np.testing.assert_array_equal(backed.uns[key]["model"]["mu"], expected.uns[key]["model"]["mu"])
         assert refusal(cohortgmm.fit_gmm, backed[:120], **options) == (
-            "data is part of an AnnData that is backed by its file: call data.to_memory() first"
+            "data is a view of an AnnData that is backed by its file: call data.to_memory() first"
         )
         backed.file.close()
 
@@ -139,15 +139,15 @@ def test_rows_that_do_not_fit(n):
 def test_patients_of_a_mapping_are_told_apart():
     x = X[:60]
     for patients in ((1, "1"), (True, "True"), (None, "None")):
-        assert "two patients of the mapping read the same as text" in refusal(
+        assert "two patients of the mapping have the same text" in refusal(
             cells_of_mapping, dict.fromkeys(patients, x), None
         )
     models = cohortgmm.fit_gmm({"a": x, "a\0": x + 1}, k_comps=1, component_sharing="sample_specific", verbose=False)
     assert models["a\0"].means[0, 0] == pytest.approx(models["a"].means[0, 0] + 1, abs=1)
-    for patient, said in (("", "an empty patient id"), ("\udc80", "is no valid Unicode text")):
+    for patient, said in (("", "an empty patient id"), ("\udc80", "is not valid Unicode")):
         assert said in refusal(cells_of_mapping, {patient: x}, None)
     noise = {"a": np.ones((60, 3)), 1: np.ones((60, 3)), "1": np.ones((60, 3))}
-    assert "two patients of noise read the same as text: '1'" in refusal(cells_of_mapping, {"a": x}, noise)
+    assert "two patients of noise have the same text: '1'" in refusal(cells_of_mapping, {"a": x}, noise)
 
 
 def test_tables_of_a_mapping_agree_in_their_columns():
@@ -155,7 +155,7 @@ def test_tables_of_a_mapping_agree_in_their_columns():
     embedding, _ = cells_of_mapping({"a": table, "b": table + 1}, None)
     assert embedding.feature_names == ("CD3", "CD4", "CD8")
     with pytest.raises(
-        DataError, match=r"^the tables of patients 'a' and 'b' have other columns, or the same in anothe"
+        DataError, match=r"^the tables of patients 'a' and 'b' differ in their columns or in the order of these"
     ):
         cells_of_mapping({"a": table, "b": table[["CD4", "CD3", "CD8"]]}, None)
     assert cells_of_mapping({"a": X[:60]}, None)[0].feature_names == ("feature 1", "feature 2", "feature 3")

@@ -72,4 +72,4 @@ def test_what_lies_in_other_files_comes_along(tmp_path, change, caplog):
     np.testing.assert_array_equal(result.obsm["X_pca"], X)
     assert result.obs["patient"].tolist() == cohort.obs["patient"].tolist()
     assert result.obs["g_comp"].tolist() == [0] * 180
-    assert ("uns/lost is a link to something that is not there, left out" in caplog.text) is (change is gone)
+    assert ("uns/lost is a broken link and is left out" in caplog.text) is (change is gone)

@@ -36,14 +36,17 @@ def table(**columns):
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ([1, "1"], "two different values read the same as text, '1' (int and str); make them all text"),
-        ([True, "True"], "two different values read the same as text, 'True' (bool and str); make them all text"),
-        ([True, 1], "True and 1 are the same number, but read differently as text; make them all text"),
-        ([1, 1.0], "1 and 1.0 are the same number, but read differently as text; make them all text"),
-        (pd.Categorical([1, "1"]), "two different values read the same as text, '1' (int and str); make them all text"),
+        ([1, "1"], "two different values have the same text, '1' (int and str); convert the column to text"),
+        ([True, "True"], "two different values have the same text, 'True' (bool and str); convert the column to text"),
+        ([True, 1], "True and 1 are the same number, but have different texts; convert the column to text"),
+        ([1, 1.0], "1 and 1.0 are the same number, but have different texts; convert the column to text"),
+        (
+            pd.Categorical([1, "1"]),
+            "two different values have the same text, '1' (int and str); convert the column to text",
+        ),
         (["a", "a\0"], "'a\\x00' has a NUL character, which no .h5ad can hold: remove it"),
         (pd.array(["a", "a\0"], dtype="string"), "'a\\x00' has a NUL character, which no .h5ad can hold: remove it"),
-        (["a", "a\udc80"], "'a\\udc80' is no valid Unicode text (a lone surrogate): write it anew"),
+        (["a", "a\udc80"], "'a\\udc80' is not valid Unicode (a lone surrogate): rename the patient"),
         (["a", b"\xff"], "b'\\xff' is no text in UTF-8"),
         (["a", ""], "1 cells have no patient, the first is 'c1'"),
     ],
@@ -81,7 +84,7 @@ def test_several_columns_are_joined():
 def test_combinations_that_read_the_same():
     obs = table(patient=["a", "a_b"], visit=["b_c", "c"])
     assert refusal(patient_ids, obs, ["patient", "visit"]) == (
-        "patient_col ['patient', 'visit']: ['a', 'b_c'] and ['a_b', 'c'] both read 'a_b_c' when joined by _: "
+        "patient_col ['patient', 'visit']: ['a', 'b_c'] and ['a_b', 'c'] are both 'a_b_c' if joined by _: "
         "rename one of these values"
     )
 
@@ -141,7 +144,7 @@ def test_the_column_that_divides_patients_of_several_labels_is_named(cohort_file
     assert refusal(read, path) == (
         "label_col 'condition': the cells of 3 patients have several labels: 'P1' (30 sick, 30 well); "
         "'P2' (30 sick, 30 well); 'P3' (30 sick, 30 well). The obs column 'time' divides them into units of one label: "
-        "patient_col: [patient, time]; on_mixed_label: majority takes the commonest label"
+        "patient_col: [patient, time]; on_mixed_label: majority takes the most frequent label"
     )
     found = read(path, ["patient", "time"])
     assert sorted(set(found.patients)) == [f"P{i}_{time}" for i in (1, 2, 3) for time in ("post", "pre")]
@@ -153,8 +156,8 @@ def test_a_column_with_gaps_divides_nothing(cohort_file):
     path = cohort_file(condition=BY_TIME, time=pd.Categorical(np.where(np.arange(180) == 3, None, TIMES)))
     said = refusal(read, path)
     assert said.endswith(
-        "No other column of obs divides them into units of one label, but the label's would: "
-        "patient_col: [patient, condition]; on_mixed_label: majority takes the commonest label"
+        "Only the column of the labels itself divides them into units of one label: "
+        "patient_col: [patient, condition]; on_mixed_label: majority takes the most frequent label"
     )
     found = read(path, ["patient", "condition"])
     assert found.labels.values == {f"P{i}_{label}": label for i in (1, 2, 3) for label in ("sick", "well")}
@@ -181,7 +184,7 @@ def test_of_a_tie_the_first_by_name_is_taken_and_said(cohort_file, caplog, tmp_p
         row["patient"]: (row["label"], row["reason"], row["status"]) for row in read_rows(tmp_path / "patients.tsv")
     }
     assert rows == {
-        "P1": ("well", "several labels: 50 well, 10 sick; the commonest is taken", "ok"),
+        "P1": ("well", "several labels: 50 well, 10 sick; the most frequent is taken", "ok"),
         "P2": ("sick", "several labels: 30 sick, 30 well; tie, the first by name is taken", "ok"),
         "P3": ("well", "", "ok"),
     }

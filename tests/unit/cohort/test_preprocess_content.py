@@ -289,7 +289,7 @@ def test_the_summary_of_what_was_left_out(tmp_path):
     assert filter_notes(summary) == [
         "preprocessing left out 62 % of the cells (56 of 90): 56 by min_genes (32), 30 by max_mito_percent (90), 1 by no "
         "counts, 1 by min_counts (1) (a cell may fail several filters)",
-        "preprocessing left no cell of 1 patient: 'P1'",
+        "no cell of 1 patient passed the preprocessing: 'P1'",
     ]
 
 

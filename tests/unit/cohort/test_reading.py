@@ -43,7 +43,7 @@ def test_a_file_cut_short_is_refused(tmp_path):
     (tmp_path / "half.h5ad").write_bytes(content[: len(content) // 2])
     said = refusal(enter, tmp_path / "half.h5ad")
     assert "half.h5ad: not an .h5ad file (" in said
-    assert said.endswith(": it is cut off, copy it or write it again")
+    assert said.endswith(": it is truncated, copy it or write it again")
 
 
 def test_the_parts_of_a_file(tmp_path):
@@ -132,7 +132,7 @@ def test_cells_without_a_patient(make_obs, values):
 def test_values_that_read_the_same(make_obs):
     obs = make_obs(pd.Series([1, "1", 2], dtype=object).to_numpy())
     assert refusal(patients.patient_ids, obs, "patient") == (
-        "patient_col 'patient': two different values read the same as text, '1' (int and str); make them all text"
+        "patient_col 'patient': two different values have the same text, '1' (int and str); convert the column to text"
     )
 
 

@@ -131,11 +131,11 @@ def test_the_cells_of_all_patients_together():
 def test_small_patients_stop_the_run():
     assert refusal(ids_of(P1=30, P2=19), min_cells=20) == (
         "1 of 2 patients have too few cells: 'P2' (19 cells, min_cells is 20). "
-        "Ask for a smaller k or fewer min_cells, or set on_small_patient to drop to leave them out"
+        "Use a smaller k or a smaller min_cells, or set on_small_patient to drop to leave them out"
     )
     assert refusal(ids_of(P1=30, P2=9), smallest_k=3) == (
         "1 of 2 patients have too few cells: 'P2' (4 training cells, the smallest k (3) needs 6). "
-        "Ask for a smaller k or fewer min_cells, or set on_small_patient to drop to leave them out"
+        "Use a smaller k or a smaller min_cells, or set on_small_patient to drop to leave them out"
     )
     many = refusal(ids_of(**{f"P{i}": 3 for i in range(7)}), min_cells=20)
     assert many.startswith("7 of 7 patients have too few cells: 'P0' (3 cells, min_cells is 20); 'P1'")
@@ -431,7 +431,7 @@ def test_mixed_labels_are_refused_or_told(files, caplog):
     folder = files(cohort, on_mixed_label="majority")
     rows = read_rows(folder.parent / "patients.tsv")
     assert [row["label"] for row in rows] == ["well", "sick", "sick"]
-    note = "several labels: 50 well, 10 sick; the commonest is taken"
+    note = "several labels: 50 well, 10 sick; the most frequent is taken"
     assert [row["reason"] for row in rows] == [note, "", ""]
     assert f"patient 'P1' has {note}" in caplog.text
     files(cohort, label_col=None)

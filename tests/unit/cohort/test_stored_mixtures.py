@@ -113,16 +113,20 @@ BAD = {
         np.zeros((3, 3, 3, 3)),
         "uns['gmm'], patient 'P0': the covariance of component 0",
     ),
-    "counts of others": ("distribution_n_components", [3, 3], "uns['gmm']: distribution_n_components must be 3 whole"),
+    "counts of others": (
+        "distribution_n_components",
+        [3, 3],
+        "uns['gmm']: distribution_n_components must be 3 integers",
+    ),
     "too many": (
         "distribution_n_components",
         [3, 3, 4],
-        "uns['gmm']: distribution_n_components must be 3 whole numbers",
+        "uns['gmm']: distribution_n_components must be 3 integers",
     ),
     "broken counts": (
         "distribution_n_components",
         [3, 2.5, 3],
-        "uns['gmm']: distribution_n_components must be 3 whole",
+        "uns['gmm']: distribution_n_components must be 3 integers",
     ),
     "no patients": ("weight_inference/distribution_ids", None, "uns['gmm'] holds no mixtures: weight_inference/"),
     "no means": ("model/mu", None, "uns['gmm'] holds no mixtures: model/mu is missing"),

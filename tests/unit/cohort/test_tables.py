@@ -164,7 +164,7 @@ def change_of(old, new):
         (lambda content: b"", "it is empty"),
         (lambda content: b"\n\n", "it is empty"),
         (lambda content: content[: len(content) // 2], "another number of fields than the heading"),
-        (lambda content: content[:-1], "its last line is cut"),
+        (lambda content: content[:-1], "its last line is incomplete"),
         (lambda content: content[:-8], "another number of fields than the heading"),
         (lambda content: content[:20], "missing"),
         (lambda content: content.split(b"\n")[0] + b"\n", "it has no rows"),

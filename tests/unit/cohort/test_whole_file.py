@@ -58,7 +58,7 @@ def test_what_cannot_be_read_and_is_not_needed_is_left_out_and_said(source, path
     expected = ad.read_h5ad(done(source)[1]).obsm["X_pca"]
     make_unknown(source, path)
     summary, target = done(source)
-    assert filter_notes(summary) == [f"what anndata cannot read of the input is not in the result: {entry}"]
+    assert filter_notes(summary) == [f"the result lacks entries of the input that anndata cannot read: {entry}"]
     result = ad.read_h5ad(target)
     np.testing.assert_array_equal(result.obsm["X_pca"], expected)
     assert result.obs["patient"].tolist() == ["a", "b"] * (N // 2)
@@ -178,7 +178,7 @@ def test_what_lies_in_a_file_that_is_gone_is_not_read_as_zeros(source, path):
         file.create_virtual_dataset(place, layout)
         file[place].attrs.update(attributes)
     if path == "X":
-        with pytest.raises(DataError, match=r"cannot read X \(.*lies in the file gone\.h5, which is not there"):
+        with pytest.raises(DataError, match=r"cannot read X \(.*is stored in the file gone\.h5, which is missing"):
             done(source)
         return
     summary, target = done(source)

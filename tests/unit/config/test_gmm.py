@@ -123,7 +123,7 @@ ONE_GATE = {"gates": [{"inside": {"PC1": [0, 1]}}]}
     [
         ({"noise": {}}, "noise: needs one of obsm and layer"),
         ({"noise": {"obsm": "v", "layer": "v"}}, "noise: needs one of obsm and layer"),
-        ({"noise": {"obsm": "v", "at": "f.py:f"}}, "noise.at is for completeness, which is not given"),
+        ({"noise": {"obsm": "v", "at": "f.py:f"}}, "noise.at needs completeness, which is not given"),
         ({"completeness": {}}, "completeness: needs gates or a function"),
         ({"completeness": {"gates": []}}, "completeness: needs gates or a function"),
         (
@@ -152,12 +152,12 @@ ONE_GATE = {"gates": [{"inside": {"PC1": [0, 1]}}]}
             {"background": {"lower": [0], "upper": [1, 1]}},
             "background: needs as many numbers in lower as in upper, got 1 and 2",
         ),
-        ({"frozen": {"mean": "all"}}, "frozen is about the mixture in reference, which is not given"),
-        ({"frozen": {}}, "frozen is about the mixture in reference, which is not given"),
-        ({"init": "none"}, "init is about the mixture in reference, which is not given"),
+        ({"frozen": {"mean": "all"}}, "frozen needs a mixture in reference, which is not given"),
+        ({"frozen": {}}, "frozen needs a mixture in reference, which is not given"),
+        ({"init": "none"}, "init needs a mixture in reference, which is not given"),
         (
             {"reference": "r.npz", "split_merge": 2},
-            "split_merge moves components, which reference is to keep",
+            "split_merge must be 0: it moves components of reference",
         ),
     ],
     ids=str,

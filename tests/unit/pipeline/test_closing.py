@@ -178,14 +178,14 @@ def test_the_message_fits_a_terminal():
 
 def test_patients_whose_cells_have_several_labels_or_none_are_named(results):
     folder = results(
-        [*ALL[:2], ("mixed", "several labels: 3 x, 2 y; the commonest is taken"), ("bare", "no label")], GOOD
+        [*ALL[:2], ("mixed", "several labels: 3 x, 2 y; the most frequent is taken"), ("bare", "no label")], GOOD
     )
     with open(folder / "patients.tsv", encoding="utf-8") as file:
         text = file.read()
     (folder / "patients.tsv").write_text(text.replace("dropped", "ok"), encoding="utf-8")
     assert [row["patient"] for row in uneven_labels(folder / "patients.tsv")] == ["mixed", "bare"]
     assert closing_notes(folder) == [
-        "2 of 4 patients have cells of several labels or of none: 'mixed' (several labels: 3 x, 2 y; the commonest is "
+        "2 of 4 patients have cells of several labels or of none: 'mixed' (several labels: 3 x, 2 y; the most frequent is "
         f"taken); 'bare' (no label); the label of each patient is in {folder / 'patients.tsv'}"
     ]
 

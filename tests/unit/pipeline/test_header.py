@@ -267,7 +267,7 @@ def test_a_umap_that_does_not_fit_is_refused_before_anything_is_fitted(cohort, e
     with h5py.File(cohort, "r+") as file:
         del file["obsm/X_umap"]
         file["obsm/X_umap"] = np.ones((180, 1))
-    assert "obsm['X_umap'] must have two columns" in refusal(**changes)
+    assert "obsm['X_umap'] must have at least two columns" in refusal(**changes)
     with h5py.File(cohort, "r+") as file:
         del file["obsm/X_umap"]
         file["obsm/X_umap"] = np.ones((180, 3))

@@ -19,7 +19,7 @@ LONG = "Hôpital Saint-Louis / cohort B, patient 12 (baseline, week 00) $x$"
 COMPONENTS = "components at 1 sigma"
 BACKGROUND = "probability of being background"
 UNSEEN = "observed cells, and expected unobserved ones"
-COMPLETED = "observed and completed"
+COMPLETED = "density of observed"
 
 
 def mixture(d, k=3, seed=0):
