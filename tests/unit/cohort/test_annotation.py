@@ -74,7 +74,7 @@ def test_coordinates_that_cannot_be_drawn(annotation, rows, said):
     with pytest.raises(DataError) as caught:
         annotation(rows=rows)
     assert said in str(caught.value)
-    assert str(caught.value).endswith("remove it from obsm, X set qc.umap to false")
+    assert str(caught.value).endswith("remove it from obsm to have it computed, or set qc.umap to false")
     assert annotation(rows=rows, umap=False).umap is None
 
 
