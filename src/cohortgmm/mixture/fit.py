@@ -29,7 +29,7 @@ from cohortgmm.mixture.settings import effective_settings
 COVARIANCE_TYPES = ("full", "diag")
 SINGULARITY_HANDLING = ("guarded", "robust", "strict")
 
-#: With incomplete data, every other start is of another kind: k-means often leads to the same clusters again.
+#: With incomplete data, starts alternate between these two kinds, because k-means often finds the same clusters again.
 _SECOND = {"kmeans": "kmeans++"}
 
 
@@ -64,9 +64,9 @@ def fit_mixture(
     Parameters
     ----------
     x
-        (n, D) cells, n ≥ ``n_components`` (1, where all means and covariances are frozen): an array, a table or a sparse
-        matrix of real numbers within 1e100 of zero; computed in float64 whatever the type. NaN, or what is masked, is a
-        missing feature: the likelihood is the exact marginal one; a cell without any feature is left out and counted.
+        (n, D) cells, n ≥ ``n_components`` (or n ≥ 1 if all means and covariances are frozen): an array, a table or a
+        sparse matrix of real numbers within 1e100 of zero, which are converted to float64. A NaN or masked value is a
+        missing feature: the likelihood is the exact marginal one. A cell without any feature is left out and counted.
         Float32 and float64 arrays are never copied whole if nothing is missing, so they may be mapped from a file
         (``numpy.load(..., mmap_mode="r")``).
     n_components
@@ -74,53 +74,56 @@ def fit_mixture(
     covariance_type
         ``"full"`` or ``"diag"``.
     max_iter
-        Largest number of iterations. None is 100, and 2,000 with noise, missing features, completeness,
-        background or frozen parameters.
+        Largest number of iterations. None means 100, or 2,000 if the data are incomplete: with noise, missing features,
+        completeness, background or frozen parameters.
     tol
-        Stop when the mean log-likelihood per cell rises by less than this, in nats. None is 1e-3, and 1e-6 where
-        ``max_iter`` is 2,000, since EM converges slowly there.
+        Stop when the mean log-likelihood per cell rises by less than this, in nats. None means 1e-3, or 1e-6 with
+        incomplete data (see ``max_iter``), with which EM converges slowly.
     n_init
-        Number of starts; the one that ends at the highest likelihood is kept. None is 1, and 10 where ``max_iter``
-        is 2,000. There, every start runs for up to 50 iterations (to 1e-4 nats per cell), and only the best is continued.
+        Number of starts; the one that ends at the highest likelihood is kept. None means 1, or 10 with incomplete data
+        (see ``max_iter``). Then every start runs for up to 50 iterations, or until an iteration gains less than 1e-4
+        nats per cell, and only the best is continued.
     eps
         Floor under the eigenvalues of the covariances, in squared units of x.
     singularity_handling
         Treatment of an eigenvalue below the floor: ``"guarded"`` raises it to ``eps``; ``"robust"`` raises it to 1 % of
-        the mean variance of the features (or ``eps`` if that is more); ``"strict"`` ends that start, and raises an error
-        if every start ends so. The start itself may be singular.
+        the mean variance of the features (or ``eps`` if that is more); ``"strict"`` gives up that start, and raises an
+        error if every start is given up. The first mixture of a start that is made from the data may be singular.
     init
-        ``"kmeans"``: clusters of k-means; ``"kmeans++"``: those around its seeds; ``"random"``: cells as means, the
-        data's covariance; ``"minmax"``: means drawn from the box that holds the cells, round covariances; ``"none"``:
-        ``initial``. Starts disregard noise and selection; missing features are filled in from the nearest cells.
-        Where ``max_iter`` is 2,000, every other start of ``"kmeans"`` is one of ``"kmeans++"``.
+        ``"kmeans"``: the clusters of k-means; ``"kmeans++"``: the cells nearest to each seed of k-means, without its
+        iterations; ``"random"``: random cells as means, the covariance of the data for all components; ``"minmax"``:
+        means drawn from the box that holds the cells, spherical covariances; ``"none"``: ``initial``. Starts disregard
+        noise and selection; missing features are filled in from the nearest cells. With incomplete data (see
+        ``max_iter``), every second start of ``"kmeans"`` is one of ``"kmeans++"``.
     split_merge
         Rounds of split-and-merge moves after every start (Ueda et al. 2000), with three components or more. A round
-        tries up to six moves, each an EM of its own, and keeps the first that ends at a higher likelihood; without
-        one, the rounds end.
+        tries up to six moves, each with a run of EM, and keeps the first that ends at a higher likelihood. If none
+        does, there are no further rounds.
     initial
-        Start from this mixture (or the one of a :class:`~cohortgmm.MixtureFit`) instead: one start, with its covariances
-        brought above the floor.
+        Start from this mixture (or the one of a :class:`~cohortgmm.MixtureFit`) and not from ``init``. There is one
+        start, with its covariances raised to the floor.
     random_state
         Seed of the starts, an integer of any size of at least 0; or a generator, or None for fresh entropy.
     n_threads
         Threads that share the cells, each with one BLAS thread. The result is the same for every number.
     cutoff
-        Leave out components farther from a cell than this many standard deviations, counted as in one dimension: as
-        many of a component's cells are beyond it as of a normal variable. The best component of a cell is always
-        kept. None leaves out only what rounding hides. The log-likelihood is then a lower bound.
+        Leave out components farther from a cell than this many standard deviations, as in one dimension: the share of a
+        component's cells beyond the cutoff is the same in any number of features, such as 0.27 % for a cutoff of 3. The
+        best component of a cell is always kept. With a cutoff the log-likelihood is a lower bound. None leaves out only
+        components whose contribution is smaller than the rounding error.
     noise
-        Measurement noise: covariances (n, D, D) or variances (n, D) of the cells, or (D, D) or (D,) for all of them,
-        in squared units of x; of n = D cells :class:`~cohortgmm.Noise`, which says whose a square array is. An infinite
-        variance, also on the diagonal of a covariance, is a missing feature; the noise
-        of a feature that is missing in x does not matter.
+        Measurement noise, in squared units of x: covariances (n, D, D) or variances (n, D), one for each cell; or a
+        covariance (D, D) or variances (D,) for all cells. With n = D, a (D, D) array could be either: wrap it in
+        ``Noise.per_cell`` or ``Noise.shared`` (:class:`~cohortgmm.Noise`). An infinite variance, also on the diagonal
+        of a covariance, is a missing feature. The noise of a feature that is missing in x does not matter.
     completeness
         Callable (m, D) → (m,) in [0, 1]: probability that a cell measured there is in the data.
     noise_at
-        With ``completeness``: measurement noise of a cell whose features without noise are given, as callable (m, D) →
-        (m, D, D) or (m, D), or one for all. None is ``noise`` if that is shared, else the noise of randomly drawn
-        cells.
+        With ``completeness``: measurement noise of an unobserved cell, as a function of its features before the noise:
+        a callable (m, D) → (m, D, D) or (m, D), or one array for all. None means ``noise`` if all cells share it, else
+        the noise of randomly drawn cells.
     background
-        A uniform background; its ``amp`` is where the fit starts, or stays there.
+        A uniform background. The fit starts at its ``amp``, and keeps it if ``adjust_amp`` is False.
     frozen
         Components of ``initial`` that keep their weights, means or covariances, bit by bit: ``{"amp": [..], "mean":
         [..], "covar": [..]}`` with numbers of components or ``"all"``.
@@ -140,11 +143,12 @@ def fit_mixture(
         For an argument out of its range.
     DataError
         For data of the wrong shape, with infinite values, or with fewer cells than components; for noise that is no
-        covariance; for a completeness function that fails, gives no probabilities, or zero for an observed cell.
+        covariance; for a completeness function that raises an error, returns values outside [0, 1], or returns zero for
+        an observed cell.
     SingularCovarianceError
         With ``singularity_handling="strict"``, naming component and eigenvalue.
     DivergedError
-        With ``completeness``, if nearly all cells would be unobserved from every start.
+        With ``completeness``, if every start leads to a mixture with nearly all of its cells unobserved.
 
     Examples
     --------
@@ -266,7 +270,7 @@ def _starts(
 
 
 def _constrained(initial: Parameters, background: Background | None, constraints: Constraints) -> Parameters:
-    """Bring a given start within the constraints; below the floor, the first iteration would seem to be the last."""
+    """Bring a given start within the constraints: raised to the floor by EM, it would lose likelihood and end EM."""
     covariances, factors, _ = constraints.project(initial.covariances, initial)
     weights = _constrained_weights(initial, background, constraints.frozen.weights)
     return Parameters.from_factors(weights, initial.means, covariances, factors, background)
@@ -282,8 +286,8 @@ def _constrained_weights(initial: Parameters, background: Background | None, fro
     if rest < -SUM_TO_ONE or (free.sum() == 0 and rest > SUM_TO_ONE):
         beside = "" if background is None else f" beside a background of {amp:.6g}"
         raise ConfigError(
-            f"the frozen weights sum to {weights[frozen].sum():.6g}{beside}: together they must not exceed one, nor fall "
-            "short of it where no other weight could take the rest"
+            f"the frozen weights sum to {weights[frozen].sum():.6g}{beside}: this must not exceed one, and must be "
+            "one if all other weights are zero"
         )
     return np.where(frozen, weights, max(rest, 0.0) * free / max(free.sum(), np.finfo(float).tiny))
 
@@ -313,9 +317,8 @@ def _check_together(
     frozen: Mapping[str, Sequence[int] | str] | None,
 ) -> None:
     """Refuse arguments that do not fit together, or do not fit the cells."""
-    known = Frozen.from_argument(
-        frozen, n_components
-    ).all_components  # any cell with any feature determines the weights
+    # With all means and covariances frozen, only weights are fitted, and one cell with one feature is enough for them.
+    known = Frozen.from_argument(frozen, n_components).all_components
     if len(cells) < (1 if known else n_components):
         raise DataError(f"{len(cells)} cells are too few for {n_components} components")
     never = np.flatnonzero(cells.n_measured == 0)
@@ -333,7 +336,7 @@ def _check_together(
     if background is not None and background.n_features != cells.n_features:
         raise ConfigError(f"the background has {background.n_features} features, the cells have {cells.n_features}")
     given = background is not None and (initial is None or background is not initial.background)
-    if given and not cells.touches_background:  # that of a known mixture may be elsewhere
+    if given and not cells.touches_background:  # the box of the background of `initial` may be empty
         raise DataError("the background's box holds none of the cells: check its lower and upper")
     if initial is not None and (
         initial.means.shape != (n_components, cells.n_features) or initial.covariance_type != covariance_type

@@ -60,15 +60,16 @@ class GaussianMixture(Parameters):
         )
 
     def log_prob(self, x: np.ndarray, noise: np.ndarray | Noise | None = None) -> np.ndarray:
-        """Log-density of measured cells: convolved with their noise, and marginal where features are missing.
+        """Log-density of the mixture at measured cells, convolved with their noise and marginal in missing features.
 
         Parameters
         ----------
         x
             (n, D) cells; NaN is a missing feature.
         noise
-            Measurement noise of the cells: covariances (n, D, D) or variances (n, D), or (D, D) or (D,) for all; of
-            n = D cells :class:`~cohortgmm.Noise`, which says whose a square array is.
+            Measurement noise: covariances (n, D, D) or variances (n, D), one for each cell; or a covariance (D, D) or
+            variances (D,) for all cells. With n = D, a (D, D) array could be either: wrap it in ``Noise.per_cell`` or
+            ``Noise.shared`` (:class:`~cohortgmm.Noise`).
 
         Returns
         -------
@@ -186,14 +187,14 @@ class GaussianMixture(Parameters):
         rng
             A generator, a seed, or None for fresh entropy.
         noise
-            Measurement noise: covariance (D, D) or variances (D,) for all, or a callable (m, D) → (m, D, D) or (m, D)
-            of the places before the noise; without completeness also :meth:`cohortgmm.Noise.per_cell`, one of each cell. A
-            square array for n = D cells needs :meth:`cohortgmm.Noise.shared` around it.
+            Measurement noise: a covariance (D, D) or variances (D,) for all cells; or a function (m, D) → (m, D, D) or
+            (m, D) of the features before the noise; or, without completeness, :meth:`cohortgmm.Noise.per_cell` with one
+            value for each cell. With n = D, wrap a covariance (D, D) in :meth:`cohortgmm.Noise.shared`.
         completeness
             Callable (m, D) → (m,) in [0, 1]: probability that a cell is observed, as a function of its measured
             features.
         inverted
-            Return instead the cells that were not observed until n were.
+            Return the unobserved cells instead: those that were drawn until n cells were observed.
 
         Returns
         -------
@@ -241,7 +242,7 @@ class GaussianMixture(Parameters):
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray], source: str) -> "GaussianMixture":
-        """What :meth:`arrays` gave; ``source`` is where it was, for the message of an error."""
+        """Make a mixture from the result of :meth:`arrays`; ``source`` names its file in the message of an error."""
         try:
             background = Background.from_arrays(arrays)
             return cls(arrays["weights"], arrays["means"], arrays["covariances"], background)

@@ -83,7 +83,7 @@ def _of_missing(folder: Path) -> list[str]:
     labels = Counter(row["label"] for row in rows if row["label"] in _MISSING_TEXTS)
     found += [f"{name!r} is the label of {_patients(n)}" for name, n in sorted(labels.items())]
     return [
-        f"{text}: if it stands for a missing value, make it one in obs (None or NaN) and run again" for text in found
+        f"{text}: if it stands for a missing value, replace it in obs by None or NaN and run again" for text in found
     ]
 
 
@@ -129,7 +129,7 @@ def _doubtful_choices(folder: Path) -> list[str]:
 
 
 def _not_converged(folder: Path) -> list[str]:
-    """Note on the final mixtures if their table is of this run, else on the chosen fits."""
+    """Note on EM that did not converge: in the final mixtures if their table is of this run, else in chosen fits."""
     final, selection = folder / "qc" / "diagnostics.tsv", folder / "selection.tsv"
     if final.is_file() and final.stat().st_mtime >= selection.stat().st_mtime:
         rows = read_rows(final)
@@ -175,8 +175,8 @@ def ggml_snippet(
     use_rep, gmm_key
         Of the configuration.
     table
-        The table of patients, if a patient has cells of several labels or of none: ggml_ot would take the first label by
-        name, and refuses cells without a label. None otherwise.
+        The table of patients, if a patient has cells of several labels or of none; otherwise None. Of several labels
+        ggml_ot would take the alphabetically first one, and it refuses cells without a label.
     """
     label = "..." if label_col is None else _literal(label_col)
     hint = "  # put in the column of obs with the patients' groups" if label_col is None else ""
@@ -221,7 +221,7 @@ def _literal(value: str | None) -> str:
 
 
 def closing_message(notes: Iterable[str], snippet: str, report: str) -> str:
-    """Notes, the lines for ggml_ot and the call for the report, as text for the terminal.
+    """Notes, the lines for ggml_ot and the line about the report, as text for the terminal.
 
     Parameters
     ----------

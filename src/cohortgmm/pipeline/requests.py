@@ -16,19 +16,20 @@ from cohortgmm.cohort.fit_options import fit_settings
 from cohortgmm.pipeline.job import SNAKEMAKE_MB
 from cohortgmm.pipeline.stored import contents, megabytes
 
-#: Seconds for a start of EM, for every cell, component and squared feature; about twice what is measured.
+#: Seconds that EM takes from one start, to be multiplied by n K D²; about twice what is measured.
 _START_SECONDS = 1.2e-8
 
-#: With incomplete data, EM goes on from the best start for as long as so many starts take.
+#: With incomplete data, continuing EM from the best start takes as long as this many starts.
 _LONG_RUN = 12
 
-#: Number in place of every factor D but the first if covariances are diagonal.
+#: With diagonal covariances, this number replaces every factor D of the time but the first.
 _DIAGONAL = 8
 
-#: Cells that each have their own noise or gaps take so many times longer for every feature.
+#: Cells that each have their own noise or gaps take longer by this number times D.
 _OWN = 3
 
-#: Quadrature nodes of a selection: most for every cell and in all, and the number of cells that take as long as a node.
+#: Quadrature nodes of a selection: the most per cell, the most in total, and the number of cells that take as long as
+#: one node.
 _NODES_PER_CELL, _MOST_NODES, _NODE = 64, 1 << 17, 5
 
 #: MB that the nodes need for scipy's quasi-random numbers, and bytes for every node and feature.
@@ -40,7 +41,7 @@ _OWN_MB, _OWN_MB_PER_FEATURE = 80, 1
 #: Full matrices that a fit holds for every component: covariances, their factors, moments, and those of the last step.
 _FULL_MATRICES = 14
 
-#: A split holds the names of all cells as texts: as a multiple of the table of cells.
+#: Memory for the names of all cells, which a split holds as texts, as a multiple of that for the table of cells.
 _NAMES = 8
 
 #: Copies that a merge holds of the responsibilities of all cells, and of the largest file of a patient.
@@ -54,9 +55,9 @@ class Request:
     Attributes
     ----------
     memory, memory_per_mb
-        MB without those of Snakemake, and for every MB of input; of AnnData files, for every MB of their arrays.
+        MB (those of Snakemake are added), and further MB for every MB of input. Of AnnData files, the arrays count.
     minutes, minutes_per_mb
-        Time limit, and for every MB of input files.
+        Time limit in minutes, and further minutes for every MB of input files.
     """
 
     memory: float
@@ -118,7 +119,7 @@ def _scaled(base: float, per_mb: float, size: Callable[[str], float]) -> Callabl
     """Resource function: ``base`` plus ``per_mb`` for every MB of input that exists, doubled by every further attempt."""
 
     def amount(wildcards: Any, input: Any, attempt: int) -> int:
-        # Not input.size_mb, which Snakemake does not evaluate within an input function (a report, a checkpoint).
+        # Not input.size_mb, which Snakemake does not evaluate in an input function (for a report or checkpoint).
         total = sum(size(path) for path in input if os.path.isfile(path)) if per_mb else 0
         return int((base + per_mb * total) * 2 ** (attempt - 1))
 
@@ -169,7 +170,7 @@ def merge_memory(rule: str, gmm: Any) -> Callable[..., int]:
 
 
 def most_merge_memory(path: str, embedding: tuple[str, ...], gmm: Any) -> int:
-    """Most MB that the merge may request, before the cohort is divided: :func:`merge_memory` for a single patient.
+    """Upper limit of :func:`merge_memory`, known before the cohort is divided: as if one patient had all cells.
 
     Parameters
     ----------
@@ -215,7 +216,7 @@ def fit_memory(rule: str, gmm: Any) -> Callable[..., int]:
 
 
 def fit_threads(rule: str, gmm: Any, most: int) -> int | Callable[..., int]:
-    """Threads of a fit, or a function for them: one for every minute of work, ``most`` at most.
+    """Threads of a fit, or a function that returns them: one, and one more for every minute of work, up to ``most``.
 
     Parameters
     ----------
@@ -238,7 +239,8 @@ def fit_minutes(rule: str, gmm: Any) -> Callable[..., int]:
     Parameters
     ----------
     rule
-        ``fit``, which uses the training cells, or ``refit``, which uses all or none; its minutes are the least.
+        ``fit``, which uses the training cells, or ``refit``, which uses all cells or none. A fit requests at least the
+        minutes of its rule in :data:`REQUESTS`.
     gmm
         The section ``gmm`` of the configuration.
     """

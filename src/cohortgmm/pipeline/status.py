@@ -81,7 +81,7 @@ class Status:
     merged
         Whether there is a merged file of this configuration.
     stale
-        Results of another configuration: patients with such a final mixture, and "cohort_gmm.h5ad".
+        Results of another configuration: the patients whose final mixture is one, and "cohort_gmm.h5ad" if it is one.
     changed
         Keys of the configuration that have changed since the cohort was divided.
     other_errors
@@ -150,7 +150,7 @@ class Status:
         return [*lines, "", ", ".join(signs)]
 
     def _errors(self) -> list[str]:
-        # Failed fits can be seen in the grid as well, so what cannot comes first.
+        # The grid shows failed fits too, but no other failed jobs, so the errors of other jobs come first.
         errors = list(dict.fromkeys([*self.other_errors, *self.errors.values()]))
         if not errors:
             return []
@@ -200,14 +200,14 @@ class _Jobs:
 
     def before_split(self) -> str:
         """The error that kept the run from dividing the cohort; empty if none is known."""
-        # While a run is at work, the table is that of the run before.
+        # While a run is at work, the table of failures is still that of the previous run.
         failures = [] if self.holders else self.failures.values()
         failure = next((job for job in failures if job.rule in _FIRST_RULES and self._is_left(job)), None)
         newest = max((self.results / "logs" / f"{rule}.log" for rule in _FIRST_RULES), key=_time)
         return str(failure) if failure else last_error(str(newest), self.began)
 
     def _is_left(self, job: Failure) -> bool:
-        """Whether the output of a failed job has not been made since."""
+        """Whether a failure still stands: the output of the job has not been made since."""
         output = _LAST_OUTPUTS.get(job.rule, f"qc/{job.rule.removeprefix('qc_')}.png")
         return _time(self.results / output.format(patient=job.patient)) <= self.failed_at
 
@@ -226,13 +226,13 @@ def read_status(
     component_sharing
         Of the configuration, resolved.
     expected
-        The marks of results of the configuration; None takes all results as made with it.
+        The marks that results of the configuration must have; None accepts all results as made with it.
 
     Raises
     ------
     CohortgmmError
-        If a table is damaged, or if the cohort has not been divided yet, with the error that kept the run from it if that
-        is known.
+        If a table is damaged, or if the cohort has not been divided into patients yet. The message then has the error
+        that stopped the run, if it is known.
     """
     results, candidates = Path(results), list(candidates)
     jobs, table = _Jobs(results), results / "patients.tsv"
@@ -285,7 +285,7 @@ class _Made:
     results
         The results folder.
     expected
-        The marks of results of the configuration; None takes all results as made with it.
+        The marks that results of the configuration must have; None accepts all results as made with it.
     """
 
     def __init__(self, results: Path, expected: Expected | None) -> None:

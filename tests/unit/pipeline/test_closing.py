@@ -193,7 +193,7 @@ def test_patients_whose_cells_have_several_labels_or_none_are_named(results):
 def test_missing_values_that_became_text_are_said(tmp_path):
     rows = [{"patient": "nan", "label": "a"}, {"patient": "P1", "label": "None"}, {"patient": "P2", "label": "None"}]
     write_table(tmp_path / "patients.tsv", PATIENT_COLUMNS, [row | {"status": "ok", "reason": ""} for row in rows])
-    way_out = "if it stands for a missing value, make it one in obs (None or NaN) and run again"
+    way_out = "if it stands for a missing value, replace it in obs by None or NaN and run again"
     assert closing_notes(tmp_path)[:2] == [
         f"a patient is called 'nan': {way_out}",
         f"'None' is the label of 2 patients: {way_out}",

@@ -1,12 +1,13 @@
 """The E-step of selected cells: truncated and incomplete sampling (Melchior & Goulding 2018).
 
-A cell at v is observed with probability Ω(v), so that the share Z = ∫ p Ω of all cells is observed. EM adds the unobserved
-cells to the observed ones: n / Z times the integral of p (1 − Ω), here a sum over quadrature nodes y_j with weights v_j,
+A cell at x is observed with probability Ω(x), so that a share Z = ∫ p Ω of all cells is observed and U = 1 − Z is not.
+EM adds n U / Z unobserved cells to the n observed ones. U is a sum over quadrature nodes y_j with weights v_j,
 
     U(θ) = Σ_j v_j (1 − Ω(y_j)) p(y_j; θ),    log-likelihood Σ_i log p(x_i; θ) − n log(1 − U(θ)).
 
-−log(1 − U) is convex in U, and U is convex in the joint log-densities. EM with n / (1 − U) v_j (1 − Ω(y_j)) p_k(y_j)
-pseudo-cells of component k at node j therefore never lowers the log-likelihood while the nodes stay where they are.
+−log(1 − U) is convex in U, and U is convex in the joint log-densities log p_k(y_j) (p_k is weight times density). Its
+tangent in these log-densities is therefore a lower bound. EM with n / (1 − U) v_j (1 − Ω(y_j)) p_k(y_j) pseudo-cells of
+component k at node j maximises this bound, and never lowers the log-likelihood while the nodes stay where they are.
 """
 
 from dataclasses import dataclass
@@ -26,13 +27,15 @@ from cohortgmm.mixture.observations.completeness import Completeness, NoiseAt, s
 #: Largest share of all cells that may be unobserved.
 _LARGEST_SHARE = 0.999
 
-#: Largest divergence, in nats, of a component from the one that the nodes were drawn for: while EM runs, and at its end.
+#: The nodes are redrawn if a component diverges from the one that they were drawn for by more nats than the first
+#: number while EM runs, or than the second when EM has converged.
 _VALID, _REDRAWN_AT_END = 0.05, 0.005
 
 #: This share of the nodes is divided evenly among the components, the rest by their weights.
 _EVEN = 0.5
 
-#: Quadrature nodes for every cell: their error must be far below that of the sample.
+#: Quadrature nodes for every cell: the error of the sum over nodes must be far below the sampling error of the cells,
+#: which falls with their number.
 _NODES_PER_CELL = 32
 
 #: Quadrature nodes of a trial run, and of the background.
@@ -80,15 +83,15 @@ class QuadratureNodes:
 
 @dataclass(frozen=True, eq=False)
 class Truncation:
-    """How the observed cells came to be a part of all cells.
+    """How the observed cells were selected from all cells.
 
     Attributes
     ----------
     completeness
         Probability that a cell is observed, as a function of its measured features.
     noise_at
-        Measurement noise of a cell at any place: callable (m, D) → (m, D, D) or (m, D), or one for all; None if the
-        cells have no noise.
+        Measurement noise of a cell as a function of its features before the noise: callable (m, D) → (m, D, D) or
+        (m, D), or one array for all; None if the cells have no noise.
     seed
         Seed of the quasi-random numbers.
     """
@@ -162,7 +165,7 @@ def n_nodes_for(n: int) -> int:
 
 
 class TruncatedExpectation(Expectation):
-    """The observed cells by another E-step, and the expected moments of the unobserved cells beside them.
+    """Moments of the observed cells from another E-step, plus the expected moments of the unobserved cells.
 
     Parameters
     ----------
@@ -204,7 +207,7 @@ class TruncatedExpectation(Expectation):
             share += model.background.amp * self.nodes.background_share
         if not share <= _LARGEST_SHARE:
             raise DivergedError(
-                f"{share:.4g} of all cells would be unobserved: too few are observed to fit them, ask for fewer "
+                f"{share:.4g} of all cells would be unobserved, so too few are observed for a fit: ask for fewer "
                 "components or raise eps"
             )
         factor = moments.n / (1.0 - share)

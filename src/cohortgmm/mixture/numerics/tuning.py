@@ -1,4 +1,8 @@
-"""Sizes that decide how a result is computed. They change its speed and memory, but not the result beyond rounding."""
+"""Sizes that decide how a result is computed.
+
+Most change only speed and memory, and the result by rounding. The numbers of cells of a start, of quadrature nodes and of
+draws also change which cells, nodes and draws are used, within the accuracy that they give.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,9 +31,9 @@ class Tuning:
     listed_rows
         Rows in a tile of unsettled cells.
     few_features, few_products
-        Up to so many features, or products n D² K, every component is evaluated for every cell.
+        If D, or n D² K, is at most this, every component is evaluated for every cell.
     few_unsettled_products
-        Up to so many products K P m for m unsettled cells with P quadratic features, all components are evaluated for them.
+        If K P m, for m unsettled cells with P quadratic features, is at most this, all components are evaluated for them.
     unsettled_share, unsettled_bytes
         Largest share of unsettled cells, and bytes of these, with which the E-step is incremental.
     incremental_rounding

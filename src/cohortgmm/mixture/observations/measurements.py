@@ -116,6 +116,11 @@ class Measurements:
         return observed if infinite is None else observed & ~infinite
 
     def _grouped(self, observed: np.ndarray | None) -> list[Group]:
+        """Group the cells by their missing features and their noise.
+
+        The cells of a group have one marginal mixture, for which there are fast E-steps. Small groups, and cells that each
+        have their own noise, go together into one group in which every cell has matrices of its own.
+        """
         n, noise = len(self.whole), self.noise
         if n == 0 or (observed is None and (noise is None or noise.is_shared)):
             return [self._group(slice(None), None)]
@@ -124,7 +129,7 @@ class Measurements:
             labels = np.unique(np.packbits(observed, axis=1), axis=0, return_inverse=True)[1].ravel()
         if noise is not None and not noise.is_shared:
             kinds = _kinds_of(noise.values)
-            # Without kinds, the noise is each cell's own.
+            # If the noise has no kinds, every cell has its own: the label −1 stands for that.
             labels = np.full(n, -1) if kinds is None else labels * (kinds.max() + 1) + kinds
         empty = np.zeros(n, dtype=bool) if observed is None else ~observed.any(axis=1)
         groups, rest = [], (labels < 0) & ~empty

@@ -278,8 +278,8 @@ def test_frozen_weights_must_leave_the_free_ones_what_is_missing_to_one(weights,
     with pytest.raises(ConfigError) as caught:
         fit_mixture(x, 3, initial=initial, frozen={"amp": frozen}, background=background)
     assert str(caught.value) == (
-        f"the frozen weights sum to {total} beside a background of {beside}: together they must not exceed one, nor fall "
-        "short of it where no other weight could take the rest"
+        f"the frozen weights sum to {total} beside a background of {beside}: this must not exceed one, and must be "
+        "one if all other weights are zero"
     )
 
 
