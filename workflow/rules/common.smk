@@ -47,7 +47,7 @@ def chosen_k(wildcards):
 def cohort_to_split(wildcards):
     """The file that is split by patient."""
     RUN.check_input()
-    RUN.divide_again()
+    RUN.split_again()
     return COHORT_FILE
 
 

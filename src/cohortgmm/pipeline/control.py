@@ -1,6 +1,6 @@
 """A run: what is checked while Snakemake plans its jobs, and what is done when the jobs begin and when they have ended.
 
-The Snakefile holds one :class:`Run`. Its methods end the call with one line where Snakemake would show a traceback.
+The Snakefile holds one :class:`Run`. Where Snakemake would show a traceback, its methods stop Snakemake with one line.
 """
 
 import functools
@@ -99,7 +99,7 @@ class Run:
                 settings.check_surroundings(workflow.basedir)
                 settings.check_config_files(workflow.configfiles)
             source = ", ".join(map(format_path, workflow.configfiles)) or "config"
-            # A job reads files that its run has already checked.
+            # The process of a job on a cluster reads files that the run has already checked.
             checked = settings.load_config(config, source, workflow.basedir, refuse_results=is_main)
             sheet = read_sheet(checked.patients) if checked.patients else None
             shard = Shard.read(os.environ[SHARD_VARIABLE]) if SHARD_VARIABLE in os.environ else None
@@ -117,37 +117,37 @@ class Run:
 
     @functools.cached_property
     def foreseen(self) -> dict[str, None]:
-        """Units that a dry run takes from the sample sheet; empty if it takes them from the divided cohort."""
+        """Units of fitting that a dry run expects by the sample sheet, before the split; empty without a sheet."""
         # Not known when the Snakefile is read: Snakemake does not know then that it is a dry run.
         if not (self.sheet and self.workflow.dryrun):
             return {}
         return units.sheet_unit_names(self.config.component_sharing, self.sheet, TABLE)
 
-    def units(self, divided_table: Callable[[], str]) -> dict[str, None]:
-        """File names of the units of fitting: those that are foreseen, or those of the divided cohort.
+    def units(self, table_of_split: Callable[[], str]) -> dict[str, None]:
+        """File names of the units of fitting: those that are foreseen, or those of the split cohort.
 
         Parameters
         ----------
-        divided_table
-            Gives the table of patients; makes Snakemake wait for it if it has to be made first.
+        table_of_split
+            Returns the table of patients, and makes Snakemake wait for the split if the table does not exist yet.
         """
         self.check_input()
         self._check_results()
         if self.foreseen:
             return self.foreseen
         self._remove_unrecorded()
-        # A shard takes the division of the cohort as it is. So does a batch, which must know all inputs at once.
-        is_divided = self.shard or self.workflow.dag_settings.batch
+        # A shard takes the table as it is. So does a call with Snakemake's --batch, which must know all inputs at once.
+        is_split = self.shard or self.workflow.dag_settings.batch
         try:
-            return units.unit_names(self.config.component_sharing, TABLE if is_divided else divided_table())
+            return units.unit_names(self.config.component_sharing, TABLE if is_split else table_of_split())
         except FileNotFoundError:
             options = messages.run_options(self.workflow.overwrite_configfiles, self.workflow.basedir)
-            self.stop(f"{TABLE} does not exist: divide the cohort first, snakemake {TABLE} --cores all{options}")
+            self.stop(f"{TABLE} does not exist: split the cohort first, snakemake {TABLE} --cores all{options}")
         except CohortgmmError as error:
             self.stop(str(error))
 
     def cells_file(self, name: str, known: Collection[str]) -> str:
-        """The array file of a unit; the table of patients while the unit is only foreseen and has no file."""
+        """The array file of a unit, or the table of patients as long as a foreseen unit has no array file yet."""
         if name not in known:
             self.stop(f"no patient {patient_name(name)!r}; {TABLE} lists them")
         path = f"{RESULTS}/patients/{name}.npz"
@@ -161,10 +161,10 @@ class Run:
             except CohortgmmError as error:
                 self.stop(str(error).replace("\n", "\nerror: "))
 
-    def divide_again(self) -> None:
-        """Let the cohort be divided again if the result of that is lost but later results are not.
+    def split_again(self) -> None:
+        """Run the split again if its table or positions are lost and later results, such as the models, are not.
 
-        Snakemake does not know what the merged file was made from, and would take it for up to date.
+        Without the table, Snakemake does not know from which files the merged one was made, and takes it for up to date.
         """
         if self._is_users and units.has_lost_patients(RESULTS):
             plugin_patches.force_rule(self.workflow, "split")
@@ -177,14 +177,14 @@ class Run:
                 self.stop(problem)
 
     def stop(self, message: str) -> NoReturn:
-        """End the call with one line, as Snakemake shows a traceback of an error in an input function."""
+        """End the call with one line, because Snakemake would show a traceback for an error in an input function."""
         if self._has_begun:  # Snakemake must end the jobs
             raise WorkflowError(message)
         say(f"error: {message}")
         sys.exit(1)
 
     def _check_results(self) -> None:
-        """End the call if the results are of another configuration and Snakemake, without records, would keep them."""
+        """End the call if the results are of another configuration and have no records. Snakemake would keep them."""
         if not self._is_first("results") or not self._is_users or self._has_begun:
             return
         try:
@@ -195,10 +195,10 @@ class Run:
             self.stop(problem)
 
     def _remove_unrecorded(self) -> None:
-        """Before Snakemake looks for the results of the patients, remove those of jobs that outlived their run."""
+        """Remove results of jobs that ended after their run was killed, before Snakemake looks for results."""
         workflow = self.workflow
         is_run = self._is_users and workflow.executor_plugin is not None and not workflow.dryrun
-        # After the division of the cohort this run holds the lock, and has removed them itself.
+        # Once the run has begun, it holds the lock, and :meth:`begin` has removed them.
         if self._is_first("unrecorded") and is_run and not lock_holders(RESULTS):
             orphans.remove_unrecorded()
 
@@ -247,7 +247,7 @@ class Run:
             self._watch(self.workflow.scheduler.get_executor(remote))
         self._say_jobs(has_results=os.path.exists(SCORES))
         if any(job.rule.name == "split" for job in jobs):
-            orphans.remove_unrecorded()  # later there are results of this run that are not recorded yet
+            orphans.remove_unrecorded()  # from here on, unrecorded results may be those of this run
             _logger.addHandler(messages.AfterSplit(lambda: self._say_jobs(has_results=False)))
 
     def _note_version(self, jobs: Sequence[Any]) -> None:
@@ -268,7 +268,7 @@ class Run:
             say(message)
 
     def _say_jobs(self, *, has_results: bool) -> None:
-        """Report the jobs that are known so far, and whether shards suit them better."""
+        """Report the jobs that are known so far, and advise shards for short fits."""
         executor, jobs = self.workflow.executor_plugin.name, list(self.workflow.dag.needrun_jobs())
         say(messages.start_message(executor, jobs, self._n_patients(), has_results))
         self._advise(sum(job.rule.name == "fit" for job in jobs))
@@ -278,19 +278,19 @@ class Run:
             say(advice)
 
     def _n_patients(self) -> int | None:
-        """Number of patients; None before the cohort has been divided."""
+        """Number of patients; None before the cohort has been split."""
         try:
             return len(units.unit_names("sample_specific", TABLE))
         except (OSError, CohortgmmError):
             return None if self.sheet is None else len(self.sheet)
 
     def succeed(self, fitted_units: Callable[[], Collection[str]]) -> None:
-        """End a run without failures: say what to know of its result.
+        """End a run without failures, and print the closing message.
 
         Parameters
         ----------
         fitted_units
-            Gives the units of fitting.
+            Returns the names of the units of fitting.
         """
         self._end([])
         if self._is_whole:
@@ -300,13 +300,13 @@ class Run:
             say(self._closing_message())
 
     def fail(self) -> None:
-        """End a run with failures: say which jobs failed and why."""
+        """End a run with failures, and print which jobs failed and why."""
         on_cluster = self.workflow.executor_plugin.name == "slurm"
         failed = self._errors.failures(self.workflow.scheduler.failed, self.workflow.dag.jobid, on_cluster)
         self._end(failed)
 
     def _end(self, failed: Sequence[Failure]) -> None:
-        """Report and store the failures, and leave no job in SLURM's queue: an interrupted run may still submit jobs."""
+        """Report and store the failures, and cancel jobs that an interrupted run may have left in SLURM's queue."""
         if failed:
             say("\n  ".join([f"{len(failed)} failed:", *map(str, failed)]))
         if self.shard:
@@ -322,7 +322,7 @@ class Run:
             say(error)
 
     def _closing_message(self) -> str:
-        """What a user should know of the result, and what to do with it."""
+        """The last text of a run: notes on the result, and what to do with it."""
         config, workflow = self.config, self.workflow
         at_home = os.path.samefile(os.curdir, workflow.basedir)
         table, merged = (path if at_home else os.path.abspath(path) for path in (TABLE, MERGED))

@@ -156,7 +156,7 @@ def test_a_shard_and_a_batch_take_the_division_as_it_is(capsys, how):
     planned.workflow.dag_settings.batch = how == "batch"
     with pytest.raises(SystemExit):
         planned.units(no_table)
-    assert "results/patients.tsv does not exist: divide the cohort first" in capsys.readouterr().err
+    assert "results/patients.tsv does not exist: split the cohort first" in capsys.readouterr().err
     divide("P1")
     assert list(planned.units(no_table)) == ["P1"]
 
@@ -198,12 +198,12 @@ def test_the_input_is_checked_once_and_in_dry_runs_of_users_only(monkeypatch, ca
 def test_a_lost_division_is_made_again():
     for planned, forced in ((run(), True), (run(shard=Shard(1, 2)), False)):
         touch("results/scores.tsv")
-        planned.divide_again()
+        planned.split_again()
         assert planned.workflow.dag.forcerules == ({"split"} if forced else set())
     divide("P1")
     touch("results/positions.npz")
     planned = run()
-    planned.divide_again()
+    planned.split_again()
     assert planned.workflow.dag.forcerules == set()
 
 

@@ -335,7 +335,9 @@ def test_what_is_no_function_is_refused(make_cells, value):
 
 def test_a_fit_in_which_nearly_all_would_be_unseen_is_an_error(make_cells):
     x = make_cells(100, 2, n_components=1)
-    with pytest.raises(DivergedError, match=r"^0\.999\d* of all cells would be unobserved, .* ask for fewer components"):
+    with pytest.raises(
+        DivergedError, match=r"^0\.999\d* of all cells would be unobserved, .* ask for fewer components"
+    ):
         fit_mixture(x, 1, completeness=constantly(8e-4))
     assert fit_mixture(x, 1, completeness=constantly(1.2e-3)).completeness == pytest.approx(1.2e-3, rel=0.05)
 
