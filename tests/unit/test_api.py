@@ -307,7 +307,7 @@ GAP = np.where(np.arange(60).reshape(30, 2) == 7, np.nan, X)
         ({}, "the mapping of patients is empty"),
         ({"a": X, "b": X[:, :1]}, "the patients' arrays differ in their number of features: {'a': 2, 'b': 1}"),
         ({"a": X, "b": X[:0]}, "the array of patient 'b' has no cells"),
-        ({1: X, "1": X + 5}, "two patients of the mapping have the same text: '1'; convert the column to text"),
+        ({1: X, "1": X + 5}, "two patients of the mapping have the same text: '1'; make them all text"),
         ({"a": X[0]}, "the array of patient 'a' must be a numeric matrix (cells, features), got float64 of shape (2,)"),
         (
             {"a": X.astype(str)},

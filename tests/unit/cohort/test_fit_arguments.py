@@ -344,7 +344,7 @@ def test_noise_is_recorded_by_its_key(noise, recorded):
 
 
 def test_noise_elsewhere_needs_noise():
-    text = "noise_at needs cells with noise, which are not given"
+    text = "noise_at needs noise, which is not given"
     assert refusal(read_gmm_options, {"noise": None, "noise_at": seen}) == text
 
 
