@@ -1,4 +1,4 @@
-"""The numerical core: Gaussian mixtures and their EM. Needs numpy only; no I/O but a model's own file.
+"""The numerical core: Gaussian mixtures and their EM. The only files that it reads or writes are those of mixtures.
 
 The names here are all that the rest of the package uses. They are imported when they are first asked for (PEP 562).
 """

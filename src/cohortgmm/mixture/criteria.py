@@ -1,4 +1,4 @@
-"""Numbers that compare mixtures of different k."""
+"""Information criteria, which compare mixtures with different numbers of components."""
 
 import math
 

@@ -33,13 +33,13 @@ class MixtureFit:
     converged
         Whether the last iteration gained less than ``tol``.
     history
-        (n_iter + 1,) mean log-likelihood per cell of the start and after every iteration; a lower bound in iterations that
-        left settled cells alone, always exact in the last one.
+        (n_iter + 1,) mean log-likelihood per cell of the start and after every iteration. It is a lower bound in
+        iterations that did not recompute the responsibilities of settled cells, and always exact in the last one.
     floored
         (K,) components whose covariance is at the floor in ``model``: they have too few distinct cells for the features.
     n_unobserved
-        Expected number of unobserved cells beside the fitted ones; 0 without a completeness function. For a patient's final
-        mixture, beside all of its cells, fitted or held out.
+        Expected number of unobserved cells in addition to the fitted ones; 0 without a completeness function. For a
+        patient's final mixture, the number in addition to all of its cells, fitted or held out.
     completeness
         Share of all cells that is observed.
     n_empty
@@ -117,12 +117,12 @@ class MixtureFit:
 
 
 def as_mixture(value: Any, name: str, hint: str = "") -> GaussianMixture:
-    """A mixture of a user: given as such, or as a fit.
+    """The mixture that a user gave as a :class:`GaussianMixture` or as a :class:`MixtureFit`.
 
     Raises
     ------
     ConfigError
-        For anything else; ``hint`` is what else may be given, for the message.
+        If the value is anything else. The message contains ``hint``, which names other values that are accepted.
     """
     if isinstance(value, GaussianMixture):
         return value

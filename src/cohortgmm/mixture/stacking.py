@@ -1,4 +1,4 @@
-"""Several mixtures of the same cells together, weighted by how well each predicts cells that it was not fitted to."""
+"""Stacking: combine mixtures of the same cells, weighted by how well each predicts cells that it was not fitted to."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -116,7 +116,7 @@ def stacking_weights(log_prob: np.ndarray) -> np.ndarray:
 
 
 def stack(models: Sequence[GaussianMixture], weights: np.ndarray | None = None) -> GaussianMixture:
-    """One mixture of all components of several.
+    """Combine several mixtures into one that has all their components.
 
     Parameters
     ----------

@@ -19,18 +19,18 @@ _ASYMMETRY = 1e-6
 #: the Cholesky pivots of a singular covariance may consist of rounding errors.
 _UNEXPLAINED = 1e-6
 
-#: Smallest eigenvalue of a matrix of correlations in roundings of its largest one, which counts up to this many: fitted
-#: covariances keep 1e-13.
+#: The smallest eigenvalue of a correlation matrix must exceed the first number × machine epsilon × the largest
+#: eigenvalue, which is capped at the second number. Fitted covariances keep a ratio of eigenvalues of 1e-13.
 _ROUNDINGS, _LARGEST_EIGENVALUE = 4.0, 50.0
 
 
 def checked_arrays(weights: Any, means: Any, covariances: Any, background: Any) -> dict[str, np.ndarray]:
-    """Parameters of a mixture in double precision, by name; covariances that are skew by rounding become symmetric.
+    """Parameters of a mixture in double precision, by name; covariances are made exactly symmetric.
 
     Raises
     ------
     DataError
-        Naming the parameter, the component and what was found, if they are none.
+        If the arrays are not the parameters of a mixture; the error names the parameter, the component and the value.
     """
     given = {"weights": weights, "means": means, "covariances": covariances}
     arrays = {name: _finite(value, name) for name, value in given.items()}
@@ -48,7 +48,7 @@ def checked_arrays(weights: Any, means: Any, covariances: Any, background: Any) 
 
 
 def _finite(value: Any, name: str) -> np.ndarray:
-    # A copy: the factors are kept, and would not follow what becomes of the user's array.
+    # The array is copied because the factors of the covariances are kept: the user may change the array later.
     array = np.array(dense_array(value, f"{name} of the mixture"), dtype=np.float64, order="C")
     bad = ~np.isfinite(array)
     if bad.any():
@@ -77,7 +77,7 @@ def _check_weights(weights: np.ndarray, background: Any, n_features: int) -> Non
 
 
 def check_background(background: Any, n_features: int) -> None:
-    """Refuse what is no background of these features; None is none."""
+    """Refuse a value that is not a background with this number of features; None means no background."""
     if background is not None and not isinstance(background, Background):
         raise ConfigError(f"background must be a cohortgmm.Background, got {format_value(background)}")
     if background is not None and background.n_features != n_features:
@@ -85,7 +85,7 @@ def check_background(background: Any, n_features: int) -> None:
 
 
 def _definite(covariances: np.ndarray) -> np.ndarray:
-    """The covariances, symmetric in every bit."""
+    """Check that the covariances are positive definite, and make them exactly symmetric."""
     if covariances.ndim == 2:
         bad = np.argwhere(~(covariances > 0))
         if len(bad):

@@ -103,7 +103,7 @@ def _normalized(
     Raises
     ------
     DataError
-        Where a density underflows although a component could have produced the cell.
+        If the log-density of a cell is not finite although a component has a positive weight.
     """
     has_components = bool(model.weights.any())
     cells = Measurements(x, noise, background=model.background)

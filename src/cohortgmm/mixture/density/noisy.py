@@ -30,7 +30,7 @@ class NoisyDensities:
     group
         The cells.
     tile
-        Those of them that are evaluated.
+        Slice of the cells in the group that are evaluated.
     model
         The mixture.
 
@@ -116,7 +116,7 @@ class NoisyDensities:
 
 
 class DiagonalNoisyDensities(NoisyDensities):
-    """The same where components and noise have variances only; the factors are the variances of T⁻¹."""
+    """Joint log-densities of pairs if components and noise are diagonal; the factors are the diagonal of T⁻¹."""
 
     def _prepare(self, group: Group, tile: slice) -> None:
         noise = np.zeros(len(self.x)) if group.noise is None else group.noise.variances(tile)

@@ -76,7 +76,7 @@ class Parameters:
 
     @property
     def component_weights(self) -> np.ndarray:
-        """(K,) weights of the components without the background: they sum to one; equal where all is background."""
+        """(K,) weights of the components, scaled to sum to one; equal weights if the background has all the weight."""
         total = self.weights.sum()
         return self.weights / total if total > 0 else np.full(self.n_components, 1.0 / self.n_components)
 
@@ -146,7 +146,7 @@ class Parameters:
         return Parameters.from_factors(self.weights, means, covariances, None, background)
 
     def with_background(self, background: Background) -> Self:
-        """The same components beside another background, their weights scaled to sum to one less its amplitude."""
+        """The same components with another background; their weights are scaled to sum to one minus its amplitude."""
         check_background(background, self.n_features)
         weights = self.component_weights * (1.0 - background.amp)
         return self.from_factors(weights, self.means, self.covariances, self.factors, background)

@@ -78,7 +78,7 @@ def sample_observed(
             own = noise_of_places(x, noise, "noise") if callable(noise) else noise
             x = x + own.scale(rng.standard_normal(x.shape))
         observed = np.ones(size, dtype=bool) if checked is None else rng.random(size) < checked(x)
-        # Up to the cell with which the sample is complete.
+        # Cells drawn after the one that completes the sample are dropped and not counted.
         end = size
         if n_observed + observed.sum() >= n:
             end = int(np.flatnonzero(observed)[n - n_observed - 1]) + 1 if n else 0
@@ -93,7 +93,7 @@ def sample_observed(
 
 
 def _noise_of_sample(noise: Any, n: int, n_features: int, *, selected: bool) -> Callable | Noise | None:
-    """What a user gave: a function as it is, an array as noise of all the cells or of each."""
+    """Check the noise that a user gave: a function is returned unchanged, an array becomes a :class:`Noise`."""
     if noise is None or callable(noise):
         return noise
     is_declared = isinstance(noise, Noise)

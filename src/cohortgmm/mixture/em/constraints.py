@@ -30,7 +30,7 @@ class Frozen:
 
     @classmethod
     def from_argument(cls, frozen: Mapping[str, Any] | None, n_components: int) -> "Frozen":
-        """Validate what a user asked for.
+        """Check the argument ``frozen`` of a user.
 
         Parameters
         ----------
@@ -43,7 +43,7 @@ class Frozen:
         Raises
         ------
         ConfigError
-            For another kind, or a component that is not there.
+            If a kind of parameter is unknown or a component does not exist.
         """
         masks = {name: np.zeros(n_components, dtype=bool) for name in _NAMES.values()}
         if frozen is not None and not isinstance(frozen, Mapping):
@@ -106,7 +106,7 @@ class Constraints:
     def project(
         self, covariances: np.ndarray, model: Parameters, suspected: np.ndarray | None = None
     ) -> tuple[np.ndarray, Factors, np.ndarray]:
-        """Raise covariances to the floor; the frozen ones are those of ``model``.
+        """Raise covariances to the floor, and replace those of frozen components by the covariances of ``model``.
 
         Returns covariances, their factors, and (K,) which of them were below the floor.
 

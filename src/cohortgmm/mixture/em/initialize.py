@@ -1,4 +1,4 @@
-"""Where EM starts: first mixtures made from the data."""
+"""Starts of EM: mixtures that are made from the data."""
 
 from collections.abc import Callable
 
@@ -14,13 +14,13 @@ from cohortgmm.mixture.observations.cells import CellData
 
 _MAX_LLOYD = 50
 
-#: Lloyd's iterations end when no more than this share of the cells changes its cluster; EM moves the cells further.
+#: Lloyd's iterations end when no more than this share of the cells changes its cluster; EM refines the clusters later.
 _STILL_MOVING = 0.01
 
 #: The centres are searched among this many cells per cluster, and at least among ``tuning().seeding_cells``.
 _SAMPLE_PER_CLUSTER = 128
 
-#: Seedings that compete over a few iterations, unless there are so few cells that EM costs less than the competition.
+#: Number of seedings that compete over a few iterations. With few cells there is one: EM costs less than a competition.
 _SEEDINGS = 5
 _TRIAL_LLOYD = 2
 _TRIAL_PER_CLUSTER = 64
@@ -32,8 +32,8 @@ def kmeans_labels(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Cluster cells by k-means: greedy k-means++ seeding (Arthur & Vassilvitskii 2007), then Lloyd's iterations.
 
-    The centres come from a sample of 128 cells per cluster (2,048 at least) where there are more. Where there are more
-    than 2,000 cells, five seedings compete over two iterations among 64 cells per cluster (512 at least).
+    The centres are computed from a sample of 128 cells per cluster (at least 2,048) if there are more cells than that.
+    With more than 2,000 cells, five seedings compete over two iterations on 64 cells per cluster (at least 512).
 
     Parameters
     ----------
@@ -95,7 +95,7 @@ def _lloyd(x: np.ndarray, centres: np.ndarray, max_iter: int) -> tuple[np.ndarra
 
 
 def _squared_distances(x: np.ndarray, centres: np.ndarray, norms: np.ndarray | float = 0.0) -> np.ndarray:
-    """(K, n) squared distances, less the squared norms of the cells where these are not given."""
+    """(K, n) squared distances; if ``norms`` is not given, the squared norms of the cells are left out of them."""
     distances = (-2.0 * centres) @ x.T
     distances += np.einsum("kd,kd->k", centres, centres)[:, None]
     distances += norms
@@ -103,7 +103,7 @@ def _squared_distances(x: np.ndarray, centres: np.ndarray, norms: np.ndarray | f
 
 
 def seed_centres(x: np.ndarray, n_components: int, n_seedings: int, rng: np.random.Generator) -> np.ndarray:
-    """(S, K, D) seeds of greedy k-means++, S times over."""
+    """(S, K, D) seeds of S independent runs of greedy k-means++."""
     n_trials, n = 2 + int(np.log(n_components)), len(x)
     norms = np.einsum("nd,nd->n", x, x)
     seedings = np.arange(n_seedings)
@@ -189,7 +189,7 @@ def minmax_start(
 ) -> Parameters:
     """Mixture of equal weights with means drawn evenly from the box that holds the cells.
 
-    Its covariances are round, with the volume of the box shared between the components.
+    Its covariances are spherical. Their standard deviation is half the edge of a cube with 1 / K of the box's volume.
     """
     low, high = cells.bounds
     means = low + rng.random((n_components, cells.n_features)) * (high - low)

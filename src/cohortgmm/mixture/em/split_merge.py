@@ -13,7 +13,7 @@ from cohortgmm.mixture.numerics.gaussian import floor_covariances
 from cohortgmm.mixture.numerics.posterior import responsibilities
 from cohortgmm.mixture.observations.measurements import Measurements
 
-#: Splits that are tried together with every merger, and moves that are tried from one optimum.
+#: Number of splits that are tried with every merger, and number of moves that are tried from one optimum.
 _SPLITS_PER_MERGER = 2
 _TRIED = 6
 
@@ -51,8 +51,8 @@ def moves(cells: Measurements, model: Parameters) -> Iterator[tuple[int, int, in
     Yields
     ------
     tuple of int
-        Two components to merge, those with the most similar responsibilities (their equation 14), and one to split,
-        that with the largest local Kullback-Leibler divergence (their equation 15).
+        Two components to merge, with similar responsibilities (equation 14 of Ueda et al.), and one to split, with a
+        large local Kullback-Leibler divergence (equation 15).
     """
     similarity, divergence = _criteria(cells, model)
     first, second = np.triu_indices(model.n_components, 1)
@@ -71,7 +71,8 @@ def moves(cells: Measurements, model: Parameters) -> Iterator[tuple[int, int, in
 def move(model: Parameters, merged: tuple[int, int], split: int, floor: float) -> Parameters:
     """The mixture with two components merged into one, and another one split along its longest axis.
 
-    Both keep the weight, mean and covariance of what they replace; ``floor`` as in
+    The merged component has the total weight, mean and covariance of the two that it replaces. The two new components
+    together have those of the split one. ``floor`` is explained in
     :func:`cohortgmm.mixture.numerics.gaussian.floor_covariances`.
     """
     weights, means, covariances = (array.copy() for array in (model.weights, model.means, model.covariances))

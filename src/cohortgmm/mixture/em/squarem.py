@@ -24,7 +24,7 @@ class Squarem:
     Parameters
     ----------
     model
-        Where EM starts.
+        The mixture at which EM starts.
     constraints
         Constraints that an extrapolated mixture satisfies.
     """
@@ -69,7 +69,7 @@ class Squarem:
         length = np.linalg.norm(first) / size if size > 0 else 1.0
         self._step = min(length, self._longest)
         if not self._step > 1.0:
-            # This is the step of plain EM; a longer one may be tried from here on.
+            # No extrapolation is needed, because this step is that of plain EM. Later steps may be longer.
             self._longest = max(self._longest, _GROWTH) if length > 1.0 else self._longest
             return None
         try:
@@ -78,7 +78,7 @@ class Squarem:
             return None
 
     def judge(self, model: Parameters | None) -> None:
-        """Take note of whether the last extrapolation was good: EM continues from it (``model``), or not (None)."""
+        """Record whether EM continues from the last extrapolation: ``model`` is that mixture, or None if it was bad."""
         if model is None:
             self._longest = max(1.0, self._longest / _GROWTH)
             return

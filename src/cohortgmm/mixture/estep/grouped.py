@@ -13,9 +13,10 @@ from cohortgmm.mixture.observations.measurements import Group
 class ConvolvedExpectation(Expectation):
     """Cells that have the same features and the same noise.
 
-    Measured in some features and through Gaussian noise, a Gaussian mixture is another Gaussian mixture: its marginal,
-    convolved with the noise. Any E-step gives the moments of the measured cells under that one, and the moments of the
-    cells without noise and with all features follow from them (the deconvolution formula for shared noise).
+    Cells of a Gaussian mixture that are measured in some features with Gaussian noise follow another Gaussian mixture:
+    its marginal, convolved with the noise. Any E-step gives the moments of the measured cells under this convolved
+    mixture. The moments of the cells with all features and without noise follow from them (the deconvolution formula
+    for shared noise).
 
     Parameters
     ----------
@@ -45,7 +46,7 @@ class ConvolvedExpectation(Expectation):
         else:
             gain = covariances @ whitener @ whitener.transpose(0, 2, 1)
             second = moments.second
-        if noise is None:  # exactly, whatever the condition of the covariances
+        if noise is None:  # set the known values exactly, even if the covariances are ill-conditioned
             gain[:, measured] = np.eye(len(measured))
         rest = model.full_covariances - gain @ covariances.transpose(0, 2, 1)
         if noise is None:

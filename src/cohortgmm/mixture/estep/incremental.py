@@ -1,9 +1,9 @@
 """The E-step that recomputes only the responsibilities that still change (Neal & Hinton 1998).
 
-Most cells belong almost entirely to one component, and most components have no share in the other cells. After an E-step
-over everything, some iterations keep the responsibilities of such settled cells and evaluate for the unsettled cells only
-the components that had a share. The log-likelihood is then a lower bound, and EM on it never falls; the next E-step over
-everything makes it exact.
+Most cells are settled: they belong almost entirely to one component. In an unsettled cell, most components have
+negligible responsibilities. After a full E-step, some iterations keep the responsibilities of settled cells and
+evaluate, for the unsettled cells, only the components whose responsibilities were not negligible. The log-likelihood is
+then a lower bound, which EM never lowers. The next full E-step makes it exact.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,26 +21,26 @@ from cohortgmm.mixture.numerics.tiles import range_slices
 from cohortgmm.mixture.numerics.tuning import tuning
 from cohortgmm.mixture.observations.cells import CellData
 
-#: A cell is settled if one component has all of it but this share.
+#: A cell is settled if one component has a responsibility of at least one minus this number.
 _SETTLED = 1e-3
 
-#: Responsibilities below this are neglected until the next E-step over everything.
+#: Responsibilities below this number are neglected until the next full E-step.
 _NEGLIGIBLE = 1e-12
 
-#: Most incremental E-steps between two over everything.
+#: Largest number of incremental E-steps between two full E-steps.
 _LONGEST_INTERVAL = 16
 
 
 @dataclass(frozen=True)
 class Unsettled:
-    """Cells of a tile that more than one component has a share in.
+    """Unsettled cells of a tile: those in which no component has almost all the responsibility.
 
     Attributes
     ----------
     rows
-        (m,) their positions in the data.
+        (m,) positions of the cells in the data.
     listed
-        (K, m) which components have a share that is not negligible.
+        (K, m) which components have a responsibility that is not negligible.
     """
 
     rows: np.ndarray
@@ -48,7 +48,7 @@ class Unsettled:
 
     @classmethod
     def find(cls, tile: slice, resp: np.ndarray) -> "Unsettled":
-        """Find them by the responsibilities (K, n) of a tile."""
+        """Find the unsettled cells of a tile by its responsibilities (K, n)."""
         rows = np.flatnonzero(resp.max(axis=0) < 1.0 - _SETTLED)
         return cls(tile.start + rows, resp[:, rows] > _NEGLIGIBLE)
 
@@ -91,7 +91,7 @@ class IncrementalExpectation(Expectation):
                 assert self._unsettled is not None
                 settled += self._unsettled(model)
                 return settled
-        self._unsettled: Expectation | None = None  # its memory is needed now
+        self._unsettled: Expectation | None = None  # frees its memory for the full E-step
         found: list[Unsettled] = []
         moments = Moments.sum(self._inspected(model, found))
         self._unsettled, self._left = self._estep_of_unsettled(found, model), 0
@@ -121,7 +121,7 @@ class IncrementalExpectation(Expectation):
 
 
 class ListedExpectation(Expectation):
-    """Listed components for each cell.
+    """The E-step that evaluates only the listed components of each cell.
 
     Parameters
     ----------
@@ -148,7 +148,7 @@ class ListedExpectation(Expectation):
 
 def expected_log_density(moments: Moments, model: Parameters) -> tuple[float, float]:
     """Σ resp × log(weight × density) in nats, from moments about the means of the mixture, and its rounding error."""
-    # A component without weight has no share in any cell, apart from the rounding of differences.
+    # Components without weight are left out: their log-density is −inf, and their nk is zero up to rounding.
     alive = model.weights > 0
     whitener = model.factors.whitener
     distances = (whitener @ whitener.transpose(0, 2, 1)) * moments.second

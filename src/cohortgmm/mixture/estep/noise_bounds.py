@@ -29,7 +29,7 @@ class NoiseSpectrum:
 
     @classmethod
     def of_group(cls, group: Group, tiles: list[slice]) -> "NoiseSpectrum":
-        """Of all cells of a group."""
+        """Make the summaries for all cells of a group."""
         n, d, noise = len(group.cells), group.cells.n_features, group.noise
         if noise is None:
             values = np.zeros((1, d))
@@ -45,20 +45,20 @@ class NoiseSpectrum:
         return cls(*(np.broadcast_to(part, n) for part in parts))
 
     def take(self, rows: slice | np.ndarray) -> "NoiseSpectrum":
-        """Of some of the cells."""
+        """The summaries of some of the cells."""
         return NoiseSpectrum(self.largest[rows], self.mean[rows], self.geometric[rows])
 
 
 @dataclass(frozen=True, eq=False)
 class Spectrum:
-    """Eigenvalues (K, D) and eigenvectors (K, D, D) of the covariances; None for the axes of the features."""
+    """Eigenvalues (K, D) and eigenvectors (K, D, D) of the covariances; ``axes`` is None for diagonal covariances."""
 
     values: np.ndarray
     axes: np.ndarray | None
 
     @classmethod
     def of(cls, model: Parameters) -> "Spectrum":
-        """Of the components of a mixture."""
+        """Compute the eigenvalues and eigenvectors for the components of a mixture."""
         if model.covariance_type == "diag":
             return cls(model.covariances, None)
         return cls(*np.linalg.eigh(model.covariances))
@@ -72,9 +72,9 @@ class NoiseBounds:
     densities
         The densities of the tile.
     spectrum
-        Of the mixture's covariances.
+        Eigenvalues and eigenvectors of the mixture's covariances.
     noise
-        Of the cells' noise.
+        Summaries of the eigenvalues of the cells' noise.
     """
 
     def __init__(self, densities: NoisyDensities, spectrum: Spectrum, noise: NoiseSpectrum) -> None:
@@ -84,7 +84,7 @@ class NoiseBounds:
     def of_all_pairs(self) -> tuple[np.ndarray, np.ndarray]:
         """Upper bounds of joint log-densities and lower bounds of squared distances, (K, n).
 
-        They are those of noise that is as large in all directions as in its largest one.
+        For the distances, the noise in every direction is replaced by its largest eigenvalue.
         """
         densities, noise = self._densities, self._noise
         distance = np.empty(densities.log_tops.shape)

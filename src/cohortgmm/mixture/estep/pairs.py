@@ -61,7 +61,7 @@ class EvaluatedPairs(ABC):
     @staticmethod
     @abstractmethod
     def _select(array: np.ndarray, used: np.ndarray) -> np.ndarray:
-        """Some of the cells of such an array."""
+        """Take some of the cells from an array that :meth:`_evaluate` returned."""
 
     def moments(self, background: np.ndarray | None = None) -> tuple[Moments, np.ndarray]:
         """Moments of the cells, and the responsibilities (K, n), which are zero for pairs that were not evaluated.
@@ -73,7 +73,7 @@ class EvaluatedPairs(ABC):
         """
         resp, log_likelihood = responsibilities(self.joint, background)
         moments = Moments.zeros(self._model.n_components, self._model.n_features, self._model.covariance_type)
-        while self._evaluated:  # the memory of each is freed when it has been added
+        while self._evaluated:  # the arrays of a component are freed after they have been added
             k, rows, arrays = self._evaluated.pop()
             weights = resp[k, rows]
             used = weights > _ROUNDING

@@ -75,7 +75,7 @@ def full_parameters(log_peaks: np.ndarray, means: np.ndarray, precisions: np.nda
 def moments_about(
     means: np.ndarray, statistics: np.ndarray, covariance_type: str, log_likelihood: float, n: int
 ) -> Moments:
-    """Moments about means (K, D), given like the cells relative to the origin, from statistics resp φᵀ (K, P)."""
+    """Moments about means (K, D) from statistics resp φᵀ (K, P); means and cells are relative to the same origin."""
     d = means.shape[1]
     nk, total, squares = statistics[:, 0], statistics[:, 1 : d + 1], statistics[:, d + 1 :]
     first = total - nk[:, None] * means
@@ -108,7 +108,7 @@ def _packing(n_features: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 class QuadraticExpectation(Expectation):
-    """Every component for every cell through quadratic features, or by whitening where these would lose digits."""
+    """Evaluates every component for every cell by quadratic features, or by whitening if these would lose digits."""
 
     def __init__(self, cells: CellData, covariance_type: str) -> None:
         super().__init__(cells)
@@ -119,7 +119,7 @@ class QuadraticExpectation(Expectation):
     def __call__(self, model: Parameters) -> Moments:
         origin, kind = self.cells.mean, model.covariance_type
         parameters = natural_parameters(model, origin)
-        # Not "if larger": NaN from overflow must not pass.
+        # The condition is "not smaller" and not "larger", so that it also holds for a NaN from overflow.
         if not rounding(parameters, self.cells.extent, kind) <= _ROUNDING:
             return DenseExpectation(self.cells)(model)
 

@@ -25,7 +25,9 @@ _BOUND_ROWS = 2048
 
 
 class ScreenedExpectation(PrunedExpectation):
-    """Every component for the cells in which its responsibility may exceed rounding; full covariances only.
+    """Evaluates each component only for the cells in which its responsibility may exceed rounding errors.
+
+    All covariances are full.
 
     A few linear combinations of the features bound every density from above, since the squared Mahalanobis distance in a
     subspace is never larger than that in the whole space.
@@ -83,7 +85,7 @@ class ScreenedExpectation(PrunedExpectation):
 
 
 def separating_directions(model: Parameters) -> np.ndarray:
-    """(D, q) linear discriminants: where the means differ most, relative to the covariance within components."""
+    """(D, q) linear discriminants: directions in which means differ most, relative to covariances within components."""
     n = min(max(_DIRECTIONS[0], model.n_components - 1), _DIRECTIONS[1], model.n_features)
     shares = model.component_weights  # weights may all be zero beside a background
     within = np.tensordot(shares, model.covariances, 1)

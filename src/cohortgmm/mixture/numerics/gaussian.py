@@ -11,7 +11,7 @@ LOG_2PI = float(np.log(2.0 * np.pi))
 #: Smallest ratio of eigenvalues that a double-precision Cholesky factor still resolves with some digits.
 _RELATIVE_FLOOR = 1e-13
 
-#: Matrices up to this size are inverted at once.
+#: Triangular matrices up to this size are inverted directly, larger ones by halves.
 _DIRECT_INVERSE = 24
 
 #: ``singularity_handling="robust"`` floors the spectrum at this fraction of the mean variance of the features.
@@ -75,7 +75,7 @@ def _inverse_of_lower(lower: np.ndarray) -> np.ndarray:
 
 def whiten(deviation: np.ndarray, factors: Factors) -> np.ndarray:
     """Deviations (K, n, D) from the means in units of their covariances, same shape."""
-    # Deviations, not cells: x W − μ W would lose the digits that far outliers need.
+    # The argument is a deviation because the difference x W − μ W would lose digits for far outliers.
     if factors.is_diagonal:
         return deviation * factors.whitener[:, None, :]
     return deviation @ factors.whitener
@@ -84,8 +84,8 @@ def whiten(deviation: np.ndarray, factors: Factors) -> np.ndarray:
 def covariance_floor(variances: np.ndarray | None, eps: float, singularity_handling: str) -> float:
     """Smallest eigenvalue a fitted covariance may have.
 
-    ``eps`` itself, except with ``"robust"``: then at least 1 % of the mean of the ``variances`` (D,) of the features,
-    which nothing else needs.
+    This is ``eps``; with ``"robust"``, it is at least 1 % of the mean of the ``variances`` (D,) of the features.
+    ``variances`` may be None without ``"robust"``.
     """
     if singularity_handling == "robust":
         return max(eps, _ROBUST_FRACTION * float(np.mean(variances)))
@@ -97,9 +97,9 @@ def floor_covariances(
 ) -> tuple[np.ndarray, Factors, np.ndarray]:
     """Raise the eigenvalues of covariances to at least ``floor``, and factor the result.
 
-    Clamping the spectrum is the maximum of the likelihood under the constraint Σ ≥ floor·I, so EM stays monotone,
-    which adding ``floor`` to the diagonal does not guarantee (a floor relative to the largest eigenvalue, see below,
-    changes with the covariance; where it acts, the likelihood may fall).
+    Clamping the eigenvalues maximizes the likelihood under the constraint Σ ≥ floor·I, so EM stays monotone. Adding
+    ``floor`` to the diagonal does not guarantee that. The floor relative to the largest eigenvalue (see ``floor``)
+    changes with the covariance; the likelihood may fall if that floor is the larger one.
 
     Parameters
     ----------
@@ -110,7 +110,7 @@ def floor_covariances(
     strict
         Raise instead of clamping.
     suspected
-        (K,) components that are probably below the floor; knowing them saves time and changes nothing.
+        (K,) components that are probably below the floor; giving them saves time and does not change the result.
 
     Returns
     -------
@@ -163,9 +163,10 @@ def floor_covariances(
 def _factors_above(
     covariances: np.ndarray, floors: np.ndarray, suspected: np.ndarray | None
 ) -> tuple[Factors, np.ndarray]:
-    """Factors, and the components of which they do not show that λ_min ≥ 1 / tr Σ⁻¹ = 1 / ‖W‖² is above the floor.
+    """Factors, and the components that may be below the floor.
 
-    The factors of suspected components are those of the unit matrix.
+    A component is above the floor if 1 / tr Σ⁻¹ = 1 / ‖W‖², a lower bound of λ_min, is above it. The factors of
+    suspected components are those of the unit matrix.
     """
     suspected = np.zeros(len(floors), dtype=bool) if suspected is None else suspected
     try:
@@ -192,7 +193,7 @@ def _is_definite(matrix: np.ndarray) -> bool:
 
 
 def _floors(covariances: np.ndarray, floor: float) -> np.ndarray:
-    """(K,) floors, at least relative to the trace, which bounds the largest eigenvalue."""
+    """(K,) floors: ``floor``, or 1e-13 of the trace if that is more. The trace bounds the largest eigenvalue."""
     return np.maximum(floor, _RELATIVE_FLOOR * np.trace(covariances, axis1=1, axis2=2))
 
 

@@ -9,13 +9,13 @@ from functools import cache
 
 import numpy as np
 
-#: Pivots whose product is formed before its logarithm is taken: few enough not to overflow but for extreme variances.
+#: Number of pivots that are multiplied before a logarithm is taken; so few overflow only with extreme variances.
 _PIVOTS = 8
 
 
 @cache
 def packed_rows(d: int) -> tuple[slice, ...]:
-    """Where the rows of a packed (d, d) triangle are; the first element of each lies on the diagonal."""
+    """Slices of the rows in a packed (d, d) triangle; the first element of each row lies on the diagonal."""
     starts = [j * d - j * (j - 1) // 2 for j in range(d)]
     return tuple(slice(start, start + d - j) for j, start in enumerate(starts))
 

@@ -11,19 +11,19 @@ def normalize(joint: np.ndarray, background: np.ndarray | None = None) -> tuple[
     joint
         (K, n) log(weight × density) of every component; overwritten.
     background
-        (n,) the same of the background; None is no background.
+        (n,) log(amplitude × density) of the background; None means no background.
 
     Returns
     -------
     resp : ndarray
-        (K, n) responsibilities; what they lack of one is the background's.
+        (K, n) responsibilities of the components; the background's responsibility is one minus their sum.
     log_prob : ndarray
         (n,) log-densities of the whole mixture, in nats.
     """
     peak = joint.max(axis=0)
     if background is not None:
         peak = np.maximum(peak, background)
-    peak = np.where(np.isneginf(peak), 0.0, peak)  # nothing could have made the cell
+    peak = np.where(np.isneginf(peak), 0.0, peak)  # all densities at the cell are zero
     joint -= peak
     resp = np.exp(joint, out=joint)
     total = resp.sum(axis=0)
@@ -36,6 +36,6 @@ def normalize(joint: np.ndarray, background: np.ndarray | None = None) -> tuple[
 
 
 def responsibilities(joint: np.ndarray, background: np.ndarray | None = None) -> tuple[np.ndarray, float]:
-    """As :func:`normalize`, with the log-densities summed."""
+    """Responsibilities as from :func:`normalize`, and the sum of the log-densities."""
     resp, log_prob = normalize(joint, background)
     return resp, float(np.sum(log_prob))

@@ -14,7 +14,7 @@ from threadpoolctl import ThreadpoolController
 
 from cohortgmm.mixture.numerics.tuning import tuning
 
-#: Just below the largest size up to which glibc raises its threshold.
+#: Size in bytes of the block in :func:`keep_freed_memory`: just below the largest block that glibc can learn to keep.
 _KEPT_BLOCK = 31 << 20
 
 _Item = TypeVar("_Item")
@@ -22,7 +22,7 @@ _Result = TypeVar("_Result")
 
 
 def tile_slices(n: int, values_per_row: int) -> Iterator[slice]:
-    """Slices that cover ``range(n)``, each of as many rows as keep ``values_per_row`` times them in the cache."""
+    """Slices that cover ``range(n)``, each with so few rows that their ``values_per_row`` values fit in the cache."""
     return range_slices(n, max(64, tuning().tile_values // max(1, values_per_row)))
 
 
@@ -35,8 +35,8 @@ def range_slices(n: int, step: int) -> Iterator[slice]:
 def ordered_map(function: Callable[[_Item], _Result], items: Iterable[_Item], n_threads: int = 1) -> Iterator[_Result]:
     """Results of ``function`` in the order of ``items``, computed on ``n_threads`` threads.
 
-    Sums over the results are the same bits for every number of threads. No more than two results per thread wait to
-    be taken.
+    Sums over the results are bitwise the same for every number of threads. At most two results per thread are held
+    until the caller takes them.
     """
     if n_threads == 1:
         yield from map(function, items)
@@ -46,7 +46,7 @@ def ordered_map(function: Callable[[_Item], _Result], items: Iterable[_Item], n_
         for item in items:
             waiting.append(
                 pool.submit(copy_context().run, function, item)
-            )  # what numpy is to warn of is in the context
+            )  # the context holds numpy's settings for floating-point warnings
             if len(waiting) > 2 * n_threads:
                 yield waiting.popleft().result()
         while waiting:
@@ -56,15 +56,15 @@ def ordered_map(function: Callable[[_Item], _Result], items: Iterable[_Item], n_
 def keep_freed_memory() -> None:
     """Let the C library keep freed blocks of up to 32 MB for the next array of that size.
 
-    glibc gives the memory of large arrays back to the system and pays a page fault for every 4 KB of the next one,
-    which costs more than the arithmetic of a tile, until a large block has been freed once: then it keeps blocks of
-    that size. The block here is never touched. Elsewhere this does nothing.
+    By default, glibc returns the memory of a large array to the system. The next array then costs a page fault for
+    every 4 KB, which takes longer than the arithmetic of a tile. Once a large block has been freed, glibc keeps blocks
+    of that size. The block that is freed here is never written to. With other C libraries this has no effect.
     """
     np.empty(_KEPT_BLOCK, dtype=np.uint8)
 
 
 class _OneBlasThread(AbstractContextManager[None]):
-    """Limits BLAS for all who are inside: the first who enters sets the limit, the last who leaves lifts it."""
+    """Limits BLAS to one thread while any thread is inside: the first to enter sets the limit, the last removes it."""
 
     def __init__(self) -> None:
         self._lock, self._inside = Lock(), 0
@@ -91,5 +91,5 @@ _SHARED = _OneBlasThread()
 
 
 def one_blas_thread() -> AbstractContextManager[None]:
-    """Keep BLAS to one thread meanwhile: the threads of a fit share tiles, and more would only wait for each other."""
+    """Limit BLAS to one thread in a ``with`` block: a fit has its own threads, and more would wait for each other."""
     return _SHARED

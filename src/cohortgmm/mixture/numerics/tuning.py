@@ -1,7 +1,7 @@
 """Sizes that decide how a result is computed.
 
-Most change only speed and memory, and the result by rounding. The numbers of cells of a start, of quadrature nodes and of
-draws also change which cells, nodes and draws are used, within the accuracy that they give.
+Most change only speed and memory, and the result by rounding errors. The numbers of cells of a start, of quadrature
+nodes and of draws also decide which of these are used, and so change the result within its accuracy.
 """
 
 from collections.abc import Iterator
@@ -20,14 +20,15 @@ class Tuning:
     tile_values
         Values per temporary array of a tile of rows; 2 MB of doubles stay in the processor's cache.
     quadratic_values, quadratic_bytes
-        Values in a tile of quadratic features; bytes of them that are kept between the iterations of EM.
+        Values in a tile of quadratic features; largest size in bytes of all of them for which they are kept between the
+        iterations of EM.
     screened_values
         Fewest and most values in a tile of the screened E-step: with small tiles threads wait for the interpreter, with
         large ones for memory.
     noisy_rows, noisy_values
-        Fewest and most rows in a tile of cells with noise of their own, and values of its factors.
+        Fewest and most rows in a tile of cells with noise per cell, and number of values in its factors.
     density_rows
-        Rows in a tile of such cells where only densities are computed.
+        Rows in a tile of cells with noise per cell if only densities are computed.
     listed_rows
         Rows in a tile of unsettled cells.
     few_features, few_products
@@ -39,19 +40,19 @@ class Tuning:
     incremental_rounding
         Largest rounding error of the incremental log-likelihood, in nats per cell.
     smallest_group
-        Fewer cells with the same features and noise do not get matrices of their own.
+        Smallest number of cells with the same features and noise that form a group, which shares its matrices.
     cells_per_noise
-        Distinct noises are grouped if there is no more than one for so many cells.
+        Cells are grouped by their noise if there are on average at least this many cells per distinct noise.
     start_cells
-        Cells with missing features that a start is made from.
+        Largest number of cells from which a start is made if features are missing.
     seeding_cells, competing_cells
         Cells among which the centres of k-means are searched; above the second number, several seedings compete.
     fewest_nodes, most_nodes
         Quadrature nodes of the unobserved part of a mixture.
     fewest_draws, most_draws
-        Cells that are drawn at a time where only some pass a selection.
+        Fewest and most cells that are drawn at a time if only some of them pass a selection.
     hopeless_draws
-        Cells that are drawn without one that passes the selection before that is an error.
+        If more than this many cells were drawn and none passed the selection, an error is raised.
     """
 
     tile_values: int = 1 << 18
@@ -85,13 +86,13 @@ _CURRENT: ContextVar[Tuning] = ContextVar("tuning")
 
 
 def tuning() -> Tuning:
-    """The sizes that count here and now."""
+    """The sizes that apply in the current context: the defaults, or those of :func:`tuned`."""
     return _CURRENT.get(_DEFAULT)
 
 
 @contextmanager
 def tuned(**sizes: Any) -> Iterator[Tuning]:
-    """Use other sizes meanwhile, to test or to measure another way of computing the same result."""
+    """Use other sizes in a ``with`` block, to test or to measure another way of computing the same result."""
     token = _CURRENT.set(replace(tuning(), **sizes))
     try:
         yield tuning()

@@ -13,7 +13,7 @@ from cohortgmm.errors import ConfigError, DataError
 #: Names of the parameters in the file of a mixture.
 BACKGROUND_ARRAYS = ("background_lower", "background_upper", "background_amp")
 
-#: Boxes narrower than this many standard deviations of the noise.
+#: In a box narrower than this many standard deviations of the noise, the midpoint rule replaces the exact formula.
 _NARROW = 1e-3
 
 
@@ -26,7 +26,7 @@ class Background:
     lower, upper
         (D,) corners of the box, in the units of the features. A cell outside belongs to the components.
     amp
-        Share of all cells that belong to the background; of a fit with ``adjust_amp`` the first guess.
+        Share of all cells that belong to the background; with ``adjust_amp``, the value at which a fit starts.
     amp_min, amp_max
         Bounds of a fitted amplitude.
     adjust_amp
@@ -35,7 +35,7 @@ class Background:
     Raises
     ------
     ConfigError
-        If the box is empty or not finite, or the amplitude is not within its bounds or these not within [0, 1].
+        If the box is empty or not finite, the amplitude is not within its bounds, or the bounds are not within [0, 1].
     """
 
     lower: np.ndarray
@@ -75,7 +75,7 @@ class Background:
         return len(self.lower)
 
     def with_amp(self, amp: float) -> "Background":
-        """The same with another amplitude, brought within its bounds."""
+        """A copy of this background with another amplitude, which is clipped to its bounds."""
         return replace(self, amp=float(np.clip(amp, self.amp_min, self.amp_max)))
 
     def log_density(
@@ -118,7 +118,7 @@ class Background:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "Background | None":
-        """What :meth:`arrays` gave; None if it is not among these."""
+        """Make a background from arrays by name, as :meth:`arrays` returns them; None if they contain no background."""
         names = [name for name in BACKGROUND_ARRAYS if name in arrays]
         if not names:
             return None
@@ -132,15 +132,15 @@ class Background:
 
 
 def _blurred(x: np.ndarray, lower: np.ndarray, upper: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Probability that a cell measured at x with normal noise lies between the edges, for every feature by itself."""
+    """Probability that a cell measured at x with normal noise lies between the edges, for each feature separately."""
     from scipy.special import ndtr
 
     with np.errstate(divide="ignore", invalid="ignore", over="ignore", under="ignore"):
         above, below, width = (x - lower) / scale, (x - upper) / scale, (upper - lower) / scale
-        # On the side of the small tail, so that no digits are lost.
+        # Both probabilities are computed in the smaller tail, so that their difference keeps its digits.
         flip = below > 0
         share = ndtr(np.where(flip, -below, above)) - ndtr(np.where(flip, -above, below))
-        # The difference loses its digits where the noise is far wider than the box: the midpoint rule does not.
+        # If the noise is far wider than the box, the difference loses its digits; the midpoint rule keeps them.
         middle = 0.5 * (above + below)
         bend = 1.0 + (middle**2 - 1.0) * width**2 / 24.0
         narrow = np.exp(-0.5 * middle**2) * width * bend / np.sqrt(2.0 * np.pi)

@@ -15,17 +15,17 @@ from cohortgmm.mixture.observations.background import Background
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
-#: A thread is started for no fewer tiles than this.
+#: Several threads are used only if there are at least this many tiles for each of them.
 _TILES_PER_THREAD = 3
 
 
 class CellData:
-    """Cells of a fit, read by tiles so that arrays mapped from a file are never held whole.
+    """Cells of a fit, read tile by tile, so that a memory-mapped array is never loaded as a whole.
 
     Parameters
     ----------
     x
-        (n, D) cells; float32 and float64 arrays, also memory-mapped ones, are used where they are, others are
+        (n, D) cells; float32 and float64 arrays, also memory-mapped ones, are used without a copy. Other arrays are
         converted to float64.
     n_threads
         Threads that work on tiles at the same time.
@@ -35,7 +35,7 @@ class CellData:
     Attributes
     ----------
     log_background
-        (n,) log-density of the background at every cell, where there is one; None elsewhere.
+        (n,) log-density of the background at every cell; None if the mixture has no background.
 
     Raises
     ------
@@ -114,7 +114,7 @@ class CellData:
         largest = min(LARGEST, float(np.finfo(self.x.dtype).max))
         for tile in self.tiles(self.n_features):
             part = self.x[tile]
-            if -largest <= part.min() and part.max() <= largest:  # with NaN, neither is
+            if -largest <= part.min() and part.max() <= largest:  # both are false if the tile has a NaN
                 continue
             missing, infinite = np.isnan(part), np.isinf(part)
             n_missing += np.count_nonzero(missing)
@@ -132,5 +132,5 @@ class CellData:
 
 
 def _found(bad: np.ndarray, tile: slice) -> tuple[int, int]:
-    """How many values of a tile are bad, and the first cell that has one."""
+    """Number of bad values in a tile, and the position of the first cell with a bad value."""
     return int(np.count_nonzero(bad)), tile.start + int(np.argmax(bad.any(axis=1)))

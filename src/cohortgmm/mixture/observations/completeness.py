@@ -1,4 +1,4 @@
-"""Which cells had a chance to be observed, and the measurement noise of cells anywhere."""
+"""The probability that a cell is observed (completeness), and the measurement noise of cells at any place."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -10,7 +10,7 @@ from cohortgmm.display import format_error
 from cohortgmm.errors import DataError
 from cohortgmm.mixture.observations.noise import Noise
 
-#: Cells named in an error.
+#: Largest number of cells that are named in an error.
 _NAMED = 5
 
 #: Measurement noise of a cell at any place, as users give it.
@@ -18,12 +18,12 @@ NoiseAt = Callable[[np.ndarray], np.ndarray | Noise] | np.ndarray | Noise
 
 
 class Completeness:
-    """A user's completeness function, with its answers checked.
+    """A user's completeness function, whose return values are checked.
 
     Parameters
     ----------
     function
-        Callable (m, D) → (m,) in [0, 1]: probability that a cell measured there is in the data.
+        Callable (m, D) → (m,) in [0, 1]: probability that a cell measured at each of these places is in the data.
     """
 
     def __init__(self, function: Callable[[np.ndarray], np.ndarray]) -> None:
@@ -67,7 +67,7 @@ class Completeness:
         Parameters
         ----------
         tiles
-            Rows, and the cells (m, D) there, NaN where a feature is missing.
+            Slices of rows, each with its cells (m, D), which are NaN where a feature is missing.
         name_of
             Function from the row of a cell to its name in an error.
         """
@@ -94,7 +94,7 @@ def noise_of_places(points: np.ndarray, noise_at: NoiseAt, name: str = "noise_at
     Raises
     ------
     DataError
-        If the function fails, or returns another shape or values that are no finite covariances.
+        If the function fails, returns another shape, or returns values that are not finite covariances.
     """
     m, d = points.shape
     noise = noise_at
@@ -116,7 +116,7 @@ def noise_of_places(points: np.ndarray, noise_at: NoiseAt, name: str = "noise_at
 
 
 def _noise_by_contract(values: Any, m: int, d: int, *, of_function: bool) -> Noise:
-    """What a function gave for m places, each its own; or an array, one for all."""
+    """Make the noise at m places from what a function returned for them, or from an array that holds for all places."""
     values = dense_array(values, "the noise")
     if not of_function:
         shapes, kind = ((d,), (d, d)), "one for all"
@@ -131,24 +131,24 @@ def _noise_by_contract(values: Any, m: int, d: int, *, of_function: bool) -> Noi
 
 
 def scaled_noise(points: np.ndarray, noise_at: NoiseAt, normal: np.ndarray) -> np.ndarray:
-    """Noise (m, D) at places (m, D), from standard normal numbers (m, D)."""
+    """Draws of the noise (m, D) at places (m, D), made from standard normal numbers (m, D)."""
     return noise_of_places(points, noise_at).scale(normal)
 
 
 class NoiseOfRandomCells:
-    """Default noise of unobserved cells: that of a random observed cell, whatever the place.
+    """Default noise of unobserved cells: the noise of an observed cell drawn at random, independently of the place.
 
     Parameters
     ----------
     noise
-        (n, D) or (n, D, D) noise of the cells, of which those with finite values count.
+        (n, D) or (n, D, D) noise of the observed cells; only noise with finite values is drawn.
     seed
-        Of the draw.
+        Seed of the draw.
 
     Raises
     ------
     DataError
-        If there are none.
+        If no cell has noise with finite values.
     """
 
     def __init__(self, noise: np.ndarray, seed: int) -> None:

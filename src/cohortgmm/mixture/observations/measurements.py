@@ -12,7 +12,7 @@ from cohortgmm.mixture.observations.background import Background
 from cohortgmm.mixture.observations.cells import CellData
 from cohortgmm.mixture.observations.noise import Noise, without_infinite
 
-#: Cells that missing features are completed from.
+#: Largest number of cells from which the missing values of a feature are imputed.
 _DONORS = 512
 
 
@@ -23,15 +23,15 @@ class Group:
     Attributes
     ----------
     cells
-        Their measured features, (n, m); with ``observed``, all features, zero where missing.
+        (n, m) measured features of the cells; if ``observed`` is given, (n, D), with zero for a missing feature.
     rows
-        Their rows in the data: all, or (n,) positions.
+        Rows of the cells in the data: a slice of all rows, or (n,) positions.
     features
-        (m,) which features they have; None for all.
+        (m,) positions of the features that the cells have; None means all features.
     noise
-        Their measurement noise in these features; None for none.
+        Measurement noise of the cells in these features; None means no noise.
     observed
-        (n, D) which features each has; None where ``features`` says it for all.
+        (n, D) bool: which features each cell has; None if all cells have the same features.
     """
 
     cells: CellData
@@ -46,7 +46,7 @@ class Group:
         return self.observed is None and (self.noise is None or self.noise.is_shared)
 
     def is_diagonal(self, covariance_type: str) -> bool:
-        """Whether components of this type, convolved with the noise, have variances only."""
+        """Whether components of this type have diagonal covariances after convolution with the noise."""
         return covariance_type == "diag" and (self.noise is None or self.noise.is_diagonal)
 
 
@@ -56,9 +56,9 @@ class Measurements:
     Parameters
     ----------
     x
-        (n, D) cells; NaN is a missing feature. Used where they are, if nothing is missing (see :class:`CellData`).
+        (n, D) cells; NaN is a missing feature. They are not copied if nothing is missing (see :class:`CellData`).
     noise
-        As :meth:`Noise.validated` takes it; None for none.
+        Measurement noise, as the argument of :meth:`Noise.validated`; None means no noise.
     n_threads
         Threads that work on tiles at the same time.
     background
@@ -95,7 +95,7 @@ class Measurements:
 
     @property
     def is_plain(self) -> bool:
-        """Whether nothing is missing and nothing noisy."""
+        """Whether no feature is missing and there is no noise."""
         return self.is_complete and self.noise is None
 
     def _validated_noise(self, noise: Any) -> Noise:
@@ -105,7 +105,7 @@ class Measurements:
         return Noise.validated(noise, len(self.whole), self.n_features, missing=missing)
 
     def _find_observed(self) -> np.ndarray | None:
-        """(n, D) which features are there; None if all are."""
+        """(n, D) bool: which features each cell has; None if every cell has all features."""
         infinite = None
         if self.noise is not None:
             values = self.noise.values
@@ -118,8 +118,8 @@ class Measurements:
     def _grouped(self, observed: np.ndarray | None) -> list[Group]:
         """Group the cells by their missing features and their noise.
 
-        The cells of a group have one marginal mixture, for which there are fast E-steps. Small groups, and cells that each
-        have their own noise, go together into one group in which every cell has matrices of its own.
+        The cells of a group have the same marginal mixture, for which there are fast E-steps. Small groups, and cells
+        with noise per cell, are put together into one group, in which the matrices are computed for every cell.
         """
         n, noise = len(self.whole), self.noise
         if n == 0 or (observed is None and (noise is None or noise.is_shared)):
@@ -129,7 +129,7 @@ class Measurements:
             labels = np.unique(np.packbits(observed, axis=1), axis=0, return_inverse=True)[1].ravel()
         if noise is not None and not noise.is_shared:
             kinds = _kinds_of(noise.values)
-            # If the noise has no kinds, every cell has its own: the label −1 stands for that.
+            # The label −1 marks cells with noise per cell, whose noise has too many distinct values for groups.
             labels = np.full(n, -1) if kinds is None else labels * (kinds.max() + 1) + kinds
         empty = np.zeros(n, dtype=bool) if observed is None else ~observed.any(axis=1)
         groups, rest = [], (labels < 0) & ~empty
@@ -219,13 +219,13 @@ class Measurements:
         return sum(self._rows(tile).sum(axis=0) for tile in tiles) / n
 
     def _rows(self, tile: slice, centre: np.ndarray | float = 0.0) -> np.ndarray:
-        """Some of the cells as deviations, zero where a feature is missing."""
+        """Deviations of some of the cells from ``centre``, zero where a feature is missing."""
         deviation = self.whole.rows(tile) - centre
         return deviation if self._observed is None else np.where(self._observed[tile], deviation, 0.0)
 
     @property
     def touches_background(self) -> bool:
-        """Whether the background could have made any of the cells."""
+        """Whether the density of the background is positive at any of the cells."""
         return any(np.any(group.cells.log_background > -np.inf) for group in self.groups)
 
     def measured(self, tile: slice) -> np.ndarray:
@@ -234,7 +234,7 @@ class Measurements:
         return x if self._observed is None else np.where(self._observed[tile], x, np.nan)
 
     def for_start(self, rng: np.random.Generator) -> CellData:
-        """Complete cells to make a start from: all, or where features are missing a completed sample of them.
+        """Complete cells from which a start is made: all cells, or an imputed sample of them if features are missing.
 
         A missing feature is taken from the cell that is nearest in the features that both have (hot-deck imputation).
         """
@@ -256,12 +256,12 @@ class Measurements:
         return CellData(result, 1)
 
     def _standardized(self, rows: np.ndarray, scale: np.ndarray) -> np.ndarray:
-        """Some of the cells in units of the spread of the features, zero where a feature is missing."""
+        """Some of the cells as deviations from the mean, in units of ``scale``; zero where a feature is missing."""
         return np.where(self._observed[rows], (self.whole.rows(rows) - self._mean) / scale, 0.0)
 
 
 def _kinds_of(values: np.ndarray) -> np.ndarray | None:
-    """Number the distinct rows of the noise; None if there are too many for the number of cells."""
+    """Label of every cell's noise, equal for equal noise; None if there are too many labels for the number of cells."""
     n = len(values)
     flat = np.ascontiguousarray(values.reshape(n, -1))
     keys = flat.view(np.dtype((np.void, flat.dtype.itemsize * flat.shape[1]))).ravel()
@@ -273,8 +273,8 @@ def _kinds_of(values: np.ndarray) -> np.ndarray | None:
 
 
 def _nearest(x: np.ndarray, there: np.ndarray, donors: np.ndarray, donors_there: np.ndarray) -> np.ndarray:
-    """The donor that is nearest to each cell in the features that both have, by their mean squared difference."""
+    """Position of the donor that is nearest to each cell, by the mean squared difference over their common features."""
     common = there.astype(float) @ donors_there.T.astype(float)
     distances = x**2 @ donors_there.T + there @ (donors**2).T - 2.0 * x @ donors.T
-    # A neighbour in few features is less of a neighbour.
+    # The added 1 increases the distance of donors that share only few features with the cell.
     return np.where(common > 0, (distances + 1.0) / np.maximum(common, 1.0), np.inf).argmin(axis=1)

@@ -21,17 +21,17 @@ _LARGEST = 1e200
 class Noise:
     """Measurement noise of cells, and whether it is one for all of them or one for each.
 
-    :meth:`per_cell` and :meth:`shared` say which of the two an array is where its shape does not: variances of three
-    cells in three features and one covariance of three features are both arrays of shape (3, 3).
+    Make it with :meth:`per_cell` or :meth:`shared`. They are needed because the shape of an array can be ambiguous:
+    variances of three cells in three features and one covariance of three features both have the shape (3, 3).
 
     Attributes
     ----------
     values
         Variances (D,) or covariance (D, D) shared by all cells; or one for each cell, (n, D) or (n, D, D).
     is_shared
-        Which of the two.
+        Whether all cells share the values.
     is_checked
-        Whether the values are known to be covariances of cells of this number and these features.
+        Whether the values were already checked to be covariances that fit the number of cells and of features.
 
     Examples
     --------
@@ -83,7 +83,7 @@ class Noise:
         name_of: Callable[[int], str] = str,
         missing: np.ndarray | None = None,
     ) -> "Noise":
-        """Check what a user gave.
+        """Check the noise that a user gave.
 
         Parameters
         ----------
@@ -96,13 +96,13 @@ class Noise:
         name_of
             Function from the row of a cell to its name in an error.
         missing
-            (n, D) bool: features that cells lack, whose noise may be anything; None for none.
+            (n, D) bool: missing features of the cells, whose noise may have any value; None if no feature is missing.
 
         Raises
         ------
         DataError
-            For another shape, for an array that may be the variances of n = D cells as well as one covariance, or for
-            values that are no covariance, naming the first such cell.
+            If the array has another shape, could be either the variances of n = D cells or one covariance, or has
+            values that are not a covariance. The error names the first such cell.
         """
         declared = noise if isinstance(noise, Noise) else None
         values = dense_array(noise, "noise") if declared is None else declared.values
@@ -127,7 +127,7 @@ class Noise:
         return cls(values if np.shares_memory(checked, values) else checked, is_shared, True)
 
     def scale(self, normal: np.ndarray) -> np.ndarray:
-        """Noise (n, D) with these covariances, from standard normal numbers (n, D)."""
+        """Draws of the noise (n, D) with these covariances, made from standard normal numbers (n, D)."""
         if self.is_diagonal:
             return np.sqrt(self.variances()) * normal
         values, vectors = np.linalg.eigh(self.covariances())
@@ -162,14 +162,14 @@ class Noise:
 
 
 def check_meaning(values: np.ndarray, n: int, n_features: int, name: str = "noise") -> None:
-    """Refuse an array that may be the variances of every cell as well as one covariance for all: shape cannot decide.
+    """Refuse an array whose shape fits both the variances of every cell and one covariance for all cells.
 
-    Both are the same with one feature, and where all values are zero.
+    The two have the same meaning, and are accepted, if there is one feature or if all values are zero.
 
     Raises
     ------
     DataError
-        Saying both readings, and how to say which is meant.
+        If the array is ambiguous; the error states both meanings and how to choose one.
     """
     d = n_features
     if d > 1 and n == d and values.shape == (d, d) and np.any(values):
@@ -185,7 +185,7 @@ def is_one_for_all(values: np.ndarray) -> bool:
 
 
 def without_infinite(covariances: np.ndarray) -> np.ndarray:
-    """Covariances (..., D, D) with zeros in the rows and columns of infinite variances: of missing features."""
+    """Covariances (..., D, D) with zeros in the rows and columns of missing features, which have infinite variances."""
     infinite = np.diagonal(covariances, axis1=-2, axis2=-1) == np.inf
     return np.where(_pairs(infinite), 0.0, covariances) if infinite.any() else covariances
 
@@ -196,9 +196,9 @@ def _pairs(features: np.ndarray) -> np.ndarray:
 
 
 def _checked(values: np.ndarray, missing: np.ndarray | None, name_of: Callable[[int], str] | None) -> np.ndarray:
-    """The values (n, D) or (n, D, D), with eigenvalues that rounding made negative raised to zero.
+    """Check the values (n, D) or (n, D, D), and raise eigenvalues that are negative by rounding to zero.
 
-    What cannot be used of features that are missing is replaced by an infinite variance.
+    Values that are not a covariance because of missing features get infinite variances for these features.
     """
     result = values
     for tile in tile_slices(len(values), int(np.prod(values.shape[1:]))):
@@ -239,7 +239,7 @@ def _without_missing(values: np.ndarray, missing: np.ndarray) -> np.ndarray:
 
 
 def _raised(covariances: np.ndarray) -> np.ndarray:
-    """Covariances (n, D, D) with negative eigenvalues raised to zero, whatever infinite variances they have."""
+    """Covariances (n, D, D) with negative eigenvalues raised to zero; infinite variances are kept."""
     eigenvalues, vectors = np.linalg.eigh(without_infinite(covariances))
     vectors = vectors * np.sqrt(np.maximum(eigenvalues, 0.0))[:, None, :]
     result = vectors @ vectors.transpose(0, 2, 1)
@@ -255,7 +255,7 @@ def _are_too_large(values: np.ndarray) -> np.ndarray:
 
 
 def _faults(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which of (n, D) variances or (n, D, D) matrices are not covariances, and which are not because of rounding only."""
+    """Which of (n, D) variances or (n, D, D) matrices are not covariances, and which are covariances up to rounding."""
     if values.ndim == 2:
         return ~(values >= 0).all(axis=1) | _are_too_large(values), np.zeros(len(values), dtype=bool)
     values = without_infinite(values)
