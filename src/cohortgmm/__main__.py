@@ -18,17 +18,17 @@ from cohortgmm.errors import CohortgmmError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; its exit status."""
+    """Run a command and return its exit status."""
     own, others = _at_dashes(list(sys.argv[1:] if arguments is None else arguments))
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # characters that a terminal cannot show are escaped
+        if isinstance(stream, io.TextIOWrapper):  # escape characters that the encoding of the terminal lacks
             stream.reconfigure(errors="backslashreplace")
     options = _parser().parse_args(own)
     try:
         status = options.run(options, others)
         sys.stdout.flush()
         return status
-    except BrokenPipeError:  # the reader of the output, such as `head`, has ended
+    except BrokenPipeError:  # the program that reads the output, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except CohortgmmError as error:
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _at_dashes(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Arguments of the command, and those for Snakemake after ``--``."""
+    """Divide arguments at ``--`` into those of the command and those for Snakemake."""
     if "--" not in arguments:
         return arguments, []
     i = arguments.index("--")
@@ -101,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _place(options: argparse.Namespace) -> tuple[Path, Path]:
-    """Change to the directory; absolute paths of the folder of the Snakefile and of the configuration."""
+    """Change to the directory, and return absolute paths of the Snakefile's folder and of the configuration."""
     candidates = (
         [options.snakefile] if options.snakefile else [Path("Snakefile"), Path(__file__).parents[2] / "Snakefile"]
     )
@@ -111,7 +111,7 @@ def _place(options: argparse.Namespace) -> tuple[Path, Path]:
     if found[0].name != "Snakefile":
         raise CohortgmmError(f"{found[0]} must be called Snakefile")
     workflow_dir = found[0].parent
-    # As in Snakemake, the configuration in the directory comes first.
+    # As in Snakemake, the configuration in the directory is preferred to the one beside the Snakefile.
     default = [place.resolve() / "config" / "config.yaml" for place in (options.directory, workflow_dir)]
     configfile = (
         options.configfile.resolve() if options.configfile else next(filter(Path.is_file, default), default[-1])
@@ -160,7 +160,7 @@ def _submit(options: argparse.Namespace, others: Sequence[str]) -> int:
     if options.shards < 0 or min(options.cpus, options.minutes, memory) < 1:
         raise CohortgmmError("--shards must be 0 or more; --cpus, --minutes and --mem-mb 1 or more")
     workflow_dir, configfile = _place(options)
-    config = _config(configfile, workflow_dir)  # a mistake is reported now, not by every job
+    config = _config(configfile, workflow_dir)  # checked here, so that an error is not reported by every job instead
     chosen = ((name, getattr(options, name)) for name in ("partition", "account", "qos"))
     extra = [f"--{name}={value}" for name, value in chosen if value] + options.sbatch
     mem_mb, whole_mb = _memory(options, config)
@@ -177,7 +177,7 @@ def _submit(options: argparse.Namespace, others: Sequence[str]) -> int:
 
 
 def _memory(options: argparse.Namespace, config: Any) -> tuple[int, int]:
-    """MB of each job, and of those that read the whole cohort: as given, with a warning if a rule requests more."""
+    """MB of each job, and MB of jobs that read the whole cohort; warns if ``--mem-mb`` is less than a rule requests."""
     from cohortgmm.pipeline.slurm.shards import largest_request
 
     rule, asked = largest_request(config)
@@ -193,7 +193,7 @@ def _memory(options: argparse.Namespace, config: Any) -> tuple[int, int]:
 
 
 def _clear_up() -> None:
-    """End the jobs that a killed run has left behind; shards do not check for them and would work beside them."""
+    """End the jobs that a killed run has left behind, because shards do not: both would do the same work."""
     from cohortgmm.pipeline.lock import lock_results
     from cohortgmm.pipeline.settings import check_writable
     from cohortgmm.pipeline.slurm.orphans import clear_up, remove_unrecorded
@@ -204,7 +204,7 @@ def _clear_up() -> None:
         cancelled = clear_up("results")
         remove_unrecorded()
     finally:
-        for descriptor in lock:  # the jobs that are submitted next take it themselves
+        for descriptor in lock:  # released here, because the jobs that are submitted next take the lock themselves
             os.close(descriptor)
     if cancelled:
         print(cancelled)

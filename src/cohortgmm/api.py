@@ -1,4 +1,4 @@
-"""The notebook's entry: a whole cohort in one call, with the same results as the pipeline."""
+"""The function for notebooks, which fits a whole cohort in one call, with the same results as the pipeline."""
 
 import os
 import warnings
@@ -29,7 +29,7 @@ from cohortgmm.mixture import Background, GaussianMixture, MixtureFit
 if TYPE_CHECKING:
     from anndata import AnnData
 
-#: Most patients that a warning names.
+#: Largest number of patients that a warning names.
 _MOST_NAMED = 3
 
 
@@ -68,9 +68,9 @@ def fit_gmm(
 ) -> "AnnData | dict[str, GaussianMixture]":
     """Fit one Gaussian mixture per patient and choose its number of components.
 
-    The arguments are the keys of the configuration of the pipeline, with the same meaning, messages and defaults but for
-    three: there, ``use_rep`` is ``"X_pca"`` and ``min_cells`` is 20, and ``random_state`` is called ``seed``. With equal
-    arguments, the results are the same to the last digit.
+    The arguments are keys of the pipeline's configuration, with the same meaning, messages and defaults, except for
+    three: in the pipeline, the default of ``use_rep`` is ``"X_pca"``, that of ``min_cells`` is 20, and ``random_state``
+    is called ``seed``. With equal arguments, the results are the same to the last digit.
 
     Parameters
     ----------
@@ -78,19 +78,19 @@ def fit_gmm(
         AnnData, changed in place; or a mapping of patient id to (n, D) array or table. The cells of AnnData, and of
         tables whose row names are texts, are sorted by name; those of other arrays keep their order.
     patient_col
-        Column of ``obs`` that names the patient of every cell (AnnData). Or several, such as ``["patient",
-        "timepoint"]``, whose texts are joined by ``_`` in ``obs["<gmm_key>_patient"]``.
+        Column of ``obs`` that names the patient of every cell (AnnData). Several columns are possible, such as
+        ``["patient", "timepoint"]``; their texts are joined by ``_`` in ``obs["<gmm_key>_patient"]``.
     use_rep
         Key of ``obsm`` to model (AnnData); None is X. (Pipeline: ``"X_pca"``.)
     component_sharing
-        ``"sample_specific"``: an independent mixture per patient. ``"global"``: one mixture over all cells, with weights
-        for every patient. These are the mean responsibilities of its cells; with incomplete data (noise, missing features,
-        completeness, background), they are fitted to its cells by EM, with the components fixed. ``"auto"``: the first
-        for AnnData, the second for a mapping.
+        ``"sample_specific"``: an independent mixture per patient. ``"global"``: one mixture over all cells, with
+        weights for every patient. The weights of a patient are the mean responsibilities of its cells; with incomplete
+        data (noise, missing features, completeness, background), they are fitted to its cells by EM with the components
+        fixed. ``"auto"``: ``"sample_specific"`` for AnnData, ``"global"`` for a mapping.
     k_comps
-        Number of components. int, or a sequence of one: fixed, all cells are fitted. Longer sequence: candidates to
-        select from. None: 1 to 10, for each patient those with enough cells. Candidates of a sequence for which a patient
-        has too few cells are left out for this patient; for a fixed k see ``on_small_patient``.
+        Number of components k. An int, or a sequence of one, is a fixed k, which is fitted to all cells. A longer
+        sequence has the candidates among which k is chosen; None means 1 to 10. Candidates for which a patient has too
+        few cells are left out for this patient; for a fixed k see ``on_small_patient``.
     k_selection_metric
         ``"aic"``, ``"bic"`` (both on the training cells) or ``"heldout_nll"`` (nats per held-out cell).
     refit
@@ -98,18 +98,19 @@ def fit_gmm(
     covariance_type
         ``"full"`` or ``"diag"``.
     train_size
-        Share of every patient's cells that the candidates are fitted to, in (0, 1]; with ``"heldout_nll"``, below 1.
+        Share of every patient's cells to which the candidates are fitted, in (0, 1]; below 1 with ``"heldout_nll"``.
     max_iter, tol, n_init, eps, singularity_handling, init, split_merge, cutoff
         See :func:`cohortgmm.fit_mixture`.
     noise
-        Measurement noise: variances (n, D), covariances (n, D, D), these flattened, or (D,) or (D, D) for all cells.
-        AnnData: such an array, a key of ``obsm``, ``{"obsm": key}`` or ``{"layer": key}``. Mapping: patient to array, or
-        one array for all cells. For n = D cells, :class:`~cohortgmm.Noise` tells which of the two a square array is. It
-        is read with the cells (:func:`cohortgmm.cohort.in_memory.read_cells`), stays with them in
-        :class:`~cohortgmm.cohort.cells.PatientCells`, and is passed to :func:`cohortgmm.fit_mixture`, which chooses the
+        Measurement noise per cell: variances (n, D), covariances (n, D, D) or covariances flattened to (n, D²). Or the
+        same noise for all cells: variances (D,) or a covariance (D, D). AnnData: such an array, a key of ``obsm``,
+        ``{"obsm": key}`` or ``{"layer": key}``. Mapping: a mapping of patient id to array, or one array for all cells.
+        If n = D, a square array is ambiguous: :class:`~cohortgmm.Noise` says which of the two it is. The noise is read
+        with the cells (:func:`cohortgmm.cohort.in_memory.read_cells`), stored with them in
+        :class:`~cohortgmm.cohort.cells.PatientCells`, and passed to :func:`cohortgmm.fit_mixture`, which chooses the
         E-step.
     missing
-        Whether NaN is a missing feature; otherwise it is an error.
+        Whether NaN stands for a missing feature. If False, a NaN is an error.
     completeness, noise_at
         Functions, see :func:`cohortgmm.fit_mixture`. ``completeness`` may also be gates as in the configuration,
         ``{"gates": [{"inside": {"PC1": [-5, None]}}]}``.
@@ -117,8 +118,8 @@ def fit_gmm(
         :class:`~cohortgmm.Background`, or its arguments as in the configuration (``{}``: the box of the patient's
         cells).
     reference
-        :class:`~cohortgmm.GaussianMixture`, :class:`~cohortgmm.MixtureFit` or the path of one, which all fits start from.
-        Without ``frozen``, its means and covariances are kept, so that patients are mapped onto it.
+        :class:`~cohortgmm.GaussianMixture`, :class:`~cohortgmm.MixtureFit` or the path of one, from which all fits
+        start. Without ``frozen``, its means and covariances are kept, and only the weights are fitted.
     frozen
         Parameters of the reference that are kept, see :func:`cohortgmm.fit_mixture`.
     gmm_key
@@ -126,14 +127,15 @@ def fit_gmm(
     verbose
         Print a line per patient.
     random_state
-        Seed, an integer of at least 0. The mixture of a patient depends on it, the patient's id, its cells and k, not on
-        the other patients.
+        Seed, an integer of at least 0. The mixture of a patient depends on the seed, the patient's id and cells, and k,
+        but not on the other patients.
     min_cells, on_small_patient
-        A patient with fewer cells, or too few for every k, stops the fit (``"error"``) or is left out (``"drop"``; its
-        cells get component -1). Cells without any feature do not count. (Pipeline: ``min_cells`` is 20.)
+        A patient with fewer cells than ``min_cells``, or with too few for every k, is an error (``"error"``) or is left
+        out (``"drop"``; its cells get component -1). Cells without any feature do not count. (Pipeline: ``min_cells``
+        is 20.)
     n_jobs
-        Number of patients fitted at the same time, or of threads for the one fit of ``"global"``; -1 is one per core. The
-        result does not depend on it.
+        Number of patients that are fitted at the same time or, with ``"global"``, of threads of the one fit; -1 means
+        one per core. The result does not depend on ``n_jobs``.
 
     Returns
     -------
@@ -149,11 +151,11 @@ def fit_gmm(
     Raises
     ------
     ConfigError
-        For invalid arguments, all at once.
+        For invalid arguments; the message lists all of them.
     DataError
         For invalid data.
     FitError
-        If a fit fails, with patient and k.
+        If a fit fails; the message names patient and k.
 
     Examples
     --------
@@ -207,7 +209,7 @@ def _named(names: Sequence[str], n: int) -> str:
 
 
 def _gmm_options(arguments: Mapping[str, Any]) -> GmmConfig:
-    """The checked arguments, with the number of components of the reference if there is one."""
+    """The checked arguments; with a reference, its number of components and covariance type are filled in."""
     reference = arguments["reference"]
     if reference is None:
         return read_gmm_options(arguments)
@@ -246,7 +248,7 @@ def _sharing(gmm: GmmConfig, is_mapping: bool) -> str:
 def _split(
     cells: Embedding, ids: np.ndarray, gmm: GmmConfig, seed: int, min_cells: int, on_small_patient: str
 ) -> Split:
-    """The cells of every patient and which of them are fitted; all of these have finite values."""
+    """The cells of every patient, and which of them are fitted; an error if a value of a fitted cell is not finite."""
     if not isinstance(on_small_patient, str) or on_small_patient not in ("error", "drop"):
         raise ConfigError(f"on_small_patient must be 'error' or 'drop', got {format_repr(on_small_patient)}")
     split = split_patients(

@@ -1,17 +1,17 @@
-"""Names of what a result writes to ``obs`` and ``obsm``."""
+"""Names of the columns of ``obs`` and the keys of ``obsm`` that a result writes."""
 
 from collections.abc import Mapping, Sequence
 
 
 def unit_column(patient_col: str | Sequence[str], gmm_key: str) -> str:
-    """Column of ``obs`` that names the patient of every cell in a result: the given one, or that of the joined texts."""
+    """Column of ``obs`` that names the patient in a result: ``patient_col``, or the joined column if it has several."""
     if isinstance(patient_col, str):
         return patient_col
     return patient_col[0] if len(patient_col) == 1 else f"{gmm_key}_patient"
 
 
 def joined_column(patient_col: str | Sequence[str] | None, gmm_key: str) -> str | None:
-    """Column of the joined texts if several columns name the patient; None if one does, as nothing is written then."""
+    """Column with the joined texts of several patient columns; None for a single column, which is used as it is."""
     several = isinstance(patient_col, list | tuple) and len(patient_col) > 1
     return f"{gmm_key}_patient" if several else None
 
@@ -24,19 +24,19 @@ def columns_of(gmm_key: str, patient_col: str | Sequence[str] = "") -> list[str]
 def overwritten(
     gmm_key: str, columns: Mapping[str, str | Sequence[str] | None], obsm: Mapping[str, str | None]
 ) -> list[tuple[str, str]]:
-    """Columns and entries that a result is made from and would overwrite.
+    """Columns of ``obs`` and keys of ``obsm`` that are read to make a result and that writing it would overwrite.
 
     Parameters
     ----------
     gmm_key
         Key of the result.
     columns, obsm
-        Columns of ``obs`` (one or several) and keys of ``obsm`` that are read, by the configuration key that names them.
+        For configuration keys: the columns of ``obs`` (one or several) and the key of ``obsm`` that they name.
 
     Returns
     -------
     list
-        Configuration key and description of each.
+        Pairs of configuration key and description of what it names.
     """
     found = []
     for name, value in columns.items():

@@ -1,10 +1,10 @@
-"""Free memory of the machine or of the control group of this process."""
+"""Available memory: that of the machine or, if it is less, that of the control group (cgroup) of this process."""
 
 import os
 from contextlib import suppress
 from pathlib import Path
 
-#: Files with the memory limit of the control group of a job or container, and with the memory it uses.
+#: Files with the memory limit of the control group and with the memory in use, for versions 2 and 1 of control groups.
 _GROUPS = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
@@ -12,7 +12,7 @@ _GROUPS = (
 
 
 def available_memory() -> int | None:
-    """Bytes that this process may still allocate; None where the system does not report it."""
+    """Bytes that this process can still allocate; None if the system does not report them."""
     found = []
     with suppress(OSError, ValueError, IndexError):
         (line,) = (
@@ -22,7 +22,7 @@ def available_memory() -> int | None:
         )
         found.append(int(line.split()[1]) * 1024)
     for limit, used in _GROUPS:
-        with suppress(OSError, ValueError):  # "max" where there is no limit
+        with suppress(OSError, ValueError):  # without a limit, the file has the text "max", a ValueError
             found.append(
                 max(int(Path(limit).read_text(encoding="ascii")) - int(Path(used).read_text(encoding="ascii")), 0)
             )

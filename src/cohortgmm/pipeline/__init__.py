@@ -1,1 +1,1 @@
-"""A run of the pipeline: what its jobs ask for, who else is at work, what has come of them. No numerics, no AnnData."""
+"""A run of the pipeline: requests of its jobs, locks, progress and failures. Imports neither numerics nor AnnData."""

@@ -10,18 +10,18 @@ from pathlib import Path
 from cohortgmm.cohort.tables import read_rows
 from cohortgmm.errors import CohortgmmError
 
-#: Most patients in a line, and most letters of a name.
+#: Largest number of patients that a note names, and of characters shown of a name.
 _SHOWN, _LETTERS = 3, 40
 
-#: Texts that missing values become when a table is converted to text.
+#: Texts into which missing values are converted when a column is converted to text.
 _MISSING_TEXTS = {"nan", "NaN", "None", "<NA>", "NaT"}
 
-#: Columns of a line on the terminal.
+#: Largest number of characters in a line on the terminal.
 _WIDTH = 100
 
 
 def closing_notes(results: str | os.PathLike = "results", *, preprocessed: bool = False) -> list[str]:
-    """Notes on what a user should know of a result; empty if there is nothing to report.
+    """Notes that a user should read before using a result; empty if there is nothing to report.
 
     Parameters
     ----------
@@ -33,8 +33,8 @@ def closing_notes(results: str | os.PathLike = "results", *, preprocessed: bool 
     Returns
     -------
     list of str
-        Patients that were left out and why; patients with cells of several labels; what the preprocessing left out;
-        patients whose choice of k or whose mixture may be wrong.
+        Patients that were left out and why; patients with cells of several labels; cells and genes that the
+        preprocessing left out; patients whose chosen k or final mixture may be wrong.
     """
     folder, notes = Path(results), []
     first = [_left_out, _of_missing, _of_labels, *([_of_preprocessing] if preprocessed else [])]
@@ -150,7 +150,7 @@ def _patients(n: int) -> str:
 
 
 def _name(patient: str) -> str:
-    """A name as Python writes it, without control characters; the middle of a long name is left out."""
+    """A name as a Python literal, in which control characters are escaped; the middle of a long name is left out."""
     half = _LETTERS // 2
     return repr(patient if len(patient) <= _LETTERS else f"{patient[:half]}…{patient[-half:]}")
 
@@ -171,9 +171,9 @@ def ggml_snippet(
     file
         The ``.h5ad`` with the mixtures.
     patient_col, label_col
-        Columns of its ``obs``; without a label the user has to fill one in.
+        Columns of its ``obs``. If ``label_col`` is None, the lines have a gap that the user fills in.
     use_rep, gmm_key
-        Of the configuration.
+        The values of these keys in the configuration.
     table
         The table of patients, if a patient has cells of several labels or of none; otherwise None. Of several labels
         ggml_ot would take the alphabetically first one, and it refuses cells without a label.
@@ -203,7 +203,7 @@ def ggml_snippet(
 
 
 def _label_lines(table: str | os.PathLike, patient_col: str, label: str) -> list[str]:
-    """Lines of Python that give all cells of a patient the label of the table, and leave out patients without one."""
+    """Lines of Python that give all cells of a patient its label in the table, and leave out unlabelled patients."""
     return [
         f'table = pandas.read_csv({_literal(str(table))}, sep="\\t", dtype=str, keep_default_na=False)',
         'labels = table.set_index("patient")["label"]',
@@ -214,7 +214,7 @@ def _label_lines(table: str | os.PathLike, patient_col: str, label: str) -> list
 
 
 def _literal(value: str | None) -> str:
-    """A text as Python source, in double quotes where it is plain."""
+    """A text as a Python literal, in double quotes unless it has backslashes or unprintable characters."""
     if value is None:
         return "None"
     return json.dumps(value, ensure_ascii=False) if value.isprintable() and "\\" not in value else repr(value)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-#: Modules that report and store but compute no results.
+#: Modules that do not affect the numbers in the results, because they only report, lock or store.
 _WITHOUT_RESULTS = {
     "cohortgmm.display",
     "cohortgmm.errors",
@@ -24,9 +24,9 @@ _WITHOUT_RESULTS = {
 def code_of(script: str) -> str:
     """Hash of the code that a script's results come from: the script and every module of this package that it imports.
 
-    As a parameter of a rule, the hash makes Snakemake rerun the rule's jobs when that code changes, and only then.
-    Comments, docstrings and layout do not count. The hash is the same for all versions of Python, and wherever the package
-    is installed.
+    As a parameter of a rule, the hash makes Snakemake rerun the rule's jobs if that code changes. Changes of comments,
+    docstrings and layout do not change the hash. It does not depend on the version of Python or on where the package is
+    installed.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ def code_of(script: str) -> str:
 
 
 def _imported_files(script: Path) -> list[Path]:
-    """The script and the files of the modules that it imports, directly or through others, in order of their names."""
+    """The script and the files of all modules that it imports, directly or indirectly, in order of their names."""
     found, waiting = {"": script}, [script]
     while waiting:
         for name, path in _imported_modules(waiting.pop()).items():
@@ -52,9 +52,10 @@ def _imported_files(script: Path) -> list[Path]:
 
 @functools.cache
 def _imported_modules(path: Path) -> dict[str, Path]:
-    """Modules of this package that a file imports, read from its syntax tree, as importing them would take seconds.
+    """Modules of this package that a file imports, read from its syntax tree, because importing takes seconds.
 
-    A name from a lazy face counts as the module that it comes from; the face itself does not count.
+    Some packages import their names only on first use (``_EXPORTS`` in ``__init__.py``). A name that is imported from
+    such a package counts as the module that defines it, and the package itself does not count.
     """
     names = set()
     for node in _executed(_syntax_tree(path)):
@@ -62,16 +63,16 @@ def _imported_modules(path: Path) -> dict[str, Path]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             exports = _lazy_exports(_module_file(node.module))
-            # `from package import name` may import a module: whether there is such a file is found out below.
+            # `from package import name` may import a module; names without a file of their own are removed below.
             names |= {node.module} | {exports.get(alias.name, f"{node.module}.{alias.name}") for alias in node.names}
-    # Importing a module also runs the packages that it is in.
+    # Importing a module also runs the __init__.py of every package that contains it.
     names |= {".".join(name.split(".")[:i]) for name in names for i in range(1, name.count(".") + 1)}
     files = {name: _module_file(name) for name in names}
     return {name: file for name, file in files.items() if file is not None and not _lazy_exports(file)}
 
 
 def _module_file(name: str) -> Path | None:
-    """The file of a module or a package of ours; None of anything else."""
+    """The file of a module or package within cohortgmm; None for any other name."""
     if not name.startswith("cohortgmm."):
         return None
     path = Path(__file__).parents[1].joinpath(*name.split(".")[1:])
@@ -79,7 +80,7 @@ def _module_file(name: str) -> Path | None:
 
 
 def _lazy_exports(path: Path | None) -> dict[str, str]:
-    """Names that a package imports when they are first asked for, and the modules that they come from."""
+    """Names that a package imports only on first use, and the modules that define them."""
     for node in _syntax_tree(path).body if path is not None and path.name == "__init__.py" else ():
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "_EXPORTS":
             return ast.literal_eval(node.value)
@@ -87,7 +88,7 @@ def _lazy_exports(path: Path | None) -> dict[str, str]:
 
 
 def _executed(node: ast.AST) -> Iterator[ast.AST]:
-    """A syntax tree without the blocks that only type checkers read."""
+    """All nodes of a syntax tree except those in blocks that only type checkers read (``if TYPE_CHECKING``)."""
     yield node
     for child in ast.iter_child_nodes(node):
         if not (isinstance(child, ast.If) and getattr(child.test, "id", "") == "TYPE_CHECKING"):
@@ -104,7 +105,7 @@ def _code_digest(path: Path) -> bytes:
     digest = hashlib.sha256()
 
     def visit(node: Any) -> None:
-        # Unlike with ast.dump, empty fields do not count: versions of Python differ in which of them they have.
+        # Empty fields are left out (ast.dump includes them), because versions of Python differ in which they have.
         if isinstance(node, ast.AST):
             digest.update(type(node).__name__.encode() + b"(")
             for name, value in ast.iter_fields(node):

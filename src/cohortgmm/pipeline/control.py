@@ -1,6 +1,6 @@
-"""A run: what is checked while Snakemake plans its jobs, and what is done when the jobs begin and when they have ended.
+"""A run: its checks while Snakemake plans the jobs, and its actions when the jobs begin and when they have ended.
 
-The Snakefile holds one :class:`Run`. Where Snakemake would show a traceback, its methods stop Snakemake with one line.
+The Snakefile creates one :class:`Run`. Its methods end Snakemake with one line for an error, instead of a traceback.
 """
 
 import functools
@@ -45,21 +45,21 @@ def say(message: object) -> None:
 
 @dataclass
 class Run:
-    """One call of Snakemake: that of a user, or in a job on a cluster.
+    """One call of Snakemake, by a user or by a job on a cluster.
 
     Attributes
     ----------
     workflow
         Snakemake's workflow.
     config
-        The checked configuration, with its files found.
+        The checked configuration, with the paths of existing files.
     sheet
         Patients of the sample sheet; None without a sheet.
     shard
-        Which shard of the patients this call is for; None if it is for all of them.
+        The shard of the patients that this call fits; None if it fits all patients.
     input_file, sheet_file, further_files
         The files of the configuration as inputs of rules (:func:`cohortgmm.pipeline.texts.plain_path`): the cohort, the
-        sample sheet (an empty list without one), and those that the fits read.
+        sample sheet (an empty list if there is none), and further files that the fits read.
     """
 
     workflow: Any
@@ -72,18 +72,18 @@ class Run:
     _errors: JobErrors = field(default_factory=JobErrors)
     _lock: list[int] = field(default_factory=list)  # descriptors that hold the lock as long as they are open
     _checked: set[str] = field(default_factory=set)
-    _is_whole: bool = False  # whether the run makes all results
+    _is_whole: bool = False  # whether the run makes all results, not only those of some targets or of a shard
 
     @classmethod
     def read(cls, workflow: Any, config: Mapping[str, Any]) -> "Run":
-        """Check the surroundings and the configuration, and prepare the environment of the jobs.
+        """Check the computing environment and the configuration, and set the environment variables of the jobs.
 
         Parameters
         ----------
         workflow
-            Snakemake's workflow, while it reads the Snakefile.
+            Snakemake's workflow object, from within the Snakefile.
         config
-            The configuration as Snakemake read it.
+            The configuration as parsed by Snakemake.
 
         Raises
         ------
@@ -99,7 +99,7 @@ class Run:
                 settings.check_surroundings(workflow.basedir)
                 settings.check_config_files(workflow.configfiles)
             source = ", ".join(map(format_path, workflow.configfiles)) or "config"
-            # The process of a job on a cluster reads files that the run has already checked.
+            # A job on a cluster accepts results as files, because the user's call has already checked them.
             checked = settings.load_config(config, source, workflow.basedir, refuse_results=is_main)
             sheet = read_sheet(checked.patients) if checked.patients else None
             shard = Shard.read(os.environ[SHARD_VARIABLE]) if SHARD_VARIABLE in os.environ else None
@@ -117,14 +117,14 @@ class Run:
 
     @functools.cached_property
     def foreseen(self) -> dict[str, None]:
-        """Units of fitting that a dry run expects by the sample sheet, before the split; empty without a sheet."""
-        # Not known when the Snakefile is read: Snakemake does not know then that it is a dry run.
+        """In a dry run, the units of fitting expected from the sample sheet; empty in a run, or without a sheet."""
+        # Evaluated late, because Snakemake does not know yet that it is a dry run when it reads the Snakefile.
         if not (self.sheet and self.workflow.dryrun):
             return {}
         return units.sheet_unit_names(self.config.component_sharing, self.sheet, TABLE)
 
     def units(self, table_of_split: Callable[[], str]) -> dict[str, None]:
-        """File names of the units of fitting: those that are foreseen, or those of the split cohort.
+        """File names of the units of fitting: those in :attr:`foreseen` if there are any, else those of the split.
 
         Parameters
         ----------
@@ -136,7 +136,7 @@ class Run:
         if self.foreseen:
             return self.foreseen
         self._remove_unrecorded()
-        # A shard takes the table as it is. So does a call with Snakemake's --batch, which must know all inputs at once.
+        # Neither a shard nor a call with Snakemake's --batch can wait for the split: they need an existing table.
         is_split = self.shard or self.workflow.dag_settings.batch
         try:
             return units.unit_names(self.config.component_sharing, TABLE if is_split else table_of_split())
@@ -147,14 +147,14 @@ class Run:
             self.stop(str(error))
 
     def cells_file(self, name: str, known: Collection[str]) -> str:
-        """The array file of a unit, or the table of patients as long as a foreseen unit has no array file yet."""
+        """The array file of a unit. In a dry run before the split, the table of patients stands for a missing one."""
         if name not in known:
             self.stop(f"no patient {patient_name(name)!r}; {TABLE} lists them")
         path = f"{RESULTS}/patients/{name}.npz"
         return path if not self.foreseen or os.path.exists(path) else TABLE
 
     def check_input(self) -> None:
-        """In a dry run, end the call if the input lacks columns or keys; in a run, its first job checks them."""
+        """In a dry run, end the call if the input lacks columns or keys. In a real run, the first job checks this."""
         if self._is_first("input") and self._is_users and self.workflow.dryrun:
             try:
                 check_header(self.config)
@@ -162,15 +162,15 @@ class Run:
                 self.stop(str(error).replace("\n", "\nerror: "))
 
     def split_again(self) -> None:
-        """Run the split again if its table or positions are lost and later results, such as the models, are not.
+        """Run the split again if its table or positions are missing although later results, such as models, exist.
 
-        Without the table, Snakemake does not know from which files the merged one was made, and takes it for up to date.
+        Without the table, Snakemake does not know the inputs of the merged file and takes that file for up to date.
         """
         if self._is_users and units.has_lost_patients(RESULTS):
             plugin_patches.force_rule(self.workflow, "split")
 
     def check_report(self) -> None:
-        """End the call if a report is asked for while a run with this configuration would change results."""
+        """End the call that makes a report if the results are not up to date with this configuration."""
         if self._is_first("report"):
             jobs = list(self.workflow.dag.needrun_jobs())
             if problem := messages.report_problem(jobs, self.workflow.overwrite_configfiles, self.workflow.basedir):
@@ -178,27 +178,27 @@ class Run:
 
     def stop(self, message: str) -> NoReturn:
         """End the call with one line, because Snakemake would show a traceback for an error in an input function."""
-        if self._has_begun:  # Snakemake must end the jobs
+        if self._has_begun:  # jobs may be running, and Snakemake ends them only if it receives an exception
             raise WorkflowError(message)
         say(f"error: {message}")
         sys.exit(1)
 
     def _check_results(self) -> None:
-        """End the call if the results are of another configuration and have no records. Snakemake would keep them."""
+        """End the call if results of another configuration have no records: Snakemake would take them for current."""
         if not self._is_first("results") or not self._is_users or self._has_begun:
             return
         try:
             problem = unrecorded_problem(self.workflow, self.config)
         except CohortgmmError:
-            return  # whoever reads the damaged table reports it
+            return  # the job that reads the damaged table reports the error
         if problem:
             self.stop(problem)
 
     def _remove_unrecorded(self) -> None:
-        """Remove results of jobs that ended after their run was killed, before Snakemake looks for results."""
+        """Before Snakemake looks for results, remove those of jobs that ended after their run had been killed."""
         workflow = self.workflow
         is_run = self._is_users and workflow.executor_plugin is not None and not workflow.dryrun
-        # Once the run has begun, it holds the lock, and :meth:`begin` has removed them.
+        # Once this run has begun, it holds the lock itself, and :meth:`begin` has already removed such results.
         if self._is_first("unrecorded") and is_run and not lock_holders(RESULTS):
             orphans.remove_unrecorded()
 
@@ -209,7 +209,7 @@ class Run:
 
     @property
     def _is_users(self) -> bool:
-        """Whether this is a user's call, not that of a job or a shard."""
+        """Whether a user made this call, rather than a job or a shard."""
         return self.workflow.is_main_process and not self.shard
 
     @property
@@ -219,7 +219,7 @@ class Run:
     # When the jobs begin and when they have ended
 
     def begin(self) -> None:
-        """Lock the results, end what a killed run has left behind, and report what will run.
+        """Lock the results, end the jobs that a killed run has left behind, and report the planned jobs.
 
         Raises
         ------
@@ -229,7 +229,7 @@ class Run:
         executor = self.workflow.executor_plugin.name
         try:
             settings.check_writable(RESULTS)
-            if executor != "local" and not self.shard:  # the first job would report it, but might wait for hours
+            if executor != "local" and not self.shard:  # else the first job checks it, after hours in the queue perhaps
                 check_header(self.config)
             self._lock = lock_results(RESULTS, self.shard)
             cancelled = "" if self.shard else orphans.clear_up(RESULTS)
@@ -247,11 +247,11 @@ class Run:
             self._watch(self.workflow.scheduler.get_executor(remote))
         self._say_jobs(has_results=os.path.exists(SCORES))
         if any(job.rule.name == "split" for job in jobs):
-            orphans.remove_unrecorded()  # from here on, unrecorded results may be those of this run
+            orphans.remove_unrecorded()  # must happen now: later, unrecorded results may be those of this run
             _logger.addHandler(messages.AfterSplit(lambda: self._say_jobs(has_results=False)))
 
     def _note_version(self, jobs: Sequence[Any]) -> None:
-        """Report results of another version of this package, and note the present one if there are no results yet."""
+        """Report results of another version of this package; if there are no results yet, store the present version."""
         self._is_whole = not self.shard and any(job.rule.name == "all" for job in jobs)
         if message := version_message(RESULTS, jobs):
             say(message)
@@ -259,7 +259,7 @@ class Run:
             note_version(RESULTS)
 
     def _watch(self, slurm: Any) -> None:
-        """Let the executor follow all its jobs, and let the next run find those that are left."""
+        """Patch the executor so that it follows all its jobs, and store their name in SLURM for the next run."""
         orphans.remember_run(RESULTS, slurm.run_uuid)
         age, pause = min_job_age(), plugin_patches.longest_pause(slurm)
         plugin_patches.patch_slurm_executor(slurm, age)
@@ -268,7 +268,7 @@ class Run:
             say(message)
 
     def _say_jobs(self, *, has_results: bool) -> None:
-        """Report the jobs that are known so far, and advise shards for short fits."""
+        """Report the jobs that Snakemake has planned so far, and recommend shards if fits are short."""
         executor, jobs = self.workflow.executor_plugin.name, list(self.workflow.dag.needrun_jobs())
         say(messages.start_message(executor, jobs, self._n_patients(), has_results))
         self._advise(sum(job.rule.name == "fit" for job in jobs))
@@ -306,7 +306,7 @@ class Run:
         self._end(failed)
 
     def _end(self, failed: Sequence[Failure]) -> None:
-        """Report and store the failures, and cancel jobs that an interrupted run may have left in SLURM's queue."""
+        """Report and store the failures, and cancel jobs of this run that are still in SLURM's queue."""
         if failed:
             say("\n  ".join([f"{len(failed)} failed:", *map(str, failed)]))
         if self.shard:
@@ -322,7 +322,7 @@ class Run:
             say(error)
 
     def _closing_message(self) -> str:
-        """The last text of a run: notes on the result, and what to do with it."""
+        """The last text that a run prints: notes on the result, and how to use it."""
         config, workflow = self.config, self.workflow
         at_home = os.path.samefile(os.curdir, workflow.basedir)
         table, merged = (path if at_home else os.path.abspath(path) for path in (TABLE, MERGED))
@@ -341,7 +341,7 @@ class Run:
 
 
 def unrecorded_problem(workflow: Any, config: Config) -> str:
-    """A refusal of results that were copied without Snakemake's records and are of another configuration; else empty."""
+    """Error message if results are of another configuration and lack Snakemake's records; empty if they are not."""
     names = ("patients.tsv", "scores.tsv", "cohort_gmm.h5ad")
     paths = [path for path in (f"{RESULTS}/{name}" for name in names) if os.path.exists(path)]
     if TABLE not in paths:

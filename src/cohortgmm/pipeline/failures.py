@@ -1,4 +1,4 @@
-"""The failures of a run: one line per job, with patient and k, the report of SLURM, and what to change."""
+"""The failures of a run: one line per failed job, with patient and k, the error, the state in SLURM, and a remedy."""
 
 import errno
 import logging
@@ -19,7 +19,7 @@ from cohortgmm.storage.names import describe
 #: Name of the table of failures in the results folder.
 FAILED_TABLE = "failed.tsv"
 
-#: What to do about a job that SLURM ended, by its state; `{rule}`, `{memory}` and `{minutes}` are filled in.
+#: Advice for a job that SLURM ended, by the job's terminal state; `{rule}`, `{memory}` and `{minutes}` are filled in.
 _REMEDIES = {
     "OUT_OF_MEMORY": "give it more: --set-resources '{rule}:mem_mb={memory}*attempt'",
     "TIMEOUT": "give it longer: --set-resources '{rule}:runtime={minutes}*attempt'",
@@ -40,7 +40,7 @@ _KILLED = (
     "it was killed (out of memory?): give it more with --set-resources '{rule}:mem_mb={memory}*attempt', or run again"
 )
 
-#: Seconds by which the clocks of nodes may differ.
+#: Seconds by which the clocks of two nodes may differ.
 _CLOCKS_APART = 120
 
 #: A disk with fewer free bytes counts as full.
@@ -49,14 +49,14 @@ _FULL_BYTES = 1 << 14
 
 @dataclass(frozen=True)
 class Failure:
-    """A job that failed for good.
+    """A job that failed and was not repeated successfully.
 
     Attributes
     ----------
     rule, patient, k
-        The job; patient and k as in file names, or empty.
+        Rule of the job, and patient and k as in file names; patient and k are empty if the job has none.
     reason
-        What was found, and what to change.
+        The error, and how to avoid it.
     log
         Path of its log.
     slurm_job, slurm_state, slurm_log
@@ -78,12 +78,12 @@ class Failure:
 
 
 def event_of(record: logging.LogRecord) -> str:
-    """Name of the event in a record of Snakemake's log; empty if the record is not about an event."""
+    """Name of Snakemake's event in a record of its log; empty if the record has no event."""
     return getattr(getattr(record, "event", None), "name", "")
 
 
 class JobErrors(logging.Handler):
-    """Collects the records of Snakemake's log about jobs that end with an error, by Snakemake's number of the job."""
+    """Handler that keeps, for every job number of Snakemake, the last log record that reports an error of the job."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
@@ -95,25 +95,25 @@ class JobErrors(logging.Handler):
         event = event_of(record)
         if event == "JOB_ERROR":
             self._last[record.jobid] = record
-        elif event == "JOB_INFO":  # another attempt
+        elif event == "JOB_INFO":  # the job starts again, so the error of its last attempt no longer counts
             self._last.pop(record.jobid, None)
         elif event == "ERROR":
             self._error = " ".join(record.getMessage().split())
 
     def failures(self, jobs: Iterable[Any], numbers: Any, on_cluster: bool = False) -> list[Failure]:
-        """The failures of Snakemake's jobs that failed for good.
+        """A :class:`Failure` for each of some failed jobs.
 
         Parameters
         ----------
         jobs
-            The jobs.
+            Snakemake's jobs that failed and are not repeated; a group counts as its jobs.
         numbers
-            Function from a job to its number.
+            Function from a job to Snakemake's number of the job.
         on_cluster
-            Whether they ran on SLURM.
+            Whether the jobs ran on SLURM.
         """
         since = self._started - _CLOCKS_APART
-        single = [member for job in jobs for member in getattr(job, "jobs", [job])]  # of a group, its jobs
+        single = [member for job in jobs for member in getattr(job, "jobs", [job])]  # a group is replaced by its jobs
         unseen = (self._error or _UNKNOWN) if on_cluster else _KILLED
         found = [_failure(job, self._last.get(numbers(job)), since, unseen) for job in single]
         return sorted(found, key=lambda failure: (failure.rule, failure.patient, int(failure.k or 0)))
@@ -177,7 +177,7 @@ def _disk_is_full(log: str) -> bool:
 
 
 def _ran_out_of_memory(slurm_log: str) -> bool:
-    """Whether the output of a SLURM job says so: if only a step ran out of memory, the state of the job is FAILED."""
+    """Whether the output of a SLURM job reports a lack of memory, in which case its state may still be FAILED."""
     try:
         text = Path(slurm_log).read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -186,7 +186,7 @@ def _ran_out_of_memory(slurm_log: str) -> bool:
 
 
 def last_error(log: str, since: float = 0.0) -> str:
-    """The error that ended a job, from its log; empty if there is none, or if the log is older than a time."""
+    """The error in the last line of a job's log; empty if there is none, or if the log is older than ``since``."""
     try:
         if os.stat(log).st_mtime < since:
             return ""
@@ -197,7 +197,7 @@ def last_error(log: str, since: float = 0.0) -> str:
 
 
 def write_failures(results: str, failures: Iterable[Failure]) -> None:
-    """Write the table of failures for :func:`read_failures`; without failures, remove that of an earlier run."""
+    """Write the table of failures; if there are none, remove the table of an earlier run."""
     path, rows = Path(results) / FAILED_TABLE, [vars(failure) for failure in failures]
     if rows:
         write_table(path, [field.name for field in fields(Failure)], rows)

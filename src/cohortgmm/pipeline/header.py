@@ -1,7 +1,7 @@
-"""Checks, before any job is planned, that the input has the columns and keys of the configuration.
+"""Check before the first job that the input has the columns and keys which the configuration names.
 
-A short process that imports h5py only reads the header. If something seems to be wrong, a second process calls the
-functions of the jobs for their messages: ``python -m cohortgmm.pipeline.header``.
+A short process, which imports only h5py, reads the header of the input. If something seems wrong, a second process
+(``python -m cohortgmm.pipeline.header``) calls the functions that the jobs use, and returns their error messages.
 """
 
 import json
@@ -16,14 +16,14 @@ from cohortgmm.columns import columns_of
 from cohortgmm.errors import CohortgmmError, DataError
 from cohortgmm.pipeline.stored import contents
 
-#: Prefix in the configuration of a layer that holds the raw counts.
+#: Prefix of a value of ``preprocess.counts`` that names a layer.
 _LAYER = "layer:"
 
 _UMAP = "obsm/X_umap"
 
 
 def check_header(config: Any) -> None:
-    """Refuse an input that lacks what the configuration names.
+    """Raise an error if the input lacks columns or keys that the configuration names.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ def check_header(config: Any) -> None:
     Raises
     ------
     DataError
-        The messages of the jobs, one line for each problem.
+        With the messages that the jobs would give, one line for each problem.
     """
     wanted = wanted_of(config)
     if not seems_wrong(config.input, wanted):
@@ -48,19 +48,20 @@ def check_header(config: Any) -> None:
         stderr=subprocess.DEVNULL,
         check=False,
     )
-    if result.returncode == 0 and (lines := json.loads(result.stdout)):  # else the job that reads the input reports it
+    # If this process fails, the job that reads the input reports the problem.
+    if result.returncode == 0 and (lines := json.loads(result.stdout)):
         raise DataError("\n".join(lines))
 
 
 def wanted_of(config: Any) -> dict[str, Any]:
-    """What a configuration needs of its input.
+    """The columns and elements that the input must have for a configuration.
 
     Returns
     -------
     dict
-        ``columns``: of ``obs``, pairs of key and column; ``symbols``: column of ``var``; ``counts``: where the raw counts
-        are; ``embedding``: whether ``use_rep`` must be there already; ``use_rep``, ``noise``, ``gmm_key``,
-        ``patient_col`` and ``umap`` (of the section ``qc``): as configured.
+        ``columns``: pairs of configuration key and column of ``obs``; ``symbols``: column of ``var``; ``counts``: place
+        of the raw counts; ``embedding``: whether the input must contain ``use_rep``, which preprocessing computes
+        otherwise; ``use_rep``, ``noise``, ``gmm_key``, ``patient_col`` and ``umap`` (section ``qc``): as configured.
     """
     patients = config.patient_col if isinstance(config.patient_col, list) else [config.patient_col]
     columns = [("patient_col", column) for column in patients]
@@ -82,7 +83,7 @@ def wanted_of(config: Any) -> dict[str, Any]:
 
 
 def seems_wrong(path: str | os.PathLike, wanted: Mapping[str, Any]) -> bool:
-    """Whether something that is needed is missing from the header of a file, or the header cannot be read."""
+    """Whether the header of a file cannot be read or lacks something that :func:`wanted_of` lists."""
     found = contents(path)
     if found is None or not {"obs", "var"} <= set(found["root"]) or "mod" in found["root"]:
         return True
@@ -102,7 +103,7 @@ def seems_wrong(path: str | os.PathLike, wanted: Mapping[str, Any]) -> bool:
 
 
 def _is_occupied(gmm_key: str, patient_col: Any, found: Mapping[str, Any]) -> bool:
-    """Whether the result would replace something that is not an earlier result."""
+    """Whether the result would overwrite something in the input that is not an earlier result."""
     if gmm_key in found["uns"]:
         entry = found["uns"][gmm_key]
         return not has_mixtures(entry | {"model": dict.fromkeys(entry.get("model", ()))})
@@ -116,7 +117,7 @@ def _is_no_umap(shape: list[int] | None, n_cells: int | None) -> bool:
 
 
 def _places(wanted: Mapping[str, Any]) -> Iterator[str]:
-    """Paths of the elements that are needed."""
+    """Paths of the elements that the input must have."""
     if wanted["embedding"]:
         yield _embedding_path(wanted["use_rep"])
     if wanted["counts"] is not None:
@@ -155,7 +156,7 @@ def _is_missing(
 
 
 def explain(path: str, wanted: Mapping[str, Any]) -> list[str]:
-    """The messages of the jobs' functions about a file that seems to be wrong; empty if they accept it."""
+    """The error messages that the jobs' functions give about a file; empty if they accept it."""
     from cohortgmm.cohort.h5ad import open_h5ad
     from cohortgmm.cohort.occupied import check_file
     from cohortgmm.cohort.patients import check_columns
@@ -241,7 +242,7 @@ def _explain_symbols(file: Any, wanted: Mapping[str, Any]) -> None:
 
 
 def main() -> None:
-    """Explain the file of the first argument, which messages call by the second; stdin holds what is needed."""
+    """Print the messages about a file. Arguments: its path and its name in messages; stdin: :func:`wanted_of`."""
     path, name = sys.argv[1:]
     lines = explain(path, json.load(sys.stdin))
     print(json.dumps([line.replace(path, name) for line in lines]))

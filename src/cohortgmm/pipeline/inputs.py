@@ -1,4 +1,4 @@
-"""The files of a configuration: where they are, and whether one of them is a result of the run itself."""
+"""The files that a configuration names: finding them, and refusing those that are results of the run itself."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -10,13 +10,13 @@ from cohortgmm.errors import ConfigError
 #: Results that `python -m cohortgmm keep DIR` copies under the same names.
 KEPT = ("models/*.npz", "patients.tsv", "selection.tsv", "scores.tsv")
 
-#: Folders of the results that are not searched for inputs.
+#: Folders within the results in which no input is looked for.
 _LOGS = ("logs", "benchmarks")
 
-#: Largest depth of the folders of the results.
+#: Depth of folders to which the results are searched.
 _DEEPEST = 10
 
-#: Longest chain of links; the system follows no longer ones either.
+#: Largest number of links that are followed one after the other; the limit of Linux is the same.
 _MOST_LINKS = 40
 
 
@@ -25,19 +25,19 @@ def find_files(
 ) -> dict[str, str]:
     """Paths of the files that a configuration names.
 
-    A relative path starts at the working directory or, if there is no such file, at the workflow's own folder. ``~`` and
-    variables such as ``$HOME`` are replaced unless a file has that very name.
+    A relative path is relative to the working directory or, if there is no such file, to the workflow's own folder.
+    ``~`` and variables such as ``$HOME`` are replaced, unless a file exists whose name contains them literally.
 
     Parameters
     ----------
     named
-        Paths by key of the configuration; None is left out.
+        Path for every key of the configuration; keys with None are ignored.
     source
-        The configuration, for messages.
+        Name of the configuration in messages.
     workflow_dir
         The workflow's own folder.
     refuse_results
-        Whether files are refused that are results of the run in the working directory.
+        Whether a file that is a result of the run in the working directory is an error.
 
     Raises
     ------
@@ -73,12 +73,12 @@ def _way_out_of_folder(name: str) -> str:
 
 
 def encoded(name: str) -> str:
-    """A file name from UTF-8 text, in the encoding of the file system."""
+    """A file name given as text, converted so that its bytes on the file system are UTF-8 in every locale."""
     return os.fsdecode(name.encode("utf-8", "surrogateescape"))
 
 
 def _hint(paths: list[str]) -> str:
-    """A further reason why a file does not exist."""
+    """For a message that a file does not exist: the target, if the path is a link to a missing file; else empty."""
     links = [path for path in paths if os.path.islink(path)]
     return f": a link to {format_path(os.readlink(links[0]))}, which does not exist" if links else ""
 
@@ -94,7 +94,7 @@ def _refusal(result: str) -> str:
 
 
 def result_of_run(path: str | os.PathLike, results: str | os.PathLike = "results") -> str:
-    """Which result of a run a file is: by its path, through links, or as another name of the same file.
+    """The result of a run that a path leads to, if any: directly, by symbolic links, or as a hard link to the file.
 
     Parameters
     ----------
@@ -106,10 +106,10 @@ def result_of_run(path: str | os.PathLike, results: str | os.PathLike = "results
     Returns
     -------
     str
-        Its path within the results; empty if it is not a result.
+        Path of the result within the results folder; empty if the file is not a result.
     """
     for step in _steps(os.fspath(path)):
-        # First by the path as it is written, then with links followed.
+        # Compare the path as it is written, then the path in which the links of its folders are followed.
         for place, root in (
             (os.path.abspath(step), os.path.abspath(results)),
             (_without_links_above(step), os.path.realpath(results)),
@@ -120,7 +120,7 @@ def result_of_run(path: str | os.PathLike, results: str | os.PathLike = "results
 
 
 def _steps(path: str) -> Iterator[str]:
-    """A path and, while it is a link, the target of the link."""
+    """A path, then the target of the link if it is one, then the target of that, and so on."""
     for _ in range(_MOST_LINKS):
         yield path
         if not os.path.islink(path):
@@ -129,19 +129,19 @@ def _steps(path: str) -> Iterator[str]:
 
 
 def _without_links_above(path: str) -> str:
-    """The path with links in its folders followed, but not a link at its end."""
+    """The path with the links of its folders followed; if the file itself is a link, that one is not followed."""
     folder, name = os.path.split(os.path.abspath(path) if os.path.basename(path) in ("", ".", "..") else path)
     return os.path.join(os.path.realpath(folder), name)
 
 
 def _linked_result(path: str | os.PathLike, results: str | os.PathLike) -> str:
-    """The result that leads to a file: a link to it or to a folder that holds it, or another name of it."""
+    """The result that leads to a file: a link to it, a link to a folder that contains it, or a hard link to it."""
     real = os.path.realpath(path)
     try:
         stat = os.stat(real)
     except OSError:
         return ""
-    # All of tens of thousands of files are compared only if the file has a second name.
+    # The results may be tens of thousands of files, so all are compared only if the file has several hard links.
     for entry in _entries(results, _DEEPEST if stat.st_nlink > 1 else 1):
         within = os.path.relpath(entry.path, results)
         if entry.is_symlink():
@@ -156,7 +156,7 @@ def _linked_result(path: str | os.PathLike, results: str | os.PathLike) -> str:
 
 
 def _entries(folder: str | os.PathLike, depth: int) -> Iterator[os.DirEntry]:
-    """Entries of the results folder, without logs, down to a depth; links are not followed."""
+    """Entries of the results folder and its subfolders to a depth, without logs; links are not followed."""
     waiting = [(os.fspath(folder), depth)]
     while waiting:
         path, depth = waiting.pop()

@@ -1,4 +1,4 @@
-"""A job of the pipeline: its log, one line where it fails, and a record of the memory and time that it used."""
+"""A job of the pipeline: its log, its error as one line, and a record of the memory and time that it used."""
 
 import logging
 import os
@@ -18,22 +18,22 @@ from cohortgmm.errors import CohortgmmError, ConvergenceWarning
 from cohortgmm.pipeline.lock import job_at_work
 from cohortgmm.storage.names import describe
 
-#: How the last line of a failed job's log begins.
+#: Beginning of the last line in the log of a failed job.
 ERROR_PREFIX = "error: "
 
-#: Environment variable with the level of what goes to the log.
+#: Environment variable with the logging level of the jobs.
 LEVEL_VARIABLE = "COHORTGMM_LOG_LEVEL"
 
 #: Environment variable with the number of the attempt.
 ATTEMPT_VARIABLE = "COHORTGMM_ATTEMPT"
 
-#: MB of Snakemake itself, which runs twice in a job of a cluster.
+#: MB that Snakemake itself uses in a job on a cluster, where two processes of it run.
 SNAKEMAKE_MB = 270
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What a job used and what it had requested: the row of a table beside its log.
+    """Memory and time that a job requested and used, stored as a table of one row beside its log.
 
     Attributes
     ----------
@@ -42,13 +42,13 @@ class Usage:
     memory
         Peak resident memory in MB.
     memory_asked
-        MB.
+        Requested memory in MB.
     seconds
-        Wall time.
+        Elapsed (wall-clock) time in seconds.
     seconds_asked
-        Time limit.
+        Requested time limit in seconds.
     attempt
-        Number of the attempt; every further one requests twice as much.
+        Number of the attempt, from 1. Every attempt requests twice as much as the one before.
     """
 
     rule: str
@@ -60,12 +60,12 @@ class Usage:
 
     @property
     def need(self) -> int:
-        """MB that the job needs on a cluster, with those of Snakemake."""
+        """MB that the job needs on a cluster, including the memory of Snakemake."""
         return self.memory + SNAKEMAKE_MB
 
     @property
     def first(self) -> "Usage":
-        """The same use, compared with the request of the first attempt."""
+        """The same memory and time used, with the requests of the first attempt in place of those of this one."""
         factor = 2 ** (self.attempt - 1)
         return replace(self, memory_asked=self.memory_asked // factor, seconds_asked=self.seconds_asked // factor)
 
@@ -75,7 +75,7 @@ class Usage:
 
     @classmethod
     def read(cls, path: str | os.PathLike) -> "Usage | None":
-        """The row of a table; None if it is no such table."""
+        """The row of a table that :meth:`write` wrote; None if the file is missing or is not such a table."""
         kinds = {field.name: field.type for field in fields(cls)}
         try:
             return cls(**{name: row[name] for row in read_rows(path, kinds, "usage") for name in kinds})
@@ -84,7 +84,7 @@ class Usage:
 
 
 def usage_path(log: str | os.PathLike) -> Path:
-    """The table that records what a job used, by its log."""
+    """Path of the table that records what a job used, from the path of its log."""
     return Path(log).with_suffix(".tsv")
 
 
@@ -95,18 +95,18 @@ def job_log(job: Any) -> Iterator[None]:
     Parameters
     ----------
     job
-        The object ``snakemake`` of a script, with rule, log, resources and wildcards, which precede the message of an
-        error ("patient 'P1', k=3").
+        The object ``snakemake`` of a script, with rule, log, resources and wildcards. An error message begins with the
+        wildcards ("patient 'P1', k=3").
 
     Raises
     ------
     SystemExit
-        With status 1 after an exception. Its one line is on the terminal and at the end of the log; the traceback of an
-        exception that is not a :class:`CohortgmmError` precedes it in the log.
+        With status 1 after an exception. One line about it is printed on the terminal and at the end of the log. Unless
+        it is a :class:`CohortgmmError`, the log also has its traceback, before that line.
     """
     path, terminal = Path(job.log[0]), sys.stderr
     path.parent.mkdir(parents=True, exist_ok=True)
-    with suppress(OSError):  # of an earlier attempt; a job that is killed records nothing
+    with suppress(OSError):  # remove the record of an earlier attempt, because a killed job writes none of its own
         usage_path(path).unlink()
     with (
         job_at_work("results"),
@@ -115,7 +115,7 @@ def job_log(job: Any) -> Iterator[None]:
         redirect_stderr(file),
         warnings.catch_warnings(),
     ):
-        # The log says it of every fit, and the end of the run of all patients.
+        # No warning is needed: the log reports every fit, and the closing notes of the run report all patients.
         warnings.simplefilter("ignore", ConvergenceWarning)
         root = logging.getLogger()
         handler = logging.StreamHandler(file)
@@ -133,14 +133,14 @@ def job_log(job: Any) -> Iterator[None]:
             raise SystemExit(1) from None
         finally:
             root.removeHandler(handler)
-            with suppress(CohortgmmError):  # a full disk: the result of the job counts, not this record
+            with suppress(CohortgmmError):  # e.g. a full disk: a missing record must not make the job fail
                 _usage(job.rule, job.resources).write(usage_path(path))
 
 
 def _usage(rule: str, requested: Any) -> Usage:
-    """What this process has used so far; zero where the system does not tell."""
+    """Memory and time that this process has used so far; zero if the system does not report them."""
     memory, seconds = 0, 0.0
-    with suppress(OSError, TypeError, IndexError, ValueError):  # systems differ in what they tell
+    with suppress(OSError, TypeError, IndexError, ValueError):  # not every system has these files
         # Not getrusage: its peak includes what Snakemake used before it started this process.
         status, stat = (
             Path("/proc/self/status").read_text(encoding="utf-8"),
@@ -154,7 +154,7 @@ def _usage(rule: str, requested: Any) -> Usage:
 
 
 def failure_line(error: Exception, context: str = "") -> str:
-    """One line for an exception."""
+    """One line that reports an exception."""
     message = " ".join(str(error).split()) if isinstance(error, CohortgmmError) else _unforeseen(error)
     return f"{ERROR_PREFIX}{context}{': ' if context else ''}{message}"
 

@@ -1,4 +1,4 @@
-"""Copies of a run's models outside of its results, which configurations of later runs can name."""
+"""Copy the models of a run out of its results folder, so that configurations of later runs can name them."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ from cohortgmm.pipeline.made_with import Expected
 from cohortgmm.pipeline.messages import run_options
 from cohortgmm.pipeline.status import MERGED, Status, read_status
 
-#: Tables that are copied with the models, and refused if they are damaged.
+#: Tables that are copied with the models; a damaged table is an error.
 _TABLES = tuple(pattern for pattern in KEPT if pattern.endswith(".tsv"))
 
 
@@ -27,11 +27,11 @@ def keep(results: str | os.PathLike, target: Path, config: Any, configfile: Path
     results
         The results folder.
     target
-        The new folder. It appears when it is complete.
+        The new folder. It is created only when all files in it are complete.
     config
         The checked configuration.
     configfile
-        Its file, which is copied too.
+        The file of the configuration, which is copied too.
     workflow_dir
         The folder of the Snakefile.
 
@@ -43,8 +43,8 @@ def keep(results: str | os.PathLike, target: Path, config: Any, configfile: Path
     Raises
     ------
     CohortgmmError
-        If the folder cannot be made, is not empty or is part of the results; if a run is at work; if results are missing,
-        damaged, or of another configuration.
+        If the new folder cannot be made, is not empty or is within the results; if a run is using the results; or if
+        results are missing, damaged, or of another configuration.
     """
     results, target = Path(results), Path(os.path.abspath(target))
     _check_target(target, results)
@@ -65,12 +65,12 @@ def _check_target(target: Path, results: Path) -> None:
 
 
 def _is_within(path: Path, folder: Path) -> bool:
-    """Whether a path, which need not exist, would lead into a folder."""
+    """Whether a path, which need not exist, is within a folder after links have been followed."""
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 def _results_of(results: Path, config: Any, configfile: Path, workflow_dir: Path) -> list[str]:
-    """Names of the results to copy; refused unless all of them exist and are of this configuration."""
+    """Names of the results to copy; an error unless all of them exist and are of this configuration."""
     run = f"run snakemake{run_options([configfile], workflow_dir)} --cores all"
     made = f"{run}, or name the configuration that made them with --configfile"
     found = read_status(results, config.gmm.candidates, config.component_sharing, Expected(config, results))
@@ -99,7 +99,7 @@ def _problem(found: Status) -> str:
 
 
 def _check_tables(results: Path, config: Any) -> str:
-    """Refuse damaged tables; the reason why readable tables do not fit the configuration, empty if they do."""
+    """Why the tables are not of this configuration; empty if they are. A damaged table raises an error."""
     read_rows(results / "scores.tsv", FRAME_COLUMNS["scores"], "scores")
     selection = read_rows(results / "selection.tsv", FRAME_COLUMNS["selection"], "selection")
     metric = config.gmm.k_selection_metric
@@ -108,7 +108,7 @@ def _check_tables(results: Path, config: Any) -> str:
 
 
 def _copy(files: Sequence[tuple[Path, str]], target: Path) -> None:
-    """Copy files to a folder that appears when it is complete."""
+    """Copy files to a new folder, which gets its name only when all files are complete."""
     temporary = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

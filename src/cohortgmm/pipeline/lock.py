@@ -1,4 +1,4 @@
-"""Locks of a results folder: one run may use it, or the shards of one division."""
+"""Locks of a results folder: either one run may use it, or all shards of one run (``1/N`` to ``N/N``)."""
 
 import fcntl
 import os
@@ -11,16 +11,16 @@ from pathlib import Path
 
 from cohortgmm.errors import CohortgmmError
 
-#: Name of the lock in the results folder.
+#: Name in the results folder of the lock file that a run holds.
 LOCK = ".lock"
 
-#: Name of the lock that every job holds while it runs.
+#: Name in the results folder of the lock file that every job holds while it runs.
 JOBS_LOCK = ".jobs"
 
-#: Seconds to wait for the jobs of a killed run.
+#: Seconds to wait until the jobs of a killed run have ended.
 _JOBS_PATIENCE = 10
 
-#: How often a lock is tried, and seconds in between.
+#: Number of attempts to take a lock, and seconds between two of them.
 _TRIES, _PAUSE = 5, 0.05
 
 
@@ -31,9 +31,9 @@ class Shard:
     Attributes
     ----------
     index
-        Which one, from 1 to ``count``.
+        Number of the shard, from 1 to ``count``.
     count
-        Of how many.
+        Number of all shards.
     """
 
     index: int
@@ -41,12 +41,12 @@ class Shard:
 
     @classmethod
     def read(cls, text: str) -> "Shard":
-        """From text such as ``3/20``.
+        """Parse a text such as ``3/20``.
 
         Raises
         ------
         CohortgmmError
-            If it is something else.
+            If the text is not of this form.
         """
         index, _, count = text.partition("/")
         if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
@@ -60,15 +60,15 @@ class Shard:
 def lock_results(folder: str | os.PathLike, shard: Shard | None = None) -> list[int]:
     """Keep other runs out of a results folder as long as this process lives.
 
-    The lock ends with the process, so that nothing has to be unlocked after a killed run. Different shards of the same
-    division may run at the same time.
+    The operating system releases the lock when the process ends, also if it is killed. Different shards out of the same
+    number of shards may run at the same time.
 
     Parameters
     ----------
     folder
         The results.
     shard
-        The shard of the patients that the run is for; None for a run of all patients.
+        The shard of the patients that the run fits; None for a run of all patients.
 
     Returns
     -------
@@ -78,7 +78,7 @@ def lock_results(folder: str | os.PathLike, shard: Shard | None = None) -> list[
     Raises
     ------
     CohortgmmError
-        If another run holds it, naming the process.
+        If another run holds the lock; the message names its process.
     """
     path = Path(folder) / LOCK
     if shard is None:
@@ -86,7 +86,7 @@ def lock_results(folder: str | os.PathLike, shard: Shard | None = None) -> list[
     held = _take(path, fcntl.LOCK_SH)
     try:
         held += _take(Path(f"{path}.shard-{shard.index}-of-{shard.count}"), fcntl.LOCK_EX)
-        # Checked after this shard has its lock, so that shards of another division can see it.
+        # Checked only once this shard holds its lock: of two shards with different counts, at least one sees the other.
         others = [other for other in _shard_locks(path) if not other.name.endswith(f"-of-{shard.count}")]
         if holder := next(filter(None, map(_holder, others)), ""):
             raise CohortgmmError(_in_use(path, holder))
@@ -98,13 +98,13 @@ def lock_results(folder: str | os.PathLike, shard: Shard | None = None) -> list[
 
 
 def lock_holders(folder: str | os.PathLike) -> list[str]:
-    """The runs that hold the lock of a results folder."""
+    """Descriptions of the runs that hold a lock of a results folder, such as "process 12 on node3"."""
     path = Path(folder) / LOCK
     return [holder for holder in map(_holder, [path, *_shard_locks(path)]) if holder]
 
 
 def held_since(folder: str | os.PathLike) -> float:
-    """Time at which the first run that holds the lock of a results folder took it; 0 if no run holds it."""
+    """Earliest time at which one of the present holders took its lock of a results folder; 0 if there is no holder."""
     path, times = Path(folder) / LOCK, []
     for lock in [path, *_shard_locks(path)]:
         if _holder(lock):
@@ -115,7 +115,7 @@ def held_since(folder: str | os.PathLike) -> float:
 
 @contextmanager
 def job_at_work(folder: str | os.PathLike) -> Iterator[None]:
-    """Hold a lock on a results folder while a job runs, for :func:`wait_for_jobs`; without effect if that is impossible."""
+    """Hold a lock while a job runs, for :func:`wait_for_jobs`; if it cannot be taken, the job runs without it."""
     descriptor = None
     with suppress(OSError):
         descriptor = os.open(Path(folder) / JOBS_LOCK, os.O_RDWR | os.O_CREAT, 0o666)
@@ -128,7 +128,7 @@ def job_at_work(folder: str | os.PathLike) -> Iterator[None]:
 
 
 def wait_for_jobs(folder: str | os.PathLike, seconds: float = _JOBS_PATIENCE) -> None:
-    """Wait until no job of a killed run is at work. When Snakemake is killed, its jobs go on.
+    """Wait until no job of a killed run is running; the jobs of Snakemake continue when Snakemake itself is killed.
 
     Parameters
     ----------
@@ -140,7 +140,7 @@ def wait_for_jobs(folder: str | os.PathLike, seconds: float = _JOBS_PATIENCE) ->
     Raises
     ------
     CohortgmmError
-        If jobs are still at work after that time, with their processes on this machine.
+        If jobs are still running after that time; the message lists their processes on this machine.
     """
     deadline = time.monotonic() + seconds
     path = Path(folder) / JOBS_LOCK
@@ -155,7 +155,7 @@ def wait_for_jobs(folder: str | os.PathLike, seconds: float = _JOBS_PATIENCE) ->
 
 
 def _processes_of_lock(path: Path) -> list[str]:
-    """Processes of this machine that hold a lock, if the system lists them."""
+    """Numbers of the processes on this machine that hold a lock; empty if the system does not list locks."""
     with suppress(OSError):
         inode = path.stat().st_ino
         return re.findall(
@@ -178,7 +178,7 @@ def _take(path: Path, kind: int) -> list[int]:
         try:
             fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
             break
-        except BlockingIOError:  # perhaps `lock_holders`, which holds it for a moment only
+        except BlockingIOError:  # the holder may be a call of `lock_holders`, which releases the lock at once
             if not tries_left:
                 os.close(descriptor)
                 raise CohortgmmError(_in_use(path, _text(path))) from None
@@ -186,7 +186,7 @@ def _take(path: Path, kind: int) -> list[int]:
         except OSError:
             os.close(descriptor)
             return []
-    with suppress(OSError):  # a full disk: the text is only for messages
+    with suppress(OSError):  # e.g. a full disk: the lock holds without this text, which is only shown in messages
         os.ftruncate(descriptor, 0)
         if kind == fcntl.LOCK_EX:
             os.write(descriptor, f"process {os.getpid()} on {os.uname().nodename}".encode())
@@ -194,7 +194,7 @@ def _take(path: Path, kind: int) -> list[int]:
 
 
 def _holder(path: Path, kind: int = fcntl.LOCK_SH) -> str:
-    """The process that holds a lock, so that a lock of a kind cannot be taken; empty if it can be taken."""
+    """Description of the process whose lock prevents a lock of this kind (``fcntl``); empty if none does."""
     try:
         # Network file systems give an exclusive lock only for files that are open for writing.
         descriptor = os.open(path, os.O_RDWR if kind == fcntl.LOCK_EX else os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""Marks of what results were made with, by which results of another configuration are recognised."""
+"""Marks: hashes of the options and inputs of a result, which differ for results of another configuration."""
 
 import hashlib
 import json
@@ -13,10 +13,10 @@ from typing import Any
 from cohortgmm.cohort.fit_options import fit_options
 from cohortgmm.storage.atomic import atomic_path
 
-#: Folder in the results where the jobs of the whole cohort note what they were made with.
+#: Folder in the results in which jobs of the whole cohort store the options and inputs that they used.
 FOLDER = ".made_with"
 
-#: Options of the division that change the table of patients, but not the cells of a patient.
+#: Options of the split that change the table of patients, but not the cells of a patient.
 _OF_TABLE = ("label_col", "on_mixed_label", "min_cells", "on_small_patient", "smallest_k")
 
 
@@ -28,9 +28,9 @@ def fit_mark(cells: str | os.PathLike, described: Iterable[str], **options: Any)
     cells
         The patient's array file.
     described
-        Further files that the fit reads.
+        Further files that the fit reads, such as a reference.
     options
-        The options of the fit, the seed of the run and the like.
+        All other values that determine the fit, such as its options and the seed of the run.
     """
     return _digest([options, _content_of_archive(cells), [_content(path) for path in described]])
 
@@ -51,13 +51,13 @@ def merge_values(config: str, models: Iterable[str]) -> dict[str, Any]:
 
 
 def write_values(results: str | os.PathLike, job: str, values: Mapping[str, Any]) -> None:
-    """Store what a job of the whole cohort was made with, when it has ended."""
+    """Store the values that determine the output of a job of the whole cohort; called when the job has ended."""
     with atomic_path(Path(results) / FOLDER / f"{job}.json") as temporary:
         temporary.write_text(json.dumps(values, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def read_values(results: str | os.PathLike, job: str) -> dict[str, Any] | None:
-    """What :func:`write_values` stored; None if there is no readable file."""
+    """The values that :func:`write_values` stored; None if there is no readable file."""
     try:
         values = json.loads((Path(results) / FOLDER / f"{job}.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -72,7 +72,7 @@ def differing(made: Mapping[str, Any] | None, now: Mapping[str, Any]) -> list[st
 
 @dataclass(frozen=True)
 class Expected:
-    """The marks of results of a configuration.
+    """The marks that results of a configuration must have.
 
     Attributes
     ----------
@@ -86,20 +86,20 @@ class Expected:
     results: Path = Path("results")
 
     def fit(self, name: str) -> str:
-        """Mark of every candidate of a patient, by file name."""
+        """Mark that the fits of a patient must have, which is the same for every candidate k."""
         gmm = self.config.gmm
         options = {"options": fit_options(gmm), "seed": self.config.seed, "default_range": gmm.k_comps is None}
         return fit_mark(self._cells(name), self._described, **options)
 
     def model(self, name: str, k: int) -> str:
-        """Mark of a patient's final mixture."""
+        """Mark that the final mixture of a patient must have."""
         gmm = self.config.gmm
         options = {"options": fit_options(gmm), "seed": self.config.seed, "refit": gmm.refit, "k": k}
         return fit_mark(self._cells(name), self._described, **options)
 
     @cached_property
     def changed(self) -> dict[str, list[str]]:
-        """Keys whose values have changed since the jobs of the cohort ran, by job."""
+        """For every job of the whole cohort, the keys of the configuration that have changed since it ran."""
         config, cohort = self.config, self.config.input
         found = {}
         if config.preprocess.enabled:
@@ -112,11 +112,11 @@ class Expected:
 
     @property
     def moves_cells(self) -> bool:
-        """Whether a key that has changed since the division of the cohort determines the cells of the patients."""
+        """Whether one of the keys that have changed since the split determines the cells of the patients."""
         return bool(self.changed.get("preprocess") or set(self.changed.get("split", ())) - set(_OF_TABLE))
 
     def is_merged(self, models: Iterable[str]) -> bool:
-        """Whether the merged file is of this configuration and these models; true if that is unknown."""
+        """Whether the merged file was made with this configuration and models with these marks; true if unknown."""
         return not differing(read_values(self.results, "merge"), merge_values(self.config.provenance_json(), models))
 
     def _cells(self, name: str) -> Path:
@@ -133,7 +133,7 @@ def _digest(values: Any) -> str:
 
 
 def _plain(values: Any) -> Any:
-    """The values as they are read back from a file."""
+    """The values as they are after writing them to a JSON file and reading them again (tuples become lists)."""
     return json.loads(json.dumps(values))
 
 
@@ -146,7 +146,7 @@ def _name_and_size(path: str) -> list[Any]:
 
 
 def _place(path: str) -> str:
-    """Path of a file, the same if it is named by a link (:func:`cohortgmm.pipeline.texts.plain_path`)."""
+    """Path of a file with links followed: the links of :func:`cohortgmm.pipeline.texts.plain_path` change no mark."""
     return os.path.relpath(os.path.realpath(path))
 
 

@@ -18,7 +18,8 @@ from cohortgmm.pipeline.slurm.shards import PATIENT_RULES
 from cohortgmm.pipeline.usage import COLUMNS
 from cohortgmm.storage.names import COHORT
 
-#: Fits of fewer seconds are better run in few SLURM jobs, if there are at least so many fits.
+#: Shards are recommended if the median fit takes fewer seconds than the first number, and the number of fits is at
+#: least the second.
 _SHORT_FIT, _MANY_FITS = 60, 20
 
 
@@ -32,9 +33,10 @@ def start_message(executor: str, jobs: Sequence[Any], n_patients: int | None, ha
     jobs
         The jobs that Snakemake knows so far.
     n_patients
-        Number of patients of the cohort; None while it is unknown. Patients that jobs name take its place.
+        Number of patients of the cohort; None while it is unknown. Not used if any of the jobs is for a patient; then
+        the patients of the jobs are counted.
     has_results
-        Whether an earlier run left scores.
+        Whether scores of an earlier run exist.
     """
     jobs = [job for job in jobs if job.rule.name != "all"]
     planned = Counter(job.rule.name for job in jobs)
@@ -57,12 +59,12 @@ def start_message(executor: str, jobs: Sequence[Any], n_patients: int | None, ha
 
 
 class AfterSplit(logging.Handler):
-    """Calls a function when the first job of a patient begins, as Snakemake then knows the jobs of all patients.
+    """Handler that calls a function when the first job of a patient begins, as all jobs are known to Snakemake then.
 
     Parameters
     ----------
     tell
-        The function, which is called once.
+        The function; it is called only once.
     """
 
     def __init__(self, tell: Callable[[], None]) -> None:
@@ -76,7 +78,7 @@ class AfterSplit(logging.Handler):
 
 
 def show_everything(logger: logging.Logger) -> None:
-    """Let Snakemake's logs escape characters that the encoding of the locale lacks."""
+    """Make Snakemake's log escape characters that the encoding of the locale cannot represent, instead of failing."""
     for handler in logger.handlers:
         stream = getattr(handler, "stream", None)
         if isinstance(stream, io.TextIOWrapper):
@@ -84,7 +86,7 @@ def show_everything(logger: logging.Logger) -> None:
 
 
 def way_message(executor: str, n_fits: int, scores: str | os.PathLike) -> str:
-    """Advice to use shards if fits are too short for a SLURM job each; else empty.
+    """Advice to use shards if fits are so short that one SLURM job per fit is inefficient; else empty.
 
     Parameters
     ----------
@@ -99,7 +101,7 @@ def way_message(executor: str, n_fits: int, scores: str | os.PathLike) -> str:
         return ""
     try:
         texts = [row["seconds"] for row in read_rows(scores, ["seconds"], "scores")]
-        seconds = [float(text) for text in texts if text not in ("", "nan")]  # a skipped fit has no time
+        seconds = [float(text) for text in texts if text not in ("", "nan")]  # a skipped fit has no seconds
     except ValueError:  # the job that reads the damaged table reports it
         return ""
     if not seconds or median(seconds) >= _SHORT_FIT:
@@ -113,14 +115,14 @@ def way_message(executor: str, n_fits: int, scores: str | os.PathLike) -> str:
 def report_problem(
     jobs: Sequence[Any], configfiles: Iterable[str | os.PathLike], workflow_dir: str | os.PathLike
 ) -> str:
-    """Why no report can be made: a run with this configuration would change results; empty if it can be made.
+    """Why no report can be made: a table is damaged, or the results are not up to date; empty if it can be made.
 
     Parameters
     ----------
     jobs
         Snakemake's jobs that would run.
     configfiles, workflow_dir
-        As of :func:`finish_message`.
+        Files of the configuration and folder of the Snakefile, for :func:`run_options`.
     """
     try:
         _check_tables()
@@ -137,7 +139,7 @@ def report_problem(
 
 
 def _check_tables() -> None:
-    """Refuse damaged tables, which the report would show."""
+    """Raise an error if a table that the report shows is damaged."""
     tables = {"results/qc/efficiency.tsv": ("efficiency", COLUMNS)}
     for content, columns in FRAME_COLUMNS.items():
         folder = "results" if content in ("scores", "selection") else "results/qc"
@@ -153,7 +155,7 @@ def finish_message(configfiles: Iterable[str | os.PathLike], workflow_dir: str |
 
 
 def run_options(configfiles: Iterable[str | os.PathLike], workflow_dir: str | os.PathLike) -> str:
-    """Options of Snakemake that name this run."""
+    """Options of Snakemake that select the configuration and the working directory of this run."""
     options = "".join(f" --configfile {shlex.quote(str(path))}" for path in configfiles)
     if Path.cwd() != Path(workflow_dir).resolve():
         options = f" --directory {shlex.quote(str(Path.cwd()))}{options}"

@@ -1,6 +1,6 @@
-"""Every change to the internals of Snakemake and of its SLURM plugin, with the versions that it was tested with.
+"""All changes that are made to internals of Snakemake and of its SLURM plugin, and the versions they were tested with.
 
-Another version is left as it is, and the run reports what that costs (:func:`untested_message`).
+Other versions are not changed, and the run reports what does not work without the changes (:func:`untested_message`).
 """
 
 import asyncio
@@ -23,10 +23,10 @@ from typing import Any
 
 from cohortgmm.pipeline.slurm.commands import FORGOTTEN, SlurmError, has_sacct, is_never, queued_jobs, run_command
 
-#: First and last version, as (major, minor), whose internals are those that are changed here.
+#: First and last version, as (major, minor), with which the changes were tested.
 _TESTED = {"snakemake": ((9, 17), (9, 27)), "snakemake-executor-plugin-slurm": ((2, 8), (2, 8))}
 
-#: What a run lacks with another version.
+#: What does not work with another version, for :func:`untested_message`.
 _LOST = {
     "snakemake": (
         "results of a killed run, or results copied without Snakemake's records, may count as up to date, a run may repeat "
@@ -42,7 +42,7 @@ _logger = logging.getLogger("snakemake.logging")
 
 
 def is_tested(package: str) -> bool:
-    """Whether the installed version of a package is one that the changes here were tested with."""
+    """Whether the changes in this module were tested with the installed version of a package."""
     first, last = _TESTED[package]
     return first <= _version(package) <= last
 
@@ -52,7 +52,7 @@ def _version(package: str) -> tuple[int, ...]:
 
 
 def untested_message(package: str) -> str:
-    """What a run lacks with the installed version of a package; empty if it was tested with this version."""
+    """What does not work with the installed version of a package; empty if it is a tested version."""
     if is_tested(package):
         return ""
     first, last = (".".join(map(str, numbers)) for numbers in _TESTED[package])
@@ -66,7 +66,7 @@ def untested_message(package: str) -> str:
 
 
 def patch_snakemake(results: str | os.PathLike, *, is_main_process: bool, recorded_at_end: str) -> None:
-    """Change Snakemake where the workflow is read: its records and, in the run's own process, its dry runs.
+    """Change how Snakemake keeps records and, in a user's call, its dry runs; called when it reads the Snakefile.
 
     Parameters
     ----------
@@ -90,11 +90,11 @@ def patch_snakemake(results: str | os.PathLike, *, is_main_process: bool, record
 
 
 def keep_incomplete_marks() -> None:
-    """In the process of a job on a cluster: keep Snakemake from removing the marks of incomplete files.
+    """In the process of a job on a cluster, keep Snakemake from removing its marks of incomplete files.
 
-    The run's own process removes them when it has recorded the job. If the job removed them, and the run was killed before
-    it recorded the job, the files would be neither marked nor recorded: they would count as results, whatever the
-    configuration is by then.
+    The main process removes the marks after it has recorded the job. Suppose that the job removed them, and that the
+    run was killed before it recorded the job. The files would then be neither marked nor recorded, and the next run
+    would take them for results even with another configuration.
     """
     from snakemake.persistence import PersistenceBase
 
@@ -105,10 +105,11 @@ def keep_incomplete_marks() -> None:
 
 
 def record_parameters_at_end(rule: str) -> None:
-    """Let Snakemake record the parameters of a rule's jobs as they are when a job has ended.
+    """Make Snakemake record the parameters of a rule's jobs with their values at the end of the job.
 
-    Snakemake evaluates parameters when it plans the jobs, and records those. The chosen k, a parameter of the final fit, is
-    known only once the scores of the run exist: recorded as planned, it would make the next run repeat the fit.
+    Snakemake evaluates the parameters of a job when it plans the job, and records these values. The chosen k, a
+    parameter of the final fit, is known only once the scores of the run exist. If the planned value were recorded, the
+    next run would repeat the fit.
     """
     from snakemake.persistence import PersistenceBase
 
@@ -123,12 +124,12 @@ def record_parameters_at_end(rule: str) -> None:
     PersistenceBase._params = _params
 
 
-#: Where Snakemake keeps its records in the working directory, and those of them that a dry run reads.
+#: Folder of Snakemake's records in the working directory, and names of the records that a dry run reads.
 _SNAKEMAKE, _READ = Path(".snakemake"), ("metadata", "incomplete")
 
 
 def keep_records_elsewhere() -> None:
-    """Let Snakemake read its records where they are, but write to a temporary folder, which also a dry run does."""
+    """Make Snakemake read its records from their folder but write to a temporary one, because even a dry run writes."""
     from snakemake.persistence import PersistenceBase
 
     folder = Path(tempfile.mkdtemp(prefix="cohortgmm-"))
@@ -159,13 +160,13 @@ def accept_protected_output() -> None:
 
 
 def force_rule(workflow: Any, rule: str) -> None:
-    """Let a rule run as with ``-R``. Called while Snakemake looks for the inputs of that rule."""
+    """Make a rule run again, as the option ``-R`` does. Called while Snakemake determines the inputs of the rule."""
     if is_tested("snakemake"):
         workflow.dag.forcerules.add(workflow.get_rule(rule))
 
 
 def has_records(workflow: Any, paths: Sequence[str]) -> bool:
-    """Whether Snakemake has a record of one of some results."""
+    """Whether Snakemake has a record of at least one of these results; true with an untested version."""
     if not is_tested("snakemake"):
         return True
     from snakemake.io import IOFile
@@ -176,10 +177,10 @@ def has_records(workflow: Any, paths: Sequence[str]) -> bool:
 
 @functools.cache
 def escape_report_page() -> None:
-    """Let Snakemake write ``<`` in the data of a report's page so that no text there ends a script or begins a tag.
+    """Make Snakemake escape ``<`` in the data of a report, so that no text in them ends the script or begins a tag.
 
-    Snakemake puts JSON between ``<script>`` and ``</script>`` without escaping it. Called when a report is made, as these
-    modules take time to import.
+    Snakemake writes JSON between ``<script>`` and ``</script>`` without escaping it. Called only when a report is made,
+    because these modules take time to import.
     """
     if not is_tested("snakemake"):
         return
@@ -206,21 +207,21 @@ def _dumps(*args: Any, **kwargs: Any) -> str:
     return json.dumps(*args, **kwargs).replace("<", "\\u003c")
 
 
-# The SLURM plugin. It
-# - forgets its jobs if all its questions of a round stay without an answer, and waits for ever for a job that was
-#   preempted and is not requeued, that SLURM has forgotten, or that SLURM would never start;
-# - asks more and more rarely while no job ends, in the end every 180 s, so that an ended job is noticed late, or only when
-#   SLURM has forgotten it;
-# - takes a job for failed that it cannot submit because SLURM does not answer.
+# The SLURM plugin. Without changes, it has these faults:
+# - If SLURM answers no question of a status check, the plugin forgets its jobs. It also waits for ever for a job
+#   that was preempted and is not requeued, that SLURM has forgotten, or that SLURM would never start.
+# - While no job ends, its status checks become rarer, down to one in 180 s. It then notices the end of a job late, or
+#   not before SLURM has forgotten the job.
+# - If SLURM does not answer when a job is submitted, the plugin counts the job as failed.
 
-#: The longest pause between two status checks, as a multiple of the first. If SLURM remembers ended jobs for less than
-#: this, the plugin asks sacct, if it is installed, whatever the profile says.
+#: The longest pause between two status checks, as a multiple of the first pause. If SLURM forgets ended jobs within
+#: the longest pause and sacct is installed, the plugin asks sacct, whatever the profile says.
 _LONGEST_PAUSE = 3
 
-#: A job that is missing from so many answers of SLURM, one after the other, counts as forgotten.
+#: A job counts as forgotten if it is missing from this number of consecutive answers of SLURM.
 _ABSENCES = 3
 
-#: Messages of sbatch when SLURM does not answer, and seconds until the job is submitted again.
+#: Messages of sbatch if SLURM does not answer, and seconds until the job is then submitted again.
 _NO_ANSWER = re.compile(
     r"Unable to contact slurm controller|Socket timed out|temporarily unavailable|Zero Bytes were transmitted"
     r"|Unable to test the validity of the given or guessed SLURM account"
@@ -229,7 +230,7 @@ _RETRY_SECONDS = 15
 
 
 def patch_slurm_executor(executor: Any, age: int | None) -> None:
-    """Let an executor of the SLURM plugin follow each of its jobs until it has succeeded or failed.
+    """Make an executor of the SLURM plugin follow every job until the job has succeeded or failed.
 
     Parameters
     ----------
@@ -248,7 +249,7 @@ def patch_slurm_executor(executor: Any, age: int | None) -> None:
 
 
 class _StatusChecks:
-    """The plugin's status check, and after it a check of the jobs of which it reported nothing."""
+    """The plugin's status check, followed by a second check of the jobs whose end the plugin has not reported."""
 
     def __init__(self, executor: Any, age: int | None) -> None:
         self._executor, self._check = executor, executor.check_active_jobs
@@ -260,7 +261,7 @@ class _StatusChecks:
             self._pause = min(self._pause, age / 2)
 
     def noting(self, report: Callable[..., None]) -> Callable[..., None]:
-        """The same function, which also notes the jobs that something was reported of."""
+        """A function that calls ``report`` and also stores which job it was called for."""
 
         def noted(job: Any, *arguments: Any, **options: Any) -> None:
             self._reported.add(id(job))
@@ -285,14 +286,15 @@ class _StatusChecks:
         executor.next_seconds_between_status_checks = min(executor.next_seconds_between_status_checks, self._pause)
 
     def _terminal_state(self, number: str, queue: Mapping[str, tuple[str, str]]) -> str:
-        """The state in which a job that the plugin takes for active has ended; empty if it has not ended."""
+        """The terminal state of a job that the plugin counts as active; empty if the job has not ended."""
         state, reason = queue.get(number, ("", ""))
         if state == "PREEMPTED":  # a job that is requeued is pending
             return state
         if state == "PENDING" and is_never(reason):
             _cancel(number)
             return reason
-        is_listed = number.split("_")[0] in {other.split("_")[0] for other in queue}  # an array pends under one number
+        # The pending jobs of an array are listed under one number.
+        is_listed = number.split("_")[0] in {other.split("_")[0] for other in queue}
         self._absences[number] = 0 if is_listed or self._by_sacct else self._absences[number] + 1
         return FORGOTTEN if self._absences[number] == _ABSENCES else ""
 
@@ -312,9 +314,9 @@ def _cancel(number: str) -> None:
 
 
 def _submit_again(executor: Any, report: Callable[[Any, str], None]) -> Callable[[Any, str], None]:
-    """A function in place of ``report``, which takes a job that was not submitted for failed.
+    """A replacement for ``report``, the plugin's function that reports a job which was not submitted as failed.
 
-    If SLURM did not answer, the job is submitted again after a pause.
+    If SLURM did not answer, the replacement submits the job again after a pause; otherwise it calls ``report``.
     """
     pool = executor._job_submission_executor
 
@@ -336,7 +338,7 @@ def _submit_again(executor: Any, report: Callable[[Any, str], None]) -> Callable
 
 
 def _cancel_accepted(name: str, message: str) -> None:
-    """Cancel a job that SLURM accepted without answering; the plugin's message holds the call of sbatch."""
+    """Cancel a job that SLURM accepted without answering; it is found by its comment, which ``message`` contains."""
     comment = re.search(r"--comment '?([^\s']+)", message)
     if not comment:
         return
@@ -350,12 +352,12 @@ def _cancel_accepted(name: str, message: str) -> None:
 
 
 def longest_pause(executor: Any) -> int:
-    """Most seconds between two status checks."""
+    """Longest pause between two status checks, in seconds."""
     return _LONGEST_PAUSE * executor.workflow.executor_settings.init_seconds_before_status_checks
 
 
 def asks_sacct(age: int | None, pause: float) -> bool:
-    """Whether the plugin asks the accounting database, as SLURM forgets ended jobs within the longest pause."""
+    """Whether the plugin asks the accounting database (sacct), because SLURM forgets ended jobs within the pause."""
     return age is not None and age < pause and has_sacct()
 
 

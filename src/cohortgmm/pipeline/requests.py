@@ -1,6 +1,6 @@
-"""Memory and time that jobs request from a cluster, by rule and from the size of their input.
+"""Memory and time that jobs request from a cluster, computed from their rule and the size of their input.
 
-``benchmarks/resources.py`` compares requests with what jobs use.
+``benchmarks/resources.py`` compares the requests with the memory and time that jobs use.
 """
 
 import ast
@@ -32,19 +32,19 @@ _OWN = 3
 #: one node.
 _NODES_PER_CELL, _MOST_NODES, _NODE = 64, 1 << 17, 5
 
-#: MB that the nodes need for scipy's quasi-random numbers, and bytes for every node and feature.
+#: Memory for the quadrature nodes: MB for scipy's quasi-random numbers, and bytes per node and feature.
 _NODES_MB, _NODE_BYTES = 120, 64
 
-#: MB for the covariances of cells that each have their own noise or gaps, in all and for every feature.
+#: Memory for one covariance per cell (noise per cell, missing features): MB for any fit, and further MB per feature.
 _OWN_MB, _OWN_MB_PER_FEATURE = 80, 1
 
-#: Full matrices that a fit holds for every component: covariances, their factors, moments, and those of the last step.
+#: Number of D × D matrices that a fit with full covariances holds per component, such as covariances and their factors.
 _FULL_MATRICES = 14
 
 #: Memory for the names of all cells, which a split holds as texts, as a multiple of that for the table of cells.
 _NAMES = 8
 
-#: Copies that a merge holds of the responsibilities of all cells, and of the largest file of a patient.
+#: Memory of a merge as multiples of two sizes: of the responsibilities of all cells and of the largest patient's file.
 _RESPONSIBILITIES, _LARGEST = 1.4, 5
 
 
@@ -92,7 +92,7 @@ def memory(rule: str, parts: tuple[str, ...] = ()) -> Callable[..., int]:
     rule
         The rule.
     parts
-        What it reads of AnnData files, such as ``("obs", "obsm")``; everything by default.
+        Elements of AnnData files that the job reads, such as ``("obs", "obsm")``; all elements by default.
     """
     return _scaled(SNAKEMAKE_MB + REQUESTS[rule].memory, REQUESTS[rule].memory_per_mb, lambda path: _held(path, parts))
 
@@ -127,7 +127,7 @@ def _scaled(base: float, per_mb: float, size: Callable[[str], float]) -> Callabl
 
 
 def split_memory(rule: str, parts: tuple[str, ...]) -> Callable[..., int]:
-    """Resource function: MB for the division into patients, as :func:`memory`, and for the names of all cells."""
+    """Resource function: MB for the split: those of :func:`memory`, and further ones for the names of all cells."""
     plain = memory(rule, parts)
 
     def amount(wildcards: Any, input: Any, attempt: int) -> int:
@@ -161,7 +161,7 @@ def merge_memory(rule: str, gmm: Any) -> Callable[..., int]:
         # The positions take 8 bytes per cell, as much as one responsibility.
         responsibilities = k * sizes.pop(str(input.positions), 0.0)
         largest = max(sizes.values(), default=0.0)
-        # Diagonal covariances of all patients are held at the same time.
+        # If covariances are diagonal, the models of all patients are in memory at the same time.
         together = sum(sizes.get(str(path), 0.0) for path in input.models) if gmm.covariance_type == "diag" else 0.0
         mb = base + 3 * obs + _RESPONSIBILITIES * responsibilities + _LARGEST * largest + 3 * together
         return int(mb * 2 ** (attempt - 1))
@@ -189,7 +189,7 @@ def most_merge_memory(path: str, embedding: tuple[str, ...], gmm: Any) -> int:
 
 
 def fit_memory(rule: str, gmm: Any) -> Callable[..., int]:
-    """Resource function: MB for a fit, as :func:`memory`, and for the corrections of incomplete data.
+    """Resource function: MB for a fit, as :func:`memory`, and for full covariances and incomplete data.
 
     Parameters
     ----------
@@ -221,11 +221,11 @@ def fit_threads(rule: str, gmm: Any, most: int) -> int | Callable[..., int]:
     Parameters
     ----------
     rule, gmm
-        As of :func:`fit_minutes`.
+        See :func:`fit_minutes`.
     most
-        Most threads.
+        Upper limit of threads.
     """
-    if most == 1:  # spares a call for each of thousands of jobs
+    if most == 1:  # a constant, so that Snakemake need not call a function for each of thousands of jobs
         return 1
     seconds = _fit_seconds(rule, gmm)
     return lambda wildcards, input: min(most, 1 + int(seconds(wildcards, input) / 60))
@@ -275,7 +275,7 @@ def _fit_seconds(rule: str, gmm: Any) -> Callable[..., float]:
 
 
 def _n_nodes(n: float) -> float:
-    """Most quadrature nodes of a selection with so many observed cells."""
+    """Upper limit of quadrature nodes of a selection (``completeness``) for ``n`` observed cells."""
     return min(_NODES_PER_CELL * n, _MOST_NODES)
 
 
@@ -302,5 +302,5 @@ def _array_shape(path: str, name: str, *version: int) -> tuple[int, ...]:
             length = struct.unpack("<H", array.read(2)) if magic[6] == 1 else struct.unpack("<I", array.read(4))
             shape = ast.literal_eval(array.read(*length).decode("latin1"))["shape"]
         return tuple(int(size) for size in shape)
-    except Exception:  # the job that reads the damaged file reports it; the run goes on
+    except Exception:  # the run continues, and the job that reads the damaged file reports it
         return ()

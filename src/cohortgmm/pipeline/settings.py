@@ -1,4 +1,4 @@
-"""What the Snakefile asks of the configuration and of the surroundings of a run."""
+"""Checks of the configuration and of the computing environment, which the Snakefile makes at the start of a run."""
 
 import functools
 import json
@@ -33,7 +33,7 @@ def load_config(
     workflow_dir
         The workflow's own folder.
     refuse_results
-        Whether files are refused that are results of the run in the working directory.
+        Whether a file that is a result of the run in the working directory is an error.
 
     Raises
     ------
@@ -45,7 +45,7 @@ def load_config(
     found = find_files(named, source, workflow_dir, refuse_results=refuse_results)
     gmm = checked.gmm.with_files({key: path for key, path in found.items() if key.startswith("gmm.")})
     if gmm.reference is not None:
-        from cohortgmm.mixture import GaussianMixture  # numpy, which the Snakefile can do without
+        from cohortgmm.mixture import GaussianMixture  # here, so that numpy is imported only if it is needed
 
         reference = GaussianMixture.load(gmm.reference)
         gmm = gmm.for_reference(reference.n_components, reference.covariance_type, source)
@@ -54,19 +54,19 @@ def load_config(
 
 
 def check_config_files(files: Iterable[str | os.PathLike]) -> None:
-    """Refuse files of the configuration that give a key twice, as readers would silently take the last one.
+    """Raise an error if a configuration file has a key twice, because readers silently take the last value.
 
     Raises
     ------
     ConfigError
-        Naming file, key and lines.
+        The message names the file, the key and the lines.
     """
     for file in files:
         try:
             text = Path(file).read_text(encoding="utf-8")
             json.loads(text, object_pairs_hook=functools.partial(_check_pairs, str(file)))
         except (OSError, UnicodeDecodeError):
-            continue  # its reader reports what is wrong
+            continue  # the function that reads the configuration reports the error
         except json.JSONDecodeError:
             _check_yaml(file, text)
 
@@ -79,7 +79,7 @@ def _check_pairs(file: str, pairs: Sequence[tuple[str, Any]]) -> None:
 
 
 def _check_yaml(file: str | os.PathLike, text: str) -> None:
-    import yaml  # here, as jobs do not check this again
+    import yaml  # here, because jobs do not make this check and need no yaml for it
 
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -91,7 +91,7 @@ def _check_yaml(file: str | os.PathLike, text: str) -> None:
 
 
 def _repeated_keys(node: Any, path: tuple[str, ...], visited: set[int]) -> Iterator[tuple[tuple[str, ...], int, int]]:
-    """Path and the two lines of every key that a YAML mapping, or one within it, has twice."""
+    """Every key that occurs twice in a YAML mapping or in one nested in it: its path and its two line numbers."""
     if node is None or not isinstance(node.value, list) or id(node) in visited:
         return
     visited.add(id(node))  # an alias refers to the same node again
@@ -117,20 +117,20 @@ def prepare_jobs(source: str, *, verbose: bool) -> None:
     os.environ[ATTEMPT_VARIABLE] = _attempt(sys.argv)
     if sys.getfilesystemencoding() in ("utf-8", "ascii"):  # in other encodings, file names would be decoded differently
         os.environ["PYTHONUTF8"] = "1"
-    # A matplotlibrc or a backend that matplotlib cannot load would end a job when it imports matplotlib.
+    # Not the user's matplotlibrc or backend: if matplotlib could not load them, importing it would end the job.
     os.environ |= {"MPLBACKEND": "agg", "MATPLOTLIBRC": os.devnull}
 
 
 def check_surroundings(workflow_dir: str | os.PathLike) -> None:
-    """Refuse surroundings in which a run or its jobs would end with a traceback.
+    """Raise an error in a computing environment in which a run or its jobs would end with a traceback.
 
-    Refused are a folder of the workflow whose name Snakemake takes for a pattern, packages that do not work together, and a
-    matplotlibrc that is not text.
+    These are: a folder of the workflow whose name Snakemake takes for a pattern, versions of packages that do not work
+    together, and a matplotlibrc that is not text.
 
     Raises
     ------
     ConfigError
-        Naming folder, packages or file.
+        The message names the folder, the packages or the file.
     """
     if {"{", "}"} & set(str(workflow_dir)):
         raise ConfigError(
@@ -162,17 +162,17 @@ def check_surroundings(workflow_dir: str | os.PathLike) -> None:
 
 
 def _attempt(arguments: Sequence[str]) -> str:
-    """Number of the attempt, from the command line: Snakemake does not know it yet when it reads the Snakefile."""
+    """Number of the attempt, read from the command line because Snakemake's own value is not set yet at this time."""
     return arguments[arguments.index("--attempt") + 1] if "--attempt" in arguments else "1"
 
 
 def check_targets(configfiles: Sequence[str | os.PathLike]) -> None:
-    """Refuse targets that Snakemake has taken for files of the configuration.
+    """Raise an error if Snakemake has taken targets on the command line for configuration files.
 
     Raises
     ------
     ConfigError
-        If results follow ``--configfile FILE``.
+        If targets follow ``--configfile FILE`` without ``--`` between them.
     """
     first, *others = configfiles or [""]
     for path in others:
@@ -186,12 +186,12 @@ def check_targets(configfiles: Sequence[str | os.PathLike]) -> None:
 
 
 def check_results_folder(folder: str | os.PathLike) -> None:
-    """Refuse a results folder that is not a folder.
+    """Raise an error if the path of the results exists and is not a folder.
 
     Raises
     ------
     CohortgmmError
-        If it is a file, or a link to a folder that does not exist.
+        If the path is a file, or a link to a folder that does not exist.
     """
     path = Path(folder)
     if path.exists() and not path.is_dir():
@@ -205,12 +205,12 @@ def check_results_folder(folder: str | os.PathLike) -> None:
 
 
 def check_writable(folder: str | os.PathLike) -> None:
-    """Refuse a results folder that cannot be written to or cannot be made.
+    """Raise an error if the results folder cannot be written to or cannot be made.
 
     Raises
     ------
     CohortgmmError
-        If it is not writable, or the folder in which it would be made is not.
+        If the results folder is not writable; or, if it does not exist, if the folder that contains it is not writable.
     """
     check_results_folder(folder)
     path = Path(folder)

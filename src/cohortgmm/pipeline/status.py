@@ -16,7 +16,7 @@ from cohortgmm.pipeline.made_with import Expected
 from cohortgmm.storage.marks import mark_of_archive
 from cohortgmm.storage.names import COHORT, patient_name
 
-#: States of a fit and how they are drawn.
+#: States of a fit, and the character that stands for each in the grid.
 SIGNS = {
     "done": "+",
     "of another configuration": "~",
@@ -33,19 +33,19 @@ _RARE = ("of another configuration", "damaged")
 #: The file with all mixtures.
 MERGED = "cohort_gmm.h5ad"
 
-#: Most rows of the table. With more patients, only those that are not finished are shown.
+#: Largest number of rows of the grid. If there are more patients, only unfinished ones are shown.
 _MOST_ROWS = 50
 
-#: Most errors that are shown.
+#: Largest number of errors that are shown.
 _MOST_ERRORS = 20
 
-#: Seconds by which the log of a job may seem older than its run, as the clocks of nodes differ.
+#: Seconds by which the log of a job may seem older than the run, because the clocks of nodes differ.
 _LEEWAY = 10
 
 #: Rules that run before the cohort is divided into patients.
 _FIRST_RULES = ("check_input", "preprocess", "split")
 
-#: The output that a job writes last, by rule; rules that are not listed write a figure.
+#: For every rule, the output that its jobs write last. A rule ``qc_NAME`` that is not listed writes ``qc/NAME.png``.
 _LAST_OUTPUTS = {
     "check_input": "preprocessed/input.checked",
     "preprocess": "preprocessed/cohort.h5ad",
@@ -69,7 +69,7 @@ class Status:
     Attributes
     ----------
     candidates
-        The k.
+        The candidate numbers of components k.
     fits
         The state of every fit (a key of :data:`SIGNS`), by patient.
     models
@@ -85,7 +85,7 @@ class Status:
     changed
         Keys of the configuration that have changed since the cohort was divided.
     other_errors
-        Errors of other jobs in the last run that ended, unless their results have been made since.
+        Errors of jobs other than fits in the last completed run, without jobs whose output has been made since.
     """
 
     candidates: Sequence[int]
@@ -117,7 +117,7 @@ class Status:
         return f" ({n_stale:,} more are of another configuration)" if n_stale else ""
 
     def _advice(self, counts: Mapping[str, int]) -> list[str]:
-        """Which keys have changed since the results were made, and what the next run does about it."""
+        """Line about the keys that have changed since the results were made; empty if the results are current."""
         if not (self.stale or self.changed or counts["of another configuration"]):
             return []
         keys = f" ({', '.join(self.changed)})" if self.changed else ""
@@ -224,7 +224,7 @@ def read_status(
     candidates
         The k of the configuration.
     component_sharing
-        Of the configuration, resolved.
+        Value of this key in the configuration, ``"sample_specific"`` or ``"global"``.
     expected
         The marks that results of the configuration must have; None accepts all results as made with it.
 

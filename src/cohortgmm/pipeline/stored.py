@@ -1,6 +1,7 @@
-"""The contents of an AnnData file and their sizes, from its header: ``python -m cohortgmm.pipeline.stored cohort.h5ad``.
+"""Names, shapes and sizes of the arrays in an AnnData file, without reading the arrays.
 
-The header is read in a process of its own, as h5py and numpy would otherwise stay in the memory of Snakemake.
+The file is opened in a separate process (``python -m cohortgmm.pipeline.stored cohort.h5ad``), because h5py and numpy
+would otherwise stay in the memory of Snakemake.
 """
 
 import functools
@@ -12,14 +13,14 @@ from typing import Any
 
 
 def megabytes(path: str | os.PathLike, parts: tuple[str, ...] = ()) -> float:
-    """MB of the arrays of a file in memory; the file may hold them compressed.
+    """MB that the arrays of a file take in memory, without the compression of the file.
 
     Parameters
     ----------
     path
-        An HDF5 file; for another file the result is its size.
+        An HDF5 file. For any other file, the result is the size of the file.
     parts
-        Names in its root, such as ``"obsm"``; all by default.
+        Elements at the root of the file that count, such as ``"obsm"``; all elements by default.
     """
     found = contents(path)
     if found is None:
@@ -29,7 +30,7 @@ def megabytes(path: str | os.PathLike, parts: tuple[str, ...] = ()) -> float:
 
 
 def contents(path: str | os.PathLike) -> dict[str, Any] | None:
-    """The contents of a file, read once for each version of it; None if it is not HDF5.
+    """The contents of a file; None if it is not HDF5. Read again only if the file has changed.
 
     Parameters
     ----------
@@ -39,10 +40,10 @@ def contents(path: str | os.PathLike) -> dict[str, Any] | None:
     Returns
     -------
     dict
-        ``root``: names in the root; ``sizes``: bytes of the arrays by name in the root; ``columns``: those of ``obs`` and
-        ``var``, or None if they are unknown; ``n_cells``: rows of ``obs``; ``shapes``: shape of every element of
-        ``obsm`` and ``layers`` and of X, by path, or None if it is unknown; ``uns``: names in every
-        entry, and of those within its ``model``.
+        ``root``: names of the elements at the root; ``sizes``: bytes of the arrays in each of them; ``columns``: names
+        of the columns of ``obs`` and of ``var``, None if unknown; ``n_cells``: rows of ``obs``; ``shapes``: by
+        path, the shape of X and of every element of ``obsm`` and ``layers``, None if unknown; ``uns``: the names within
+        every entry, and the names within its ``model``.
     """
     stat = os.stat(path)
     return _contents(os.fspath(path), stat.st_mtime_ns, stat.st_size)
@@ -79,7 +80,7 @@ def _read(path: str) -> dict[str, Any]:
 
 
 def _columns(table: Any) -> list[str] | None:
-    """Names of the columns of a table in anndata's layout; None for another one."""
+    """Names of the columns of a table that anndata wrote; None for anything else."""
     names = getattr(table, "attrs", {}).get("column-order")
     return None if names is None else [_text(name) for name in names]
 
@@ -94,13 +95,13 @@ def _shapes(file: Any) -> dict[str, list[int] | None]:
         elements = file.get(group)
         if hasattr(elements, "keys"):
             for name in elements:
-                # A link to a missing file gives None: the job that reads it reports it.
+                # For a link to a missing file, `get` returns None; the job that reads the element reports the error.
                 found[f"{group}/{name}"] = _shape(elements.get(name))
     return found
 
 
 def _entries(uns: Any) -> dict[str, dict[str, list[str]]]:
-    """Names in every entry of ``uns``, and those within its model; none for an entry that is not a group."""
+    """For every entry of ``uns``, its names and those within its ``model``; empty for an entry that is not a group."""
     found = {}
     for key in uns if hasattr(uns, "keys") else ():
         entry = uns.get(key)

@@ -1,4 +1,4 @@
-"""Keeps Snakemake from replacing wildcards and variables in the paths, parameters and labels that users name."""
+"""Prevent Snakemake from replacing wildcards and variables in paths, parameters and labels that come from the user."""
 
 import hashlib
 import os
@@ -11,7 +11,7 @@ from typing import Any
 from cohortgmm.errors import OutputError
 from cohortgmm.pipeline.plugin_patches import escape_report_page
 
-#: Folder of links with plain names to files whose own names Snakemake would change.
+#: Folder of links to files whose names Snakemake would change; the names of the links have no special characters.
 LINKS = Path(".snakemake") / "cohortgmm"
 
 #: Parts of a path that Snakemake replaces (``{wildcard}``, ``<variable>``), takes for a remote address, or warns of.
@@ -19,22 +19,22 @@ _CHANGED = re.compile(r"[{}<>\x00-\x1f\x7f]|://|^\s|\s$")
 
 
 def literal(value: Any) -> Callable[[Any], Any]:
-    """A function that returns the value, for a parameter of a rule: Snakemake would change a text itself."""
+    """A function that returns the value. As a parameter of a rule, it is safe where Snakemake would change a text."""
     return lambda wildcards: value
 
 
 def plain_path(path: str) -> str:
-    """A path for the inputs of a rule: the file itself, or a link to it where Snakemake would change its name.
+    """A path for the inputs of a rule: the file itself or, if Snakemake would change its name, a link to it.
 
     Parameters
     ----------
     path
-        The file, from the working directory.
+        Path of the file, relative to the working directory or absolute.
 
     Returns
     -------
     str
-        The same path if it is plain, else that of a link in ``.snakemake/cohortgmm``, which is made.
+        The same path, or the path of a link that this function makes in ``.snakemake/cohortgmm``.
 
     Raises
     ------
@@ -61,7 +61,7 @@ def plain_path(path: str) -> str:
 
 
 class _Unchanged(Number):
-    """A text that is a number to Snakemake, which replaces wildcards in the texts of a label but not in numbers."""
+    """A text of class ``Number``, because Snakemake replaces wildcards in labels that are texts but not in numbers."""
 
     __slots__ = ("_text",)
 
@@ -75,12 +75,12 @@ class _Unchanged(Number):
 
 
 def report_labels(labels: Callable[[Any], dict[str, str]]) -> Callable[[Any], dict[str, Any]]:
-    """The labels of an output in the report, with texts that Snakemake does not change.
+    """A function that returns the labels of an output in the report, whose texts Snakemake does not change.
 
     Parameters
     ----------
     labels
-        Function from the wildcards to the labels; called when a report is made.
+        Function from the wildcards to the labels; it is called when a report is made.
     """
 
     def unchanged(wildcards: Any) -> dict[str, Any]:

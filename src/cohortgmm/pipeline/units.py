@@ -1,4 +1,4 @@
-"""The units of fitting: every patient, or the whole cohort as one; and which k is chosen for each."""
+"""The units of fitting: every patient, or the whole cohort as one unit; and the chosen k of each unit."""
 
 import functools
 import os
@@ -44,7 +44,7 @@ def _unit_names(component_sharing: str, table: str, *version: int) -> dict[str, 
 
 
 def sheet_unit_names(component_sharing: str, patients: Iterable[str], table: str | os.PathLike = "") -> dict[str, None]:
-    """As :func:`unit_names`, from a sample sheet, without the patients that the table, if it exists, lists as dropped."""
+    """File names of the units expected from a sample sheet, without patients that the table, if any, has as dropped."""
     if component_sharing == "global":
         return {COHORT: None}
     rows = read_patients(table) if table and os.path.exists(table) else []
@@ -55,7 +55,7 @@ def sheet_unit_names(component_sharing: str, patients: Iterable[str], table: str
 def chosen_k(table: str | os.PathLike, metric: str) -> int | str:
     """The k that a criterion chooses from a patient's table of scores; "not chosen yet" if there is no such table.
 
-    As a parameter of the rule ``refit`` it makes Snakemake rerun a job when, and only when, another k is chosen.
+    As a parameter of the rule ``refit``, it makes Snakemake repeat the final fit of a patient if another k is chosen.
     """
     try:
         rows = read_scores(table)

@@ -24,20 +24,20 @@ COLUMNS = (
     "suggestion",
 )
 
-#: A job that uses more than the first share of its request is close to its limit; below the second it wastes memory.
+#: Shares of a request: a job that uses more than the first is close to its limit; less than the second wastes memory.
 _NEAR, _FAR = 0.83, 0.33
 
 #: The suggested request, as a multiple of the largest use.
 _SLACK = 1.5
 
-#: Smaller requests of memory are not lowered, as most of it is for Snakemake.
+#: No lower request is suggested for jobs that request up to this many MB, because Snakemake takes most of them.
 _SMALL_MB = 700
 
 
 def read_usage(logs: str | os.PathLike) -> list[Usage]:
-    """What all jobs used, from the tables beside their logs, compared with the request of the first attempt.
+    """Memory and time that all jobs used, from the tables beside their logs, with the requests of the first attempt.
 
-    A job that was retried had twice as much, but it is the first request that did not fit.
+    A repeated job requested twice as much, but the first request is the one that was too small.
     """
     rows = (Usage.read(path) for path in sorted(Path(logs).rglob("*.tsv")))
     return [row.first for row in rows if row is not None and row.memory_asked]

@@ -10,10 +10,10 @@ from cohortgmm import __version__
 from cohortgmm.pipeline.made_with import FOLDER
 from cohortgmm.storage.atomic import atomic_path
 
-#: Where the version is noted, within the results.
+#: File in the results folder with the version that made them.
 VERSION_FILE = f"{FOLDER}/version"
 
-#: The version that did not note itself.
+#: The only version that did not write this file.
 _FIRST = "0.1.0"
 
 
@@ -27,13 +27,13 @@ def version_of(results: str | os.PathLike[str]) -> str | None:
 
 
 def note_version(results: str | os.PathLike[str]) -> None:
-    """Note the present version in a results folder: one without results, or one whose results are all up to date."""
+    """Store the present version in a results folder that has no results yet or whose results are all up to date."""
     with atomic_path(Path(results) / VERSION_FILE, keep_if_same=True) as temporary:
         temporary.write_text(f"{__version__}\n", encoding="utf-8")
 
 
 def version_message(results: str | os.PathLike[str], jobs: Iterable[Any]) -> str | None:
-    """What a run says at its start of results that another version of cohortgmm made.
+    """Message at the start of a run about results that another version of cohortgmm made.
 
     Parameters
     ----------

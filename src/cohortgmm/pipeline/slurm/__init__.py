@@ -1,1 +1,1 @@
-"""What only runs on SLURM need."""
+"""Modules that are used only on SLURM clusters: commands, jobs of killed runs, and shards."""

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from cohortgmm.errors import CohortgmmError
 
-#: Our name for the state of a job that SLURM does not know any more.
+#: State of a job that SLURM no longer knows; this name is not one of SLURM's own.
 FORGOTTEN = "FORGOTTEN"
 
-#: Seconds to wait for the answer to a command.
+#: Seconds after which a command without an answer counts as failed.
 _TIMEOUT = 60
 
 #: Reasons for which SLURM keeps a job pending for ever.
@@ -28,7 +28,7 @@ def run_command(*command: str) -> str:
     Raises
     ------
     SlurmError
-        If the command is not installed, fails or does not answer. Whoever can go on without the answer catches this.
+        If the command is not installed, fails or does not answer. Callers that can continue without an answer catch it.
     """
     try:
         return subprocess.run(
@@ -43,7 +43,7 @@ def run_command(*command: str) -> str:
 
 
 def queued_jobs(selection: str) -> dict[str, tuple[str, str]]:
-    """Jobs that SLURM knows, also those that have ended.
+    """Jobs that SLURM knows, including those that have ended.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ def queued_jobs(selection: str) -> dict[str, tuple[str, str]]:
     Returns
     -------
     dict of str to (str, str)
-        State, and the reason why it is pending, by number.
+        By job number, the state of the job and SLURM's reason for it, such as why the job is pending.
 
     Raises
     ------
@@ -66,12 +66,12 @@ def queued_jobs(selection: str) -> dict[str, tuple[str, str]]:
 
 
 def live_jobs(name: str) -> list[str]:
-    """Numbers of the jobs of a name that have not ended."""
+    """Numbers of the jobs with this name that have not ended."""
     return run_command("squeue", f"--name={name}", "--noheader", "--format=%A").split()
 
 
 def never_starts(selection: str) -> str:
-    """The reason why SLURM would never start one of some jobs; empty if it would start them, or does not answer."""
+    """The reason why SLURM will never start one of the selected jobs; empty if there is none or no answer."""
     try:
         jobs = queued_jobs(selection)
     except SlurmError:
@@ -80,12 +80,12 @@ def never_starts(selection: str) -> str:
 
 
 def is_never(reason: str) -> bool:
-    """Whether the reason why a job is pending is one that never passes."""
+    """Whether a job that is pending for this reason will never start."""
     return _NEVER.fullmatch(reason) is not None
 
 
 def min_job_age() -> int | None:
-    """Seconds for which SLURM remembers jobs that have ended; None if it does not say."""
+    """Seconds for which SLURM remembers jobs that have ended (MinJobAge); None if SLURM does not report it."""
     try:
         found = re.search(r"^MinJobAge\s*=\s*(\d+)", run_command("scontrol", "show", "config"), re.MULTILINE)
     except SlurmError:

@@ -1,4 +1,4 @@
-"""What a killed run leaves behind: jobs in SLURM's queue, and results of which it has no record."""
+"""Cleaning up after a killed run: its jobs in SLURM's queue, and results that Snakemake has not recorded."""
 
 import base64
 import binascii
@@ -9,13 +9,13 @@ from cohortgmm.errors import CohortgmmError
 from cohortgmm.pipeline.lock import wait_for_jobs
 from cohortgmm.pipeline.slurm.commands import SlurmError, live_jobs, run_command
 
-#: Names of the jobs of the last run in SLURM, within the results.
+#: File in the results folder with the name that all jobs of the last run have in SLURM.
 RUN_FILE = ".slurm_run"
 
-#: Where Snakemake keeps the names of the files that jobs are about to write.
+#: Folder in which Snakemake marks the files that unfinished jobs write.
 _MARKS = Path(".snakemake") / "incomplete"
 
-#: Beginnings of the names of files that jobs behind the division of the cohort write.
+#: Beginnings of the paths of files that are written by jobs after the split.
 _BEHIND_SPLIT = tuple(
     f"results/{name}" for name in ("fits/", "selection", "models/", "scores.tsv", "cohort_gmm", "qc/")
 )
@@ -48,9 +48,9 @@ def clear_up(results: str) -> str:
 
 
 def cancel_orphans(results: str) -> int:
-    """Cancel what an earlier run of these results has in SLURM's queue, and wait until it is gone.
+    """Cancel the jobs that the last run of these results still has in SLURM's queue, and wait until they have ended.
 
-    A killed run cannot cancel its jobs. If they were left at work, the next run would do the same work beside them.
+    A killed run cannot cancel its jobs. If they continued, the next run would do the same work at the same time.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ def cancel_orphans(results: str) -> int:
 
 
 def _wait_for_end(name: str) -> None:
-    """Wait until no job of a name is left in SLURM's queue."""
+    """Wait until no job with this name is left in SLURM's queue."""
     deadline = time.monotonic() + _PATIENCE
     while left := live_jobs(name):
         if time.monotonic() > deadline:
@@ -94,7 +94,7 @@ def _wait_for_end(name: str) -> None:
 
 
 def remember_run(results: str, name: str) -> None:
-    """Store the name that all jobs of this run have in SLURM, for :func:`cancel_orphans` of the next run."""
+    """Store the name that all jobs of this run have in SLURM, so that the next run can cancel those that are left."""
     (Path(results) / RUN_FILE).write_text(f"{name}\n", encoding="utf-8")
 
 
@@ -106,8 +106,8 @@ def forget_run(results: str) -> None:
 def remove_unrecorded() -> None:
     """Remove files that jobs wrote after their run was killed, which may be of another configuration.
 
-    Snakemake remakes such files if it knows the jobs from the start, but behind a checkpoint it takes them for results. The
-    files are those of the working directory; the caller makes sure that no run is at work there.
+    Snakemake makes such files again if it knows their jobs from the start. For jobs after a checkpoint, it takes the
+    files for results. Only the working directory is searched; the caller makes sure that no run is using it.
     """
     for mark in [path for path in _MARKS.rglob("*") if path.is_file()]:
         coded = "".join(part.removeprefix("@") for part in mark.relative_to(_MARKS).parts)

@@ -1,7 +1,7 @@
-"""A run in few SLURM jobs, in each of which Snakemake runs the jobs of some of the patients (a shard) locally.
+"""A run in few SLURM jobs, in each of which Snakemake fits some of the patients (a shard) as local jobs.
 
-A SLURM job takes about 6 s more than its work, a local job of Snakemake 0.2 s. Shards therefore suit fits of less than a
-minute. One SLURM job divides the cohort before the shards, and a final job does what concerns all patients.
+The overhead of a SLURM job is about 6 s, and that of a local job of Snakemake 0.2 s. Shards therefore suit fits of less
+than a minute. One SLURM job splits the cohort before the shards, and a final one runs the jobs of the whole cohort.
 """
 
 import heapq
@@ -23,7 +23,7 @@ from cohortgmm.pipeline.slurm.commands import SlurmError, never_starts, run_comm
 from cohortgmm.storage.atomic import atomic_path
 from cohortgmm.storage.names import COHORT
 
-#: Environment variable with the shard of a run.
+#: Environment variable that tells Snakemake in a shard which shard it is (``I/N``).
 SHARD_VARIABLE = "COHORTGMM_SHARD"
 
 #: Rules whose jobs concern one patient.
@@ -41,7 +41,7 @@ _LATENCY = 60
 
 @dataclass(frozen=True)
 class Allocation:
-    """What every SLURM job of a sharded run requests.
+    """The resources that every SLURM job of a sharded run requests.
 
     Attributes
     ----------
@@ -54,7 +54,7 @@ class Allocation:
     options
         Further options of sbatch, such as ``--partition=short``.
     whole_mb
-        Memory in MB of the SLURM jobs that read the whole cohort, if that is more.
+        Memory in MB of the SLURM jobs that read the whole cohort, if this is more than ``mem_mb``.
     """
 
     cpus: int = 4
@@ -68,30 +68,30 @@ class Allocation:
         return self if name == "shards" else replace(self, mem_mb=max(self.mem_mb, self.whole_mb))
 
     def local(self) -> list[str]:
-        """Options of Snakemake within the allocation."""
+        """Options that make Snakemake run its jobs locally within the allocation."""
         limits = ["--cores", str(self.cpus), "--resources", f"mem_mb={self.mem_mb}"]
         return ["--executor", "local", *limits, "--latency-wait", str(_LATENCY)]
 
 
 def largest_request(config: Any) -> tuple[str, int]:
-    """The rule that requests most memory of those that read the whole cohort, and its MB.
+    """Of the rules that read the whole cohort, the one that requests most memory, and its request in MB.
 
-    An allocation must have that much, because Snakemake silently lowers the request of a job to what is available.
+    An allocation must have this much memory, because Snakemake silently lowers larger requests to the memory it has.
 
     Parameters
     ----------
     config
-        The checked configuration. The size of its input stands for that of the preprocessed cohort.
+        The checked configuration. The size of its input is taken as the size of the preprocessed cohort too.
     """
     embedding = requests.embedding_parts(config.use_rep)
     elements = {"check_input": ("obs",), "qc_cells": embedding}
     if config.preprocess.enabled:
         elements["preprocess"] = ()
     if config.component_sharing == "global":
-        elements["fit"] = embedding[1:]  # of all cells at once
+        elements["fit"] = embedding[1:]  # one fit reads the coordinates of all cells
     asked = {rule: requests.memory(rule, read)(None, [config.input], 1) for rule, read in elements.items()}
     asked["split"] = requests.split_memory("split", embedding)(None, [config.input], 1)
-    if os.path.isfile(config.input):  # else its own job reports it
+    if os.path.isfile(config.input):  # a missing input is reported by the job that reads it
         asked["merge"] = requests.most_merge_memory(config.input, embedding[1:], config.gmm)
     rule = max(asked, key=asked.__getitem__)
     return rule, asked[rule]
@@ -139,9 +139,9 @@ def snakemake_command(arguments: Iterable[str], workflow_dir: str | os.PathLike)
 
 
 def run_shard(shard: Shard, targets: Sequence[str], arguments: Sequence[str], workflow_dir: str | os.PathLike) -> int:
-    """Make the mixtures of one shard with a Snakemake of its own; its exit status.
+    """Make the mixtures of one shard with a separate call of Snakemake, and return its exit status.
 
-    Only rules of single patients are allowed, so that no two shards divide the cohort again at the same time.
+    Only rules that concern one patient are allowed: otherwise, several shards might split the cohort at the same time.
     """
     if not targets:
         print(f"shard {shard} has no patients", file=sys.stderr)
@@ -158,16 +158,16 @@ def scripts(
     workflow_dir: str | os.PathLike,
     configfile: str | os.PathLike,
 ) -> dict[str, str]:
-    """Batch scripts by name, in the order in which they run; without shards, ``finish`` does everything.
+    """Batch scripts by name (``split``, ``shards``, ``finish``), in the order in which they run.
 
     Parameters
     ----------
     n_shards
-        Number of shards; 0 for all in one allocation.
+        Number of shards; with 0, there is only the script ``finish``, which runs all jobs.
     allocation
-        What each of them requests.
+        The resources that each SLURM job requests.
     arguments
-        Options of Snakemake.
+        Further options of Snakemake.
     workflow_dir
         Folder of the Snakefile.
     configfile
@@ -223,18 +223,18 @@ def _script(
 
 
 def _quoted(option: str) -> str:
-    """An option in a batch script, where sbatch splits at spaces unless the value is quoted."""
+    """An option for a batch script with its value in quotes, because sbatch splits unquoted values at spaces."""
     if option.splitlines() != [option]:
         raise CohortgmmError(f"an option of sbatch must be one line, got {option!r}")
     name, equals, value = option.partition("=")
-    # Unlike in a shell, a backslash is special also within quotes.
+    # For sbatch, unlike for a shell, a backslash within quotes is an escape character.
     return name + equals + shlex.quote(value).replace("\\", "\\\\") if equals else option
 
 
 def submit(batch: dict[str, str]) -> dict[str, str]:
-    """Submit batch scripts, each to run after the one before; the numbers of the SLURM jobs by name.
+    """Submit batch scripts that run one after the other, and return the numbers of their SLURM jobs by name.
 
-    ``finish`` also runs if a shard has failed. It makes what is missing and reports what fails.
+    ``finish`` runs even if a shard has failed: it makes the results that are still missing, and reports failures.
 
     Raises
     ------
