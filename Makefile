@@ -11,8 +11,8 @@ SNAKEMAKE := $(VENV)/bin/snakemake --configfile config/demo.yaml
 # A progress display where somebody looks.
 PROGRESS := $(shell [ -t 2 ] && echo --logger rich)
 PYTEST := $(VENV)/bin/python -m pytest
-# Tests are divided among three processes, one of which mostly waits for SLURM; threads of NumPy would compete with them.
-WORKERS ?= 3
+# Tests are divided among two processes; threads of NumPy would compete with them.
+WORKERS ?= 2
 DIVIDED := -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 test test-fast coverage: export OPENBLAS_NUM_THREADS = 1
 export PYTHON
