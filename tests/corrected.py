@@ -8,7 +8,7 @@ import pandas as pd
 GATE = {"PC1": [-1.0, None]}
 BOX = (-4.0, 10.0)
 
-#: All corrections at once, as the configuration says it; short climbs, as the tests compare and do not converge.
+#: All corrections at once, as the configuration says it; short runs of EM, as the tests compare and do not converge.
 ALL = {
     "noise": {"obsm": "X_pca_var"},
     "missing": True,

@@ -29,8 +29,8 @@ def above(c):
 
 
 @pytest.fixture
-def climb_of(floor_only):
-    """Factory of climbs on cells by the reference E-step, or another one."""
+def em_of(floor_only):
+    """Factory of runs of EM on cells by the reference E-step, or another one."""
 
     def make(x, n_components=2, *, expectation=None, max_iter=50, tol=1e-6, accelerated=False, floor=NO_FLOOR):
         expectation = DenseExpectation(Measurements(x).whole) if expectation is None else expectation
@@ -62,12 +62,10 @@ def em_by_hand(x, model, limits, n_iter):
 
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
 @pytest.mark.parametrize("max_iter", [1, 2, 7, 200])
-def test_a_plain_climb_is_em_step_after_step(
-    make_cells, start_at_cells, climb_of, floor_only, covariance_type, max_iter
-):
+def test_a_plain_run_is_em_step_after_step(make_cells, start_at_cells, em_of, floor_only, covariance_type, max_iter):
     x = make_cells(200, 2)
     start = start_at_cells(x, 3, covariance_type)
-    fit = climb_of(x, 3, max_iter=max_iter, tol=1e-5).run(start)
+    fit = em_of(x, 3, max_iter=max_iter, tol=1e-5).run(start)
     history, models = em_by_hand(x, start, floor_only(3, NO_FLOOR), max_iter)
     ends = np.flatnonzero(np.diff(history) < 1e-5)
     n_iter = int(ends[0]) + 1 if len(ends) else max_iter
@@ -81,10 +79,10 @@ def test_a_plain_climb_is_em_step_after_step(
 @pytest.mark.parametrize("accelerated", [False, True])
 @pytest.mark.parametrize("noise", [None, np.array([0.3, 0.2])])
 @pytest.mark.parametrize("max_iter", [1, 2, 3, 4, 100])
-def test_the_mixture_is_that_of_the_last_likelihood(make_cells, start_at_cells, climb_of, accelerated, noise, max_iter):
+def test_the_mixture_is_that_of_the_last_likelihood(make_cells, start_at_cells, em_of, accelerated, noise, max_iter):
     x = make_cells(150, 2)
     expectation = choose_estep(Measurements(x, noise), 2, "full")
-    fit = climb_of(x, expectation=expectation, max_iter=max_iter, accelerated=accelerated).run(start_at_cells(x, 2))
+    fit = em_of(x, expectation=expectation, max_iter=max_iter, accelerated=accelerated).run(start_at_cells(x, 2))
     assert fit.log_likelihood == fit.history[-1]
     assert fit.log_likelihood == pytest.approx(log_prob(fit.model, x, noise).mean(), rel=1e-12)
     assert len(fit.history) == fit.n_iter + 1 <= max_iter + 1
@@ -94,27 +92,27 @@ def test_the_mixture_is_that_of_the_last_likelihood(make_cells, start_at_cells, 
     assert isinstance(fit.converged, bool)
 
 
-def test_a_run_goes_on_from_an_earlier_one(make_cells, start_at_cells, climb_of):
+def test_a_run_goes_on_from_an_earlier_one(make_cells, start_at_cells, em_of):
     """Their iterations are one history."""
     x = make_cells(150, 2)
-    climb = climb_of(x, max_iter=40, tol=1e-9)
-    whole = climb.run(start_at_cells(x, 2))
-    first = replace(climb, max_iter=5).run(start_at_cells(x, 2))
+    run_em = em_of(x, max_iter=40, tol=1e-9)
+    whole = run_em.run(start_at_cells(x, 2))
+    first = replace(run_em, max_iter=5).run(start_at_cells(x, 2))
     assert not first.converged
-    both = climb.run(first.model, first)
+    both = run_em.run(first.model, first)
     assert both.n_iter == whole.n_iter == len(both.history) - 1
     np.testing.assert_allclose(both.history, whole.history, rtol=1e-13)
     assert np.array_equal(both.history[:5], first.history[:5])
 
 
-def test_the_floor_is_reported_of_the_mixture_that_is_returned(climb_of):
+def test_the_floor_is_reported_of_the_mixture_that_is_returned(em_of):
     x = np.random.default_rng(0).normal(size=(100, 2)) * [1.0, 1e-3]
     start = GaussianMixture(np.ones(1), np.zeros((1, 2)), np.eye(2)[None])
     for accelerated in (False, True):
-        fit = climb_of(x, 1, floor=1e-2, accelerated=accelerated).run(start)
+        fit = em_of(x, 1, floor=1e-2, accelerated=accelerated).run(start)
         assert fit.floored.tolist() == [True]
         assert np.linalg.eigvalsh(fit.model.covariances[0])[0] == pytest.approx(1e-2, rel=1e-9)
-        fit = climb_of(x, 1, floor=1e-9, accelerated=accelerated).run(start)
+        fit = em_of(x, 1, floor=1e-9, accelerated=accelerated).run(start)
         assert fit.floored.tolist() == [False]
 
 
@@ -122,14 +120,14 @@ def test_the_floor_is_reported_of_the_mixture_that_is_returned(climb_of):
 @pytest.mark.parametrize("max_iter", [1, 20])
 @pytest.mark.parametrize("options", [{"noise": np.array([0.3, 0.2])}, {"n_init": 1}, {"completeness": above(-50.0)}])
 def test_no_more_iterations_are_made_than_allowed(make_cells, max_iter, options):
-    """The short climbs that compare starts are among them."""
+    """The short runs of EM that compare starts are among them."""
     fit = fit_mixture(make_cells(100, 2), 2, max_iter=max_iter, tol=0, **options)
     assert fit.n_iter <= max_iter
     assert len(fit.history) == fit.n_iter + 1
 
 
 @pytest.mark.parametrize("accelerated", [False, True])
-def test_a_likelihood_that_is_not_finite_is_an_error(make_cells, start_at_cells, climb_of, accelerated):
+def test_a_likelihood_that_is_not_finite_is_an_error(make_cells, start_at_cells, em_of, accelerated):
     x = make_cells(50, 2)
 
     class Broken(DenseExpectation):
@@ -141,15 +139,15 @@ def test_a_likelihood_that_is_not_finite_is_an_error(make_cells, start_at_cells,
             moments.log_likelihood = np.nan if self.n_calls > 3 else moments.log_likelihood
             return moments
 
-    climb = climb_of(x, expectation=Broken(Measurements(x).whole), accelerated=accelerated, tol=0)
+    run_em = em_of(x, expectation=Broken(Measurements(x).whole), accelerated=accelerated, tol=0)
     with pytest.raises(FitError, match=r"the log-likelihood became nan after [123] iterations; rescale the data"):
-        climb.run(start_at_cells(x, 2))
+        run_em.run(start_at_cells(x, 2))
 
 
 # ---- bounds --------------------------------------------------------------------------------------------------------
 
 
-def test_a_bound_is_made_exact_before_a_run_ends(make_cells, start_at_cells, climb_of):
+def test_a_bound_is_made_exact_before_a_run_ends(make_cells, start_at_cells, em_of):
     """And in the last iteration that is allowed."""
     x = make_cells(150, 2)
 
@@ -172,7 +170,7 @@ def test_a_bound_is_made_exact_before_a_run_ends(make_cells, start_at_cells, cli
 
     for max_iter, tol in ((4, 0.0), (500, 1e-7)):
         expectation = Bounded(Measurements(x).whole)
-        fit = climb_of(x, expectation=expectation, max_iter=max_iter, tol=tol).run(start_at_cells(x, 2))
+        fit = em_of(x, expectation=expectation, max_iter=max_iter, tol=tol).run(start_at_cells(x, 2))
         assert expectation.asked[0]
         assert expectation.asked[-1]
         assert fit.log_likelihood == pytest.approx(log_prob(fit.model, x).mean(), rel=1e-12)
@@ -182,7 +180,7 @@ def test_a_bound_is_made_exact_before_a_run_ends(make_cells, start_at_cells, cli
 # ---- beginning again -----------------------------------------------------------------------------------------------
 
 
-def test_nodes_are_made_again_until_they_are_those_of_the_result(truncated, start_at_cells, climb_of):
+def test_nodes_are_made_again_until_they_are_those_of_the_result(truncated, start_at_cells, em_of):
     x, expectation = truncated
     origins = []
 
@@ -194,7 +192,7 @@ def test_nodes_are_made_again_until_they_are_those_of_the_result(truncated, star
     spy = Spy(expectation.inner[0], expectation._selection, 1 << 12)
     for accelerated in (False, True):
         origins.clear()
-        fit = climb_of(x, expectation=spy, max_iter=500, tol=1e-5, accelerated=accelerated).run(start_at_cells(x, 2))
+        fit = em_of(x, expectation=spy, max_iter=500, tol=1e-5, accelerated=accelerated).run(start_at_cells(x, 2))
         assert fit.converged
         assert len(origins) > 1
         again = expectation.begin(origins[-1])
@@ -207,7 +205,7 @@ def test_nodes_are_made_again_until_they_are_those_of_the_result(truncated, star
 
 
 @pytest.mark.parametrize("accelerated", [False, True])
-def test_every_iteration_is_made_within_the_reach_of_its_nodes(truncated, start_at_cells, climb_of, accelerated):
+def test_every_iteration_is_made_within_the_reach_of_its_nodes(truncated, start_at_cells, em_of, accelerated):
     x, expectation = truncated
     evaluated = []
 
@@ -221,7 +219,7 @@ def test_every_iteration_is_made_within_the_reach_of_its_nodes(truncated, start_
             return super().__call__(model)
 
     spy = Spy(expectation.inner[0], expectation._selection, 1 << 12)
-    climb_of(x, expectation=spy, max_iter=200, accelerated=accelerated).run(start_at_cells(x, 2))
+    em_of(x, expectation=spy, max_iter=200, accelerated=accelerated).run(start_at_cells(x, 2))
     assert max(evaluated) <= 0.05
     assert max(evaluated) > 0.01
     assert evaluated.count(0.0) > 1
@@ -250,25 +248,25 @@ class Restless(Expectation):
         return moments
 
 
-def test_a_run_that_begins_again_in_vain_ends_with_the_best_of_its_beginnings(make_cells, start_at_cells, climb_of):
+def test_a_run_that_begins_again_in_vain_ends_with_the_best_of_its_beginnings(make_cells, start_at_cells, em_of):
     x = make_cells(100, 2)
     expectation = Restless(Measurements(x).whole, [-9.0, -7.0, -5.0, -5.5, -5.4, -5.6, -5.3, -5.2, -5.1])
-    fit = climb_of(x, expectation=expectation, max_iter=100, tol=1e-3).run(start_at_cells(x, 2))
+    fit = em_of(x, expectation=expectation, max_iter=100, tol=1e-3).run(start_at_cells(x, 2))
     assert fit.log_likelihood == fit.history[-1] == -5.0
     assert fit.model is expectation.begun[2]
     assert fit.n_iter < 20
 
 
-def test_a_run_that_begins_again_with_success_goes_on(make_cells, start_at_cells, climb_of):
+def test_a_run_that_begins_again_with_success_goes_on(make_cells, start_at_cells, em_of):
     x = make_cells(100, 2)
     expectation = Restless(Measurements(x).whole, -9.0 + 0.01 * np.arange(100))
-    fit = climb_of(x, expectation=expectation, max_iter=30, tol=1e-3).run(start_at_cells(x, 2))
+    fit = em_of(x, expectation=expectation, max_iter=30, tol=1e-3).run(start_at_cells(x, 2))
     assert fit.n_iter == 30
     assert not fit.converged
     np.testing.assert_allclose(fit.history, -9.0 + 0.01 * np.arange(31))
 
 
-def test_a_leap_into_divergence_is_not_taken(monkeypatch, make_cells, start_at_cells, climb_of):
+def test_a_leap_into_divergence_is_not_taken(monkeypatch, make_cells, start_at_cells, em_of):
     x, taken = make_cells(100, 2), []
 
     class Abyss(DenseExpectation):
@@ -288,12 +286,12 @@ def test_a_leap_into_divergence_is_not_taken(monkeypatch, make_cells, start_at_c
     monkeypatch.setattr(run, "Squarem", Leaps)
     start = start_at_cells(x, 2)
     expectation = Abyss(Measurements(x).whole)
-    fit = climb_of(x, expectation=expectation, accelerated=True, max_iter=10, tol=0).run(start)
+    fit = em_of(x, expectation=expectation, accelerated=True, max_iter=10, tol=0).run(start)
     assert taken == [None] * 9
-    np.testing.assert_allclose(fit.history, climb_of(x, max_iter=10, tol=0).run(start).history, rtol=1e-13)
+    np.testing.assert_allclose(fit.history, em_of(x, max_iter=10, tol=0).run(start).history, rtol=1e-13)
 
 
-def test_a_leap_beyond_the_reach_of_the_nodes_is_not_taken(monkeypatch, make_cells, start_at_cells, climb_of):
+def test_a_leap_beyond_the_reach_of_the_nodes_is_not_taken(monkeypatch, make_cells, start_at_cells, em_of):
     x, taken = make_cells(100, 2), []
 
     class Near(DenseExpectation):
@@ -313,11 +311,11 @@ def test_a_leap_beyond_the_reach_of_the_nodes_is_not_taken(monkeypatch, make_cel
             taken.append(model)
 
     monkeypatch.setattr(run, "Squarem", Leaps)
-    climb_of(x, expectation=Near(Measurements(x).whole), accelerated=True, max_iter=5, tol=0).run(start_at_cells(x, 2))
+    em_of(x, expectation=Near(Measurements(x).whole), accelerated=True, max_iter=5, tol=0).run(start_at_cells(x, 2))
     assert taken == [None] * 4
 
 
-def test_an_accelerated_run_does_not_end_between_two_leaps(monkeypatch, make_cells, start_at_cells, climb_of):
+def test_an_accelerated_run_does_not_end_between_two_leaps(monkeypatch, make_cells, start_at_cells, em_of):
     """A small gain of EM alone says nothing about what a leap would bring."""
     x, tried = make_cells(150, 2), []
 
@@ -328,7 +326,7 @@ def test_an_accelerated_run_does_not_end_between_two_leaps(monkeypatch, make_cel
             return found
 
     monkeypatch.setattr(run, "Squarem", Counted)
-    fit = climb_of(x, accelerated=True, tol=1e10, max_iter=50).run(start_at_cells(x, 2))
+    fit = em_of(x, accelerated=True, tol=1e10, max_iter=50).run(start_at_cells(x, 2))
     assert fit.converged
     assert fit.n_iter == 2
     assert tried == [False, True]

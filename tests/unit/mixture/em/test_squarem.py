@@ -26,7 +26,7 @@ def constraints(n_components, floor=NO_FLOOR, **frozen):
     return Constraints(floor, False, Frozen.from_argument(frozen, n_components))
 
 
-def climb(x, start, *, accelerated, noise=None, tol=1e-12, max_iter=20_000, limits=None):
+def run_em(x, start, *, accelerated, noise=None, tol=1e-12, max_iter=20_000, limits=None):
     """EM from this start, with the expectation that a fit would use."""
     cells = Measurements(x, noise, background=start.background)
     limits = constraints(start.n_components) if limits is None else limits
@@ -35,7 +35,7 @@ def climb(x, start, *, accelerated, noise=None, tol=1e-12, max_iter=20_000, limi
 
 
 def both(x, start, **options):
-    return (climb(x, start, accelerated=accelerated, **options) for accelerated in (True, False))
+    return (run_em(x, start, accelerated=accelerated, **options) for accelerated in (True, False))
 
 
 def assert_same_optimum(fit, other, *, log_likelihood, parameters):
@@ -248,7 +248,7 @@ def test_every_extrapolation_is_a_mixture_within_the_constraints(
         squarem.judge(found if rng.random() < 0.5 else None)
 
 
-# ---- climbs --------------------------------------------------------------------------------------------------------
+# ---- runs of EM --------------------------------------------------------------------------------------------------------
 
 
 def creeping(covariance_type="full", n=400):
@@ -417,13 +417,13 @@ def test_a_leap_that_is_as_good_is_not_taken(monkeypatch):
 
     monkeypatch.setattr(run, "Squarem", Still)
     monkeypatch.setattr(Still, "judged", [], raising=False)
-    climb(x, start, accelerated=True, noise=noise, max_iter=5, tol=0)
+    run_em(x, start, accelerated=True, noise=noise, max_iter=5, tol=0)
     assert Still.judged == [None] * 4
 
 
 def test_a_leap_that_is_better_is_taken_with_its_likelihood(monkeypatch):
     x, start, noise = overlapping("own noise", "full")
-    best = climb(x, start, accelerated=True, noise=noise).model
+    best = run_em(x, start, accelerated=True, noise=noise).model
 
     class Prophetic(Misled):
         def extrapolate(self, model):
@@ -432,7 +432,7 @@ def test_a_leap_that_is_better_is_taken_with_its_likelihood(monkeypatch):
 
     monkeypatch.setattr(run, "Squarem", Prophetic)
     monkeypatch.setattr(Prophetic, "judged", [], raising=False)
-    fit = climb(x, start, accelerated=True, noise=noise, max_iter=2, tol=0)
+    fit = run_em(x, start, accelerated=True, noise=noise, max_iter=2, tol=0)
     assert Prophetic.judged == [best]
     assert fit.history[1] == pytest.approx(log_prob(best, x, noise).mean(), rel=1e-12)
     # The last iteration is EM's own.
@@ -442,8 +442,8 @@ def test_a_leap_that_is_better_is_taken_with_its_likelihood(monkeypatch):
 def test_there_is_no_leap_after_the_last_iteration():
     """Whose result is what EM itself made of the one before."""
     x, start, noise = overlapping("own noise", "full")
-    fit = climb(x, start, accelerated=True, noise=noise, max_iter=1, tol=0)
-    plain = climb(x, start, accelerated=False, noise=noise, max_iter=1, tol=0)
+    fit = run_em(x, start, accelerated=True, noise=noise, max_iter=1, tol=0)
+    plain = run_em(x, start, accelerated=False, noise=noise, max_iter=1, tol=0)
     assert np.array_equal(fit.history, plain.history)
     assert np.array_equal(fit.model.means, plain.model.means)
 
@@ -456,5 +456,5 @@ def test_a_fit_is_what_a_climb_without_leaps_would_reach(make_cells, covariance_
     fit = fit_mixture(x, 2, covariance_type=covariance_type, noise=noise, tol=1e-12)
     assert fit.converged
     limits = constraints(2, floor=covariance_floor(x.var(axis=0), 1e-4, "guarded"))
-    again = climb(x, fit.model, accelerated=False, noise=noise, limits=limits)
+    again = run_em(x, fit.model, accelerated=False, noise=noise, limits=limits)
     assert again.log_likelihood == pytest.approx(fit.log_likelihood, abs=1e-8)

@@ -26,8 +26,8 @@ def above(c):
 
 
 @pytest.fixture
-def climb_of(floor_only):
-    """Factory of climbs on cells by the reference E-step, or another one."""
+def em_of(floor_only):
+    """Factory of runs of EM on cells by the reference E-step, or another one."""
 
     def make(x, n_components=2, *, expectation=None, max_iter=50, tol=1e-6, accelerated=False, floor=NO_FLOOR):
         expectation = DenseExpectation(Measurements(x).whole) if expectation is None else expectation
@@ -48,23 +48,23 @@ def truncated(make_cells):
 # ---- trials --------------------------------------------------------------------------------------------------------
 
 
-def test_a_trial_is_a_short_climb_with_few_nodes(truncated, climb_of):
+def test_a_trial_is_a_short_run_with_few_nodes(truncated, em_of):
     x, expectation = truncated
-    climb = climb_of(
+    run_em = em_of(
         x,
         expectation=TruncatedExpectation(expectation.inner[0], expectation._selection, 1 << 16),
         max_iter=1000,
         tol=1e-9,
         accelerated=True,
     )
-    trial = climb.trial()
+    trial = run_em.trial()
     assert (trial.max_iter, trial.tol, trial.accelerated) == (50, 1e-4, True)
-    assert trial.constraints is climb.constraints
+    assert trial.constraints is run_em.constraints
     start = GaussianMixture(np.array([0.5, 0.5]), x[:2], np.array([np.eye(2)] * 2))
-    assert len(trial.expectation.begin(start).nodes.points) < len(climb.expectation.begin(start).nodes.points) / 8
-    shorter = replace(climb, max_iter=7, tol=0.1).trial()
+    assert len(trial.expectation.begin(start).nodes.points) < len(run_em.expectation.begin(start).nodes.points) / 8
+    shorter = replace(run_em, max_iter=7, tol=0.1).trial()
     assert (shorter.max_iter, shorter.tol) == (7, 0.1)
-    plain = climb_of(x, max_iter=1000)
+    plain = em_of(x, max_iter=1000)
     assert plain.trial().expectation is plain.expectation
 
 
@@ -115,10 +115,10 @@ def test_one_component_beside_a_background_has_several_optima():
 
 
 def test_only_the_best_trial_goes_on(monkeypatch, starts):
-    runs, climbed = [], EM.run
+    runs, original_run = [], EM.run
 
     def spy(self, start, before=None):
-        fit = climbed(self, start, before)
+        fit = original_run(self, start, before)
         runs.append((self.max_iter, start, fit))
         return fit
 
@@ -133,12 +133,12 @@ def test_only_the_best_trial_goes_on(monkeypatch, starts):
 
 
 def test_if_the_best_trial_fails_in_the_end_the_next_goes_on(monkeypatch, starts):
-    climbed = EM.run
+    original_run = EM.run
 
     def fails_for_good(self, start, before=None):
         if before is not None and np.ptp(before.model.means) > 5:
             raise DivergedError("too far")
-        return climbed(self, start, before)
+        return original_run(self, start, before)
 
     monkeypatch.setattr(EM, "run", fails_for_good)
     starts(GOOD, SYMMETRIC)
@@ -172,59 +172,59 @@ STUCK = GaussianMixture(
 
 
 @pytest.mark.parametrize("noise", [None, np.array([0.05, 0.05]), "own"])
-def test_a_move_frees_a_fit_that_is_stuck(climb_of, noise):
+def test_a_move_frees_a_fit_that_is_stuck(em_of, noise):
     x = three_blobs()
     noise = np.full(x.shape, 0.05) if isinstance(noise, str) else noise
     cells = Measurements(x, noise)
-    climb = climb_of(x, 3, expectation=choose_estep(cells, 3, "full"), max_iter=200, accelerated=noise is not None)
-    stuck = climb.run(STUCK)
-    assert split_and_merge(climb, cells, stuck, 0) is stuck
-    moved = split_and_merge(climb, cells, stuck, 1)
+    run_em = em_of(x, 3, expectation=choose_estep(cells, 3, "full"), max_iter=200, accelerated=noise is not None)
+    stuck = run_em.run(STUCK)
+    assert split_and_merge(run_em, cells, stuck, 0) is stuck
+    moved = split_and_merge(run_em, cells, stuck, 1)
     assert moved.log_likelihood > stuck.log_likelihood + 0.04
     np.testing.assert_allclose(np.sort(moved.model.means[:, 0]), [0, 8, 9.5], atol=0.3)
-    again = split_and_merge(climb, cells, moved, 5)
+    again = split_and_merge(run_em, cells, moved, 5)
     assert again.log_likelihood >= moved.log_likelihood
 
 
 @pytest.mark.parametrize("error", [SingularCovarianceError(0, 3, 0.0, 1e-4), DivergedError("too far")])
-def test_a_move_that_fails_is_left_out(monkeypatch, climb_of, error):
+def test_a_move_that_fails_is_left_out(monkeypatch, em_of, error):
     x = three_blobs()
-    climb, cells = climb_of(x, 3), Measurements(x)
-    stuck = climb.run(STUCK)
-    tried, climbed = [], EM.run
+    run_em, cells = em_of(x, 3), Measurements(x)
+    stuck = run_em.run(STUCK)
+    tried, original_run = [], EM.run
 
     def fails_first(self, start, before=None):
         tried.append(start)
         if len(tried) == 1:
             raise error
-        return climbed(self, start, before)
+        return original_run(self, start, before)
 
     monkeypatch.setattr(EM, "run", fails_first)
-    moved = split_and_merge(climb, cells, stuck, 1)
+    moved = split_and_merge(run_em, cells, stuck, 1)
     assert len(tried) > 1
     assert moved.log_likelihood >= stuck.log_likelihood
     assert len(list(moves(cells, stuck.model))) >= len(tried)
 
 
-def test_rounds_end_when_no_move_helps(monkeypatch, climb_of):
+def test_rounds_end_when_no_move_helps(monkeypatch, em_of):
     x = three_blobs()
-    climb, cells = climb_of(x, 3), Measurements(x)
-    fit, tried = climb.run(STUCK), []
+    run_em, cells = em_of(x, 3), Measurements(x)
+    fit, tried = run_em.run(STUCK), []
 
     def leads_nowhere(self, start, before=None):
         tried.append(start)
         return fit  # as likely is not more likely
 
     monkeypatch.setattr(EM, "run", leads_nowhere)
-    assert split_and_merge(climb, cells, fit, 100) is fit
+    assert split_and_merge(run_em, cells, fit, 100) is fit
     assert len(tried) == len(list(moves(cells, fit.model))) > 1
 
 
-def test_two_components_are_not_moved(climb_of):
+def test_two_components_are_not_moved(em_of):
     x = three_blobs()
-    climb, cells = climb_of(x, 2), Measurements(x)
-    fit = climb.run(GaussianMixture(np.array([0.5, 0.5]), x[[0, 250]], np.array([np.eye(2)] * 2)))
-    assert split_and_merge(climb, cells, fit, 3) is fit
+    run_em, cells = em_of(x, 2), Measurements(x)
+    fit = run_em.run(GaussianMixture(np.array([0.5, 0.5]), x[[0, 250]], np.array([np.eye(2)] * 2)))
+    assert split_and_merge(run_em, cells, fit, 3) is fit
 
 
 def test_errors_of_all_starts_are_one_error():

@@ -302,7 +302,7 @@ FUNCTIONS = {"edge": above(-0.3), "logistic": logistic, "constant": constantly(0
 
 
 @st.composite
-def climbs(draw):
+def problems(draw):
     """Cells with complications, and a random start on nodes of its own."""
     n, d, k = draw(st.integers(20, 80)), draw(st.integers(1, 3)), draw(st.integers(1, 3))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
@@ -332,11 +332,11 @@ def assume_not_diverged():
         assume(False)
 
 
-@given(climbs())
+@given(problems())
 @settings(max_examples=80, derandomize=True, deadline=None)
-def test_em_on_fixed_nodes_never_loses_likelihood(climb):
-    """Few and bad nodes are as good as many: they define the likelihood that is climbed."""
-    expectation, model = climb
+def test_em_on_fixed_nodes_never_loses_likelihood(problem):
+    """Few and bad nodes are as good as many: they define the likelihood that EM raises."""
+    expectation, model = problem
     with assume_not_diverged():
         moments = expectation(model)
     for _ in range(10):
