@@ -4,48 +4,23 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from cut_cells import above
 
 from cohortgmm.errors import DivergedError, FitError
 from cohortgmm.mixture.density.evaluate import log_prob
 from cohortgmm.mixture.em import loop as run
-from cohortgmm.mixture.em.loop import EM
 from cohortgmm.mixture.em.mstep import m_step
 from cohortgmm.mixture.estep.base import Expectation
 from cohortgmm.mixture.estep.choose import choose_estep
 from cohortgmm.mixture.estep.dense import DenseExpectation
-from cohortgmm.mixture.estep.truncated import TruncatedExpectation, Truncation
+from cohortgmm.mixture.estep.truncated import TruncatedExpectation
 from cohortgmm.mixture.fit import fit_mixture
 from cohortgmm.mixture.model import GaussianMixture
-from cohortgmm.mixture.observations.completeness import Completeness
 from cohortgmm.mixture.observations.measurements import Measurements
 
 COVARIANCE_TYPES = ["full", "diag"]
 
 NO_FLOOR = 1e-9
-
-
-def above(c):
-    return lambda x: (x[:, 0] > c).astype(float)
-
-
-@pytest.fixture
-def em_of(floor_only):
-    """Factory of runs of EM on cells by the reference E-step, or another one."""
-
-    def make(x, n_components=2, *, expectation=None, max_iter=50, tol=1e-6, accelerated=False, floor=NO_FLOOR):
-        expectation = DenseExpectation(Measurements(x).whole) if expectation is None else expectation
-        return EM(expectation, floor_only(n_components, floor), max_iter, tol, accelerated)
-
-    return make
-
-
-@pytest.fixture
-def truncated(make_cells):
-    """Cells cut off in the first feature, and their E-step."""
-    x = make_cells(300, 2, n_components=2, spread=1.5)
-    x = x[x[:, 0] > 0]
-    selection = Truncation(Completeness(above(0.0)), None, 3)
-    return x, TruncatedExpectation(choose_estep(Measurements(x), 2, "full"), selection, 1 << 12)
 
 
 def em_by_hand(x, model, limits, n_iter):

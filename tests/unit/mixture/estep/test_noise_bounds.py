@@ -5,19 +5,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from measured import make_noise, posterior_by_definition
+from noisy_cells import ALL_ROWS, all_pairs, noisy_cells, one_group
 
-from cohortgmm.mixture.density.noisy import noisy_densities
-from cohortgmm.mixture.estep.noisy import NoisyExpectation, NoisyPairs
+from cohortgmm.mixture.estep.noisy import NoisyExpectation
 from cohortgmm.mixture.model import GaussianMixture
-from cohortgmm.mixture.observations.cells import CellData
-from cohortgmm.mixture.observations.measurements import Group, Measurements
-from cohortgmm.mixture.observations.noise import Noise
 
 COVARIANCE_TYPES = ["full", "diag"]
 
 OWN_NOISES = ["none", "shared variances", "shared covariance", "own variances", "own covariances"]
-
-ALL_ROWS = slice(None)
 
 
 @pytest.fixture(autouse=True)
@@ -25,35 +20,6 @@ def _all_in_one_group(tune):
     """Cells are never sorted into groups that are treated alike."""
     tune(smallest_group=1 << 30)
     tune(cells_per_noise=1 << 30)
-
-
-def one_group(x, noise=None, background=None):
-    """All cells together, in the kind of group that this E-step is made for."""
-    if not np.isnan(x).any():
-        group = Group(CellData(x), noise=None if noise is None else Noise.validated(noise, *x.shape))
-        if background is not None:
-            group.cells.log_background = Measurements(x, noise, 1, background).groups[0].cells.log_background
-        return group
-    (group,) = Measurements(x, noise, 1, background).groups
-    return group
-
-
-def pairs_of(group, tile, model):
-    return NoisyPairs(noisy_densities(group, tile, model))
-
-
-def all_pairs(group, model):
-    """Every component evaluated for every cell."""
-    pairs = pairs_of(group, ALL_ROWS, model)
-    for k in range(model.n_components):
-        pairs.evaluate(k, np.arange(len(group.cells)))
-    return pairs
-
-
-def noisy_cells(model, kind, n, seed=0, scale=1.0):
-    rng = np.random.default_rng(seed)
-    x = model.sample(n, rng)[0]
-    return x + np.sqrt(scale) * rng.normal(size=x.shape), make_noise(kind, n, model.n_features, rng, scale)
 
 
 MIXTURES = st.tuples(st.integers(1, 4), st.integers(1, 5))

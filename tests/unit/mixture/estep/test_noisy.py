@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from measured import GAPS, e_step_by_definition, make_gaps, make_noise, posterior_by_definition, with_background
+from measured import GAPS, e_step_by_definition, make_gaps, posterior_by_definition, with_background
+from noisy_cells import ALL_ROWS, all_pairs, noisy_cells, one_group, pairs_of
 from scipy.stats import multivariate_normal
 
 from cohortgmm.mixture.density.noisy import DiagonalNoisyDensities, NoisyDensities, noisy_densities
@@ -10,14 +11,12 @@ from cohortgmm.mixture.estep.noisy import NoisyExpectation, NoisyPairs, latent_m
 from cohortgmm.mixture.estep.pruned import PrunedExpectation
 from cohortgmm.mixture.model import GaussianMixture
 from cohortgmm.mixture.observations.cells import CellData
-from cohortgmm.mixture.observations.measurements import Group, Measurements
-from cohortgmm.mixture.observations.noise import Noise
+from cohortgmm.mixture.observations.measurements import Group
 
 COVARIANCE_TYPES = ["full", "diag"]
 
 OWN_NOISES = ["none", "shared variances", "shared covariance", "own variances", "own covariances"]
 
-ALL_ROWS = slice(None)
 
 # Condition numbers below 1e3 and some hundred cells leave eleven digits of the moments.
 RTOL = 1e-10
@@ -42,35 +41,6 @@ def evaluated(monkeypatch):
 
     monkeypatch.setattr(NoisyPairs, "evaluate", count)
     return numbers
-
-
-def one_group(x, noise=None, background=None):
-    """All cells together, in the kind of group that this E-step is made for."""
-    if not np.isnan(x).any():
-        group = Group(CellData(x), noise=None if noise is None else Noise.validated(noise, *x.shape))
-        if background is not None:
-            group.cells.log_background = Measurements(x, noise, 1, background).groups[0].cells.log_background
-        return group
-    (group,) = Measurements(x, noise, 1, background).groups
-    return group
-
-
-def pairs_of(group, tile, model):
-    return NoisyPairs(noisy_densities(group, tile, model))
-
-
-def all_pairs(group, model):
-    """Every component evaluated for every cell."""
-    pairs = pairs_of(group, ALL_ROWS, model)
-    for k in range(model.n_components):
-        pairs.evaluate(k, np.arange(len(group.cells)))
-    return pairs
-
-
-def noisy_cells(model, kind, n, seed=0, scale=1.0):
-    rng = np.random.default_rng(seed)
-    x = model.sample(n, rng)[0]
-    return x + np.sqrt(scale) * rng.normal(size=x.shape), make_noise(kind, n, model.n_features, rng, scale)
 
 
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
