@@ -2,9 +2,7 @@
 
 import shlex
 import shutil
-import stat
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,23 +20,6 @@ BASH = shutil.which("bash")
 
 #: Texts that a shell would take apart or replace if they were not quoted.
 AWKWARD = ["two words", "a'b", 'a"b', "a$HOME", "`true`", "*", "a;b", "a\\b", "#x", "~", "ü"]
-
-#: A program that says how it was called: its arguments, where it looks for modules and which shard it is.
-TELL = """#!/bin/sh
-printf '%s\\0' "$@"
-printf '\\001%s' "$PYTHONPATH" "${COHORTGMM_SHARD-}"
-"""
-
-
-@pytest.fixture
-def python(tmp_path, monkeypatch):
-    """A Python that only tells how it was called, in a folder with a space in its name."""
-    path = tmp_path / "an environment" / "python"
-    path.parent.mkdir()
-    path.write_text(TELL)
-    path.chmod(path.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setattr(sys, "executable", str(path))
-    return path
 
 
 def run_script(text, **variables):
